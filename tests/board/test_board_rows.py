@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from dent.board.check import checks_of
+from dent.board.check import checks_of, conclude
 from dent.board.listing import list_rows, read_board_row
 from dent.board.trust import state_of
 from dent.evaluation import verify
+from dent.evaluation.verification.verify import Check, Verification
 
 BOARD = Path(__file__).parents[2] / "board"
 ROWS = sorted(path.parent for path in BOARD.rglob("row.json"))
@@ -29,6 +30,19 @@ def test_rows_are_sorted_by_track_then_verdict_then_difference() -> None:
     ]
     assert places == sorted(places)
     assert {row.ruling for row in list_rows(BOARD)} >= {"no gain", "harmful"}
+
+
+def test_only_results_by_other_rules_leave_a_row_verified() -> None:
+    """The board makes its own rulings from the records, and reads none from `result.json`."""
+    served = Check(name="served", state="passed", looked_at=1, problems=())
+    for name, looked_at, says in (
+        ("result", 1, "records verified, attacks not re-run"),
+        ("result", 0, "incomplete, attacks not re-run"),
+        ("probes", 1, "incomplete, attacks not re-run"),
+    ):
+        other = Check(name=name, state="not-run", looked_at=looked_at, problems=("why",))
+        found = Verification(status="incomplete", identity=None, checks=(served, other))
+        assert conclude((), found).says == says
 
 
 @pytest.mark.parametrize("folder", ROWS, ids=lambda folder: folder.name)

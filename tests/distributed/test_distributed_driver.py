@@ -253,5 +253,7 @@ def test_invalid_cluster_settings_are_refused(wrong: dict[str, object], message:
 def test_room_of_a_cluster_is_limited_by_its_scarcest_resource() -> None:
     assert Cluster(cpus_per_worker=2).room({"CPU": 7.0}) == 3
     assert Cluster(gpus_per_worker=0.5).room({"CPU": 7.0, "GPU": 2.0}) == 4
+    assert Cluster(gpus_per_worker=0.2).room({"CPU": 7.0, "GPU": 1.0}) == 5
+    assert Cluster(gpus_per_worker=0.3).room({"CPU": 7.0, "GPU": 1.0}) == 3
     assert Cluster(gpus_per_worker=1).room({"CPU": 7.0}) == 0
     assert (Cluster().device, Cluster(gpus_per_worker=0.5).device) == ("cpu", "cuda")

@@ -29,6 +29,7 @@ from dent.storage.canonical import digest, without_timing
 from tests.distributed.fake_pool import evaluate_by_fakes
 from tests.distributed.toys import contents
 from tests.evaluation.subjects import Push, make_subject
+from tests.evaluation.test_evaluation_by_attack import subject as by_attack
 
 SETTINGS = Settings(n=20, batch_size=4)
 
@@ -201,6 +202,27 @@ def test_invalid_merges_are_refused_and_write_nothing(
     assert sorted(item.name for item in tmp_path.iterdir()) == ["broken"]
     (tmp_path / "empty").mkdir()
     assert not merge(shards, tmp_path / "empty").missing
+
+
+@pytest.mark.parametrize("tensors", ["keep", "drop"])
+def test_merged_shards_of_a_suite_equal_the_run_of_one_process(
+    tmp_path: Path, tensors: Any
+) -> None:
+    chosen = Settings(n=8, batch_size=4, until="end", tensors=tensors)
+    evaluate(by_attack(), chosen, out=tmp_path / "one")
+    shards = [tmp_path / str(number) for number in (1, 2, 3)]
+    for number, folder in enumerate(shards, start=1):
+        evaluate(by_attack(), chosen, out=folder, shard=Shard(number, 3))
+    evaluate_by_fakes(by_attack(), chosen, tmp_path / "fakes", size=3, shard=Shard(1, 1))
+    assert contents(tmp_path / "fakes") == contents(tmp_path / "one")
+    partial = merge(shards[:2], tmp_path / "two")
+    assert partial.missing
+    evaluate(by_attack(), chosen, out=tmp_path / "two")
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")
+    merged = merge(shards, tmp_path / "run")
+    assert (merged.missing, merged.duplicates) == ((), 2)  # every shard makes both probes
+    assert contents(tmp_path / "run") == contents(tmp_path / "one")
+    assert lines(tmp_path / "run") == lines(tmp_path / "one")
 
 
 @pytest.mark.parametrize("text", ["0/3", "4/3", "1", "a/b", "1/0", "-1/3", ""])

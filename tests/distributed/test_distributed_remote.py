@@ -1,16 +1,18 @@
 """Test runs at a URL: they can be read at any time, and resumed by any process."""
 
 import json
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dent.cli.app import main
 from dent.errors import ConfigError, MissingExtraError
 from dent.evaluation import Progress, RecordError, Settings, evaluate, load_run
-from dent.evaluation.remote import _Remote, fetched, written
+from dent.evaluation.remote import Place, _Remote, fetched, written
 from tests.distributed.fake_pool import evaluate_by_fakes
 from tests.distributed.toys import contents
 from tests.evaluation.subjects import SMALL, make_subject
@@ -115,6 +117,51 @@ def test_second_writer_at_a_url_is_reported_with_the_local_folder(
         written(URL, every=0) as place,
     ):
         evaluate(make_subject(), SMALL, out=place.folder, progress=place.watch(report))
+
+
+def written_to(place: Place, journal: bytes, tensor: bytes = b"") -> None:
+    (place.folder / "adversarial").mkdir(parents=True, exist_ok=True)
+    (place.folder / "journal.jsonl").write_bytes(journal)
+    (place.folder / "adversarial/a.safetensors").write_bytes(tensor)
+
+
+def test_second_writer_replaces_no_tensor_of_the_first(store: dict[str, Any]) -> None:
+    with written(URL, every=0) as first, written(URL, every=0) as second:
+        written_to(first, b"one\n", b"tensor of the first")
+        written_to(second, b"two, longer\n", b"tensor of the second")
+        first.push()
+        with pytest.raises(RecordError, match="has 4 bytes there, and this one left it with noth"):
+            second.push()
+        shutil.rmtree(second.folder)
+    (name,) = (name for name in store if name.endswith(".safetensors"))
+    assert store[name].getvalue() == b"tensor of the first"
+
+
+@pytest.mark.parametrize("arrived", [False, True])
+@pytest.mark.parametrize("begun", [False, True])
+def test_upload_is_repeated_after_a_lost_connection(
+    store: dict[str, Any], monkeypatch: pytest.MonkeyPatch, *, begun: bool, arrived: bool
+) -> None:
+    put = _Remote.put
+
+    def lost(self: _Remote, name: str, content: bytes) -> None:
+        if arrived or name != "journal.jsonl":
+            put(self, name, content)
+        if name == "journal.jsonl":
+            raise RecordError("connection lost")
+
+    with written(URL, every=0) as place:
+        if begun:
+            written_to(place, b"1\n")
+            place.push()
+        written_to(place, b"1\n2\n")
+        monkeypatch.setattr(_Remote, "put", lost)
+        with pytest.raises(RecordError, match="connection lost"):
+            place.push()
+        monkeypatch.undo()
+        place.push()
+    (name,) = (name for name in store if name.endswith("journal.jsonl"))
+    assert store[name].getvalue() == b"1\n2\n"
 
 
 def test_records_stay_local_if_the_upload_fails(monkeypatch: pytest.MonkeyPatch) -> None:

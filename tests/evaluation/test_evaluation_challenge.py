@@ -33,7 +33,9 @@ from dent.evaluation import (
 )
 from dent.evaluation.challenges import challenger
 from dent.evaluation.merge import ConflictError, merge
+from dent.evaluation.records.folder import dump
 from dent.evaluation.records.journal import CHALLENGES
+from dent.evaluation.records.plan import seed_of
 from dent.evaluation.records.schema import UnitRecord
 from dent.evaluation.results.result import Difference
 from dent.evaluation.results.verdict import conclude
@@ -72,7 +74,7 @@ def to_file(folder: Path, images: Tensor, ids: list[int] | None = None) -> Path:
     path = folder / "images.safetensors"
     entries = {"adversarial": images.contiguous()}
     if ids is not None:
-        entries["ids"] = torch.tensor(ids)
+        entries["ids"] = torch.tensor(ids, dtype=torch.int64)
     save_file(entries, path)
     return path
 
@@ -330,6 +332,17 @@ def test_unreadable_unsupported_and_missing_image_files_are_refused(
         challenge(folder, weak(), folder.parent / "none.npy", by="Ada")
 
 
+def test_no_images_and_floats_wider_than_float64_are_refused(folder: Path) -> None:
+    path = to_file(folder.parent, torch.zeros(0, 3, 6, 6), [])
+    with pytest.raises(InputError, match="at least one batch, got no image"):
+        challenge(folder, weak(), path, by="Ada")
+    if np.dtype(np.longdouble).itemsize > 8:
+        wide = strong(weak()).numpy().astype(np.longdouble)
+        np.save(folder.parent / "wide.npy", wide)
+        with pytest.raises(InputError, match="expected an array of float32 or float64, got"):
+            challenge(folder, weak(), folder.parent / "wide.npy", by="Ada")
+
+
 def test_pickled_arrays_are_refused(folder: Path) -> None:
     np.save(folder.parent / "bad.npy", np.array([print], dtype=object), allow_pickle=True)
     with pytest.raises(InputError, match="allow_pickle"):
@@ -367,7 +380,49 @@ def test_images_recorded_with_an_older_file_digest_are_not_recorded_again(folder
     again = challenge(folder, weak(), path, by="somebody else")
     assert (again.new, again.challenge.by, again.challenge.digest) == (False, "Ada", older)
     assert content(folder) == before
-    assert verify(folder, weak()).status == "verified"
+    checked = verify(folder, weak())
+    (check,) = (check for check in checked.checks if check.name == "challenges")
+    assert (checked.status, check.state) == ("incomplete", "not-run")
+    assert "an older version recorded the digest of their file" in check.problems[0]
+
+
+def renamed(folder: Path, digest_: str) -> None:
+    """Give the only challenge of a run another digest, and all that depends on it."""
+
+    def forge(record: dict[str, Any]) -> None:
+        old, record["digest"] = record["digest"][:12], digest_
+        for unit in record["units"]:
+            unit["attack"] = digest_[:12]
+            unit["seed"] = seed_of(0, "unit", unit["batch"], digest_[:12])
+            before = unit["tensor"]["file"]
+            unit["tensor"]["file"] = before.replace(old, digest_[:12])
+            os.rename(folder / before, folder / unit["tensor"]["file"])
+
+    relabel(folder, forge)
+    (folder / "result.json").write_bytes(dump(load_run(folder).result))
+
+
+def test_forged_digest_of_a_challenge_is_found_and_hides_no_other_images(folder: Path) -> None:
+    other = Path(shutil.copytree(folder, folder.parent / "other"))
+    path = to_file(folder.parent, strong(weak()))
+    real = challenge(other, weak(), path, by="Ada").challenge
+    of_file = hashlib.sha256(path.read_bytes()).hexdigest()
+    weaker = folder.parent / "weaker.npy"
+    np.save(weaker, natural(weak(), 20)[0].numpy())
+    challenge(folder, weak(), weaker, by="the author")
+    renamed(folder, real.digest)
+    before = content(folder)
+    with pytest.raises(RecordError, match=r"by the author of .* but holds others"):
+        challenge(folder, weak(), path, by="Ada")
+    assert content(folder) == before
+    checked = verify(folder, weak())
+    assert (checked.status, checked.problems) == ("incomplete", ())
+    (check,) = (check for check in checked.checks if check.name == "challenges")
+    assert (
+        f"the digest {real.short} of the challenge by the author is not that" in check.problems[0]
+    )
+    renamed(folder, of_file)
+    assert challenge(folder, weak(), path, by="Ada").summaries["plain"].by == "Ada"
 
 
 def test_a_dry_run_returns_the_result_and_writes_nothing(folder: Path) -> None:

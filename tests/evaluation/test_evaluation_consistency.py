@@ -45,6 +45,29 @@ RECORDS: dict[str, tuple[str, Callable[[dict[str, Any]], object], str]] = {
     "too few claims": ("attack", lambda r: r["claimed"].pop(), "7 claims for 8"),
     "no claims": ("attack", lambda r: r.update(claimed=None), "there is a claim where nothing"),
     "claims of nothing": ("natural", lambda r: r.update(claimed=[True] * 8), "there is a claim"),
+    "a short view": ("natural", lambda r: r.update(views={"x": [0]}), "1 prediction for 8 members"),
+    "a short draw": ("natural", lambda r: r.update(draws=[[0]] * 10), "1 prediction for 8 members"),
+    "a huge drawn class": (
+        "natural",
+        lambda r: r.update(draws=[[10**30] * 8] * 10),
+        "a class in a view or draw is out of range",
+    ),
+    "one draw": ("natural", lambda r: r.update(draws=[[0] * 8]), "cannot both choose and score"),
+    "too few gradients": (
+        "attack",
+        lambda r: r.update(gradients=[1]),
+        "1 count of gradients for 8 attacked members",
+    ),
+    "too few zero gradients": (
+        "attack",
+        lambda r: r.update(zero_gradients=[1, 0]),
+        "2 counts of gradients for 8 attacked members",
+    ),
+    "a natural unit that leaves out members": (
+        "natural",
+        lambda r: r.update(carried=[True] * 8),
+        "members are left out where nothing attacked",
+    ),
     "too many fell": (
         "attack",
         lambda r: r.update(claimed_after={"x": 9}),

@@ -52,6 +52,39 @@ def test_a_defense_that_writes_into_the_static_model_is_refused(
     assert list(load_run(tmp_path / "run").records) == ["probe/0/static/None"]
 
 
+class Running(Wrapper):
+    """Declares its state and restores it, but the state is the static model."""
+
+    batch_dependent = stateful = True
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.kept = self.snapshot()
+
+    def adapt(self, x: Tensor) -> Any:
+        del x
+        with torch.no_grad():
+            next(self.model.parameters()).add_(0.01)
+
+    def reset(self) -> None:
+        self.restore(self.kept)
+
+    def snapshot(self) -> dict[str, Tensor]:
+        return {name: each.clone() for name, each in self.model.state_dict().items()}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        self.model.load_state_dict(state)
+
+
+def test_a_stream_that_writes_into_the_static_model_is_refused() -> None:
+    model = make_model()
+    subject = make_subject({"tent": Running(model)}, [Push()], model=model)
+    with pytest.raises(InputError, match="'tent' wrote into the static model"):
+        evaluate(subject, TWO)
+    own = make_subject({"tent": Running(make_model())}, [Push()], model=model)
+    assert evaluate(own, TWO).status == "complete"
+
+
 def test_a_write_after_some_queries_changes_no_result_and_is_flagged() -> None:
     model = make_model()
     before = weights_digest(model)

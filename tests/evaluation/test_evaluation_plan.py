@@ -1,15 +1,17 @@
 """The plan: the samples of each batch, and the order of the units."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dent.errors import ConfigError
-from dent.evaluation import Settings, describe
+from dent.evaluation import Settings, describe, evaluate
 from dent.evaluation.records.plan import make_plan, seed_of, units
 from dent.evaluation.records.spec import Order
 from dent.storage.canonical import digest
-from tests.evaluation.subjects import SMALL, make_dataset, make_subject
+from tests.evaluation.subjects import SMALL, Push, Wrapper, make_dataset, make_model, make_subject
 
 DATA = make_dataset(60)
 ORDERS: tuple[Order, ...] = ("dataset", "shuffled", "by-class")
@@ -81,6 +83,16 @@ def test_units_are_ordered_by_batch_with_the_static_model_first() -> None:
         "assembled/0/dent/None",
     ]
     assert [key.split("/")[1] for key in keys[2:]] == ["0"] * 9 + ["1"] * 9 + ["2"] * 9
+
+
+@pytest.mark.parametrize("out", [None, "run"])
+def test_names_that_give_two_units_one_key_are_refused(tmp_path: Path, out: str | None) -> None:
+    model = make_model()
+    defenses = {"a/b": Wrapper(model), "a": Wrapper(model)}
+    subject = make_subject(defenses, [Push(name="c"), Push(name="b/c")], model=model)
+    with pytest.raises(ConfigError, match=r"2 units would be recorded as 'attack/0/a/b/c'"):
+        evaluate(subject, SMALL, out=None if out is None else tmp_path / out)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

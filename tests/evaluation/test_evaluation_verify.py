@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from dent import Dent, DentConfig
-from dent.attacks import make
+from dent.attacks import Attack, make
 from dent.evaluation import Settings, Subject, evaluate, load_run, verify
 from dent.evaluation.records.folder import dump
 from dent.evaluation.records.journal import JOURNAL
+from dent.evaluation.verification.reattack import Reattack
 from dent.storage.canonical import canonical, digest, without_rulings
 from tests.evaluation.subjects import (
     SMALL,
@@ -28,6 +30,7 @@ from tests.evaluation.subjects import (
     make_model,
     make_subject,
 )
+from tests.evaluation.test_evaluation_by_attack import subject as by_attack
 
 
 @pytest.fixture(scope="module")
@@ -307,7 +310,30 @@ def test_results_under_other_rules_may_differ_in_statistics_but_not_in_counts(
     plain["rules"] = rules or plain["rules"]
     (folder / "result.json").write_text(json.dumps(plain))
     check = next(check for check in verify(folder).checks if check.name == "result")
-    assert (check.state == "passed") == (follows and rules is not None), check.problems
+    expected = "not-run" if follows and rules is not None else "failed"
+    assert check.state == expected, check.problems
+
+
+@pytest.mark.parametrize(("rules", "hint"), [(4, "rules 5, so"), (99, ": upgrade torch-dent")])
+def test_rulings_by_other_rules_never_pass(folder: Path, rules: int, hint: str) -> None:
+    plain = json.loads((folder / "result.json").read_text())
+    plain["rules"], plain["defenses"]["dent"]["diagnostics"] = rules, []
+    (folder / "result.json").write_text(json.dumps(plain))
+    check = next(check for check in verify(folder).checks if check.name == "result")
+    assert (check.state, hint in check.problems[0]) == ("not-run", True)
+
+
+@pytest.mark.parametrize("name", ["sentence", "spec", "interval"])
+def test_result_of_a_defense_with_the_name_of_a_field_is_compared(
+    tmp_path: Path, name: str
+) -> None:
+    evaluate(make_subject({name: Wrapper(make_model())}), SMALL, out=tmp_path)
+    plain = json.loads((tmp_path / "result.json").read_text())
+    plain["defenses"][name]["natural"]["correct"] += 1
+    for rules in (plain["rules"], 1):
+        plain["rules"] = rules
+        (tmp_path / "result.json").write_text(json.dumps(plain))
+        assert f"defenses.{name}.natural.correct" in " ".join(verify(tmp_path).problems)
 
 
 def test_early_decisions_are_ignored_when_results_of_other_rules_are_compared() -> None:
@@ -373,3 +399,128 @@ def test_verify_of_a_missing_folder_fails(tmp_path: Path) -> None:
     found = verify(tmp_path / "nothing")
     assert (found.status, found.identity) == ("failed", None)
     assert "there is no such folder" in found.problems[0]
+
+
+class TwoFaced(Wrapper):
+    """Serves another class if gradients are on."""
+
+    def predict(self, x: Tensor, adaptation: Any) -> Tensor:
+        logits = super().predict(x, adaptation)
+        return logits.roll(1, dims=1) if torch.is_grad_enabled() else logits
+
+
+def forge_all(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Edit every record of a run, and update checksums and result."""
+    for line in range(len((folder / JOURNAL).read_text().splitlines())):
+        relabel(folder, change, line)
+    (folder / "result.json").write_bytes(dump(load_run(folder).result))
+
+
+def as_older(record: dict[str, Any]) -> None:
+    """Remove what older versions did not record."""
+    if record["kind"] == "probe":
+        record["calls"] = None
+    elif record["kind"] != "certificate":
+        record.update(views={}, apart={})
+
+
+def test_records_without_other_answers_are_incomplete(tmp_path: Path) -> None:
+    subject = make_subject({"it": TwoFaced(make_model())}, [Push()])
+    evaluate(subject, Settings(n=8, batch_size=8, transfer=False), out=tmp_path)
+    assert verify(tmp_path, subject).status == "verified"
+    forge_all(tmp_path, as_older)
+    found = verify(tmp_path, subject)
+    states = {check.name: check.state for check in found.checks}
+    assert (found.status, states["served"], states["probes"]) == ("incomplete", *["not-run"] * 2)
+
+
+def test_missing_loss_or_share_of_eps_is_found(folder: Path) -> None:
+    def remove(record: dict[str, Any]) -> None:
+        if record["kind"] == "attack":
+            record.update(loss=None, used=None)
+
+    forge_all(folder, remove)
+    found = verify(folder, make_subject()).problems
+    assert "served: attack/0/dent/push: the loss is not as recorded" in found
+    assert "threat model: attack/0/dent/push does not say which share of eps it uses" in found
+
+
+class Keeping(Wrapper):
+    """Keeps all images in a memory that its copies share."""
+
+    store: dict[bytes, int] = {}  # noqa: RUF012 (shared on purpose)
+
+    def predict(self, x: Tensor, adaptation: Any) -> Tensor:
+        self.store |= {image.detach().numpy().tobytes(): 0 for image in x}
+        return super().predict(x, adaptation)
+
+
+def test_hidden_memory_of_copies_is_found(tmp_path: Path) -> None:
+    Keeping.store.clear()
+    subject = make_subject({"it": Keeping(make_model())}, [Push()])
+    evaluate(subject, Settings(n=8, batch_size=8, transfer=False), out=tmp_path)
+    assert verify(tmp_path, subject).status == "verified"  # its memory is full already
+    for shares, status in ((False, "failed"), (None, "incomplete")):
+
+        def forge(record: dict[str, Any], shares: bool | None = shares) -> None:
+            if record["kind"] == "probe" and record["defense"] == "it":
+                record["shares"] = shares
+
+        forge_all(tmp_path, forge)
+        Keeping.store.clear()
+        found = verify(tmp_path, subject)
+        assert found.status == status
+        hidden = "probes: probe/0/it/None: copies share a memory now, recorded as none"
+        assert found.problems == ((hidden,) if shares is False else ())
+
+
+def test_reattack_without_a_tensor_that_attacks_build_on_is_no_crash(tmp_path: Path) -> None:
+    subject = by_attack()
+    for tensors, state in (("drop", "not-run"), ("keep", "failed")):
+        out = tmp_path / tensors
+        settings = Settings(n=8, batch_size=8, until="end", tensors=tensors)  # type: ignore[arg-type]
+        evaluate(subject, settings, out=out)
+        if tensors == "keep":
+            tensor_of(out).unlink()
+        found = verify(out, subject, reattack=Reattack())
+        check = next(check for check in found.checks if check.name == "attacks")
+        assert (check.state, found.attacks) == (state, "some re-run")
+        assert "cannot be attacked again: " in check.problems[-1]
+
+
+def test_certificate_without_its_probe_is_a_problem_and_no_crash(tmp_path: Path) -> None:
+    evaluate(by_attack(), Settings(n=8, batch_size=8, until="end"), out=tmp_path)
+    lines = (tmp_path / JOURNAL).read_text().splitlines(keepends=True)
+    mine = '"defense":"it"'
+    kept = [line for line in lines if '"kind":"probe"' not in line or mine not in line]
+    (tmp_path / JOURNAL).write_text("".join(kept))
+    found = verify(tmp_path, by_attack())
+    assert "probes: certificate/0/it/None comes before the probe of its defense" in found.problems
+
+
+def test_gradients_alone_are_not_taken_for_state(tmp_path: Path) -> None:
+    subject = make_subject({"it": TwoFaced(make_model())}, [Push()])
+    result = evaluate(subject, Settings(n=8, batch_size=8, transfer=False), out=tmp_path)
+    raised = {each.name for each in result.defenses["it"].raised}
+    assert "served differs with gradients" in raised
+    assert "carries state" not in raised
+
+
+class Steep(Wrapper):
+    """Scales the logits far beyond what a record may hold."""
+
+    def predict(self, x: Tensor, adaptation: Any) -> Tensor:
+        return super().predict(x, adaptation) * 1e25
+
+
+@pytest.mark.parametrize("attack", [Push(), make("apgd-ce", iterations=3)])
+def test_run_of_a_defense_with_huge_logits_can_be_verified(tmp_path: Path, attack: Attack) -> None:
+    subject = make_subject({"it": Steep(make_model())}, [attack])
+    evaluate(subject, Settings(n=8, batch_size=8), out=tmp_path)
+    assert verify(tmp_path, subject).problems == ()
+
+
+def test_run_with_a_tiny_eps_can_be_verified(tmp_path: Path) -> None:
+    subject = make_subject({}, [make("pgd")], eps="0.000001")
+    evaluate(subject, Settings(n=8, batch_size=8), out=tmp_path)
+    assert verify(tmp_path, subject).problems == ()

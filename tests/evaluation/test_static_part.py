@@ -1,5 +1,6 @@
 """Runs of several defenses share the records of the static model."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from dent.storage.canonical import without_timing
 from dent.storage.errors import SpecMismatchError
 from dent.threat import ThreatModel
 from tests.attacks.known_defenses import Identity
+from tests.evaluation.subjects import SMALL, make_subject
 from tests.evaluation.test_evaluation_suite_answers import EPS, dataset, linear
 
 SETTINGS = Settings(n=8, batch_size=4)
@@ -62,6 +64,21 @@ def test_run_with_reused_static_records_equals_a_run_that_computes_them(
     assert len(sessions) == len(original.run.sessions) + 1
     checked = verify(taken, subject=subject(Shifted))
     assert checked.status == "verified", checked.checks
+
+
+def test_run_that_copies_every_record_is_complete(tmp_path: Path) -> None:
+    alone = make_subject({})
+    evaluate(make_subject(), SMALL, out=tmp_path / "source")
+    evaluate(alone, SMALL, out=tmp_path / "run", static_from=tmp_path / "source")
+    assert load_run(tmp_path / "run").run.status == "complete"
+
+
+def test_run_that_was_killed_after_its_last_unit_becomes_complete(tmp_path: Path) -> None:
+    evaluate(make_subject({}), SMALL, out=tmp_path)
+    run = json.loads((tmp_path / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps(run | {"status": "running"}))
+    evaluate(make_subject({}), SMALL, out=tmp_path)
+    assert load_run(tmp_path).run.status == "complete"
 
 
 def test_resumed_run_accepts_static_records_and_completes(source: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ The indicators of attack failure (Pintor et al., NeurIPS 2022) are derived from 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -19,6 +20,8 @@ LATE: Final = 0.1
 ROSE: Final = 0.01
 """A loss still rises if more than this share of its total rise is late."""
 _DIGITS: Final = 4
+_FAR: Final = 1e12
+"""Largest recorded loss or norm: readers of records refuse larger ones."""
 
 
 @dataclass(frozen=True)
@@ -250,4 +253,6 @@ class Recorder:
 
 
 def _rounded(value: Tensor) -> float:
-    return float(f"{float(value):.{_DIGITS}g}")
+    """Return a value with a few digits. One that is too large is the largest one, NaN is 0."""
+    number = float(f"{float(value):.{_DIGITS}g}")
+    return 0.0 if math.isnan(number) else max(-_FAR, min(number, _FAR))

@@ -1,8 +1,12 @@
 """The cluster and the workers to use. These settings change the speed, not the results."""
 
 from dataclasses import dataclass
+from typing import Final
 
 from dent.errors import ConfigError, DentError
+
+_ROUNDING: Final = 1e-9
+"""Share of a worker that floats may lack: 1 GPU has room for five workers of 0.2."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,9 @@ class Cluster:
 
     def room(self, has: dict[str, float]) -> int:
         """Return how many workers a cluster with these resources has room for."""
-        return min(int(has.get(name, 0.0) // count) for name, count in self.resources.items())
+        return min(
+            int(has.get(name, 0.0) / count + _ROUNDING) for name, count in self.resources.items()
+        )
 
 
 class WorkerError(DentError):

@@ -6,7 +6,6 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from glob import escape
-from itertools import chain
 from pathlib import Path
 from typing import Final
 
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from dent.errors import ConfigError
 from dent.evaluation.records.folder import RESULT, RunFolder, packed_as
-from dent.evaluation.records.plan import rounds
+from dent.evaluation.records.plan import groups, units
 from dent.evaluation.records.schema import (
     ChallengeRecord,
     JournalRecord,
@@ -214,15 +213,18 @@ def _write(
 ) -> None:
     spec, plan = runs[0].run.spec, runs[0].plan
     done = {key: record for key, (_, record) in records.items()}
-    all_done = not left(spec, plan, done)
-    for group in chain.from_iterable(rounds(spec, plan)):
-        by_batch = spec.schedule == "by-batch"
-        complete = all(unit.key in records for unit in group) if by_batch else all_done
-        for unit in group:
-            if unit.key in records:
-                run, record = records[unit.key]
-                folder.put(record, _tensor(run, record, whole=complete))
-    status = "complete" if all_done else "partial"
+    missing = {unit.key for unit in left(spec, plan, done)}
+    # A shard drops the images of its groups, and a finished run those of all.
+    whole = {
+        unit.key: missing.isdisjoint(other.key for other in group)
+        for group in groups(spec, plan)
+        for unit in group
+    }
+    for unit in units(spec, plan):
+        if unit.key in records:
+            run, record = records[unit.key]
+            folder.put(record, _tensor(run, record, whole=whole[unit.key]))
+    status = "partial" if missing else "complete"
     folder.update(status=status, sessions=tuple(_sessions(runs)))
 
 

@@ -62,14 +62,15 @@ class _Mirror(Place):
         self._remote = _Remote(name)
         self._every = every
         self._sent: dict[str, tuple[int, int]] = {}
-        self._journals: dict[str, int] = {}
+        # The sizes that this process may have left there: two while an upload is not confirmed.
+        self._journals: dict[str, set[int | None]] = {}
         self._last, self._done = time.monotonic(), 0
 
     def fetch(self) -> bool:
         """Download the remote files, and return whether there were any."""
         existed = self._remote.fetch(self.folder, tensors=True)
         self._sent = self._local()
-        self._journals = {n: size for n, (size, _) in self._sent.items() if _is_journal(n)}
+        self._journals = {n: {size} for n, (size, _) in self._sent.items() if _is_journal(n)}
         return existed
 
     def watch(self, report: OnProgress | None) -> OnProgress:
@@ -93,24 +94,36 @@ class _Mirror(Place):
         """
         local = self._local()
         changed = [name for name, state in local.items() if self._sent.get(name) != state]
+        for name in filter(_is_journal, local if changed else ()):  # before any tensor
+            self._refuse_another(name)
         for name in sorted(changed, key=_rank):
-            if _is_journal(name):
-                self._refuse_another(name)
-                self._journals[name] = local[name][0]
-            self._remote.put(name, (self.folder / name).read_bytes())
+            self._put(name)
             self._sent[name] = local[name]
         for name in [name for name in self._sent if name not in local]:
             self._remote.remove(name)
             del self._sent[name]
 
+    def _put(self, name: str) -> None:
+        content = (self.folder / name).read_bytes()
+        if not _is_journal(name):
+            self._remote.put(name, content)
+            return
+        self._refuse_another(name)
+        self._journals[name] = self._left(name) | {len(content)}
+        self._remote.put(name, content)
+        self._journals[name] = {len(content)}
+
+    def _left(self, name: str) -> set[int | None]:
+        """Return the sizes of a journal that this process may have left there; None for no file."""
+        return self._journals.get(name, {None})
+
     def _refuse_another(self, name: str) -> None:
-        remote_size, sent_size = self._remote.size(name), self._journals.get(name)
-        if remote_size != sent_size:
+        remote_size, sizes = self._remote.size(name), self._left(name)
+        if remote_size not in sizes:
+            left = " or ".join(_said(size) for size in sorted(sizes, key=lambda size: size or 0))
             raise RecordError(
                 f"{self.name} is being written to by another process: {name} has "
-                f"{'nothing' if remote_size is None else counted(remote_size, 'byte')} there, and "
-                "this one left it with "
-                f"{'nothing' if sent_size is None else counted(sent_size, 'byte')}. "
+                f"{_said(remote_size)} there, and this one left it with {left}. "
                 "Stop one of them, and run the same command again"
             )
 
@@ -277,6 +290,10 @@ def _path(where: str) -> Path:
 
 def _last_part(where: str) -> str:
     return portable(where.rstrip("/").rpartition("/")[2]) or "run"
+
+
+def _said(size: int | None) -> str:
+    return "nothing" if size is None else counted(size, "byte")
 
 
 def _is_journal(name: str) -> bool:

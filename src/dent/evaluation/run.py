@@ -15,7 +15,7 @@ from dent.evaluation.engine.progress import OnProgress, Tracker
 from dent.evaluation.engine.rehearsal import rehearse
 from dent.evaluation.engine.sessions import OpenSession, Sessions
 from dent.evaluation.records.folder import ASCENTS, RESULT, RUN, Memory, RunFolder, Store
-from dent.evaluation.records.plan import Group, Unit, groups, rounds, units
+from dent.evaluation.records.plan import Group, Plan, Unit, groups, rounds, units
 from dent.evaluation.records.provenance import new_session
 from dent.evaluation.records.schema import UnitRecord
 from dent.evaluation.records.shard import Shard
@@ -77,11 +77,14 @@ class Work:
 
     Attributes:
         prepared: The prepared evaluation.
-        rounds: The rounds of independent groups of units. With a shard, one round of its groups.
+        rounds: The rounds of independent groups of units. A shard by attack has two rounds: all
+            probes, which its attacks need, and its own groups.
         store: The store of the records. Existing records are kept.
         sessions: The processes that work on the run.
         tracker: The progress of the run so far.
         progress: Called with the progress.
+        is_shard: Whether other processes run the rest. If so, no defense is decided early, because
+            a shard does not know the records of the others.
     """
 
     prepared: Prepared
@@ -90,6 +93,7 @@ class Work:
     sessions: Sessions
     tracker: Tracker
     progress: OnProgress | None
+    is_shard: bool = False
 
     def begun(self) -> Iterator[tuple[Group, ...]]:
         """Yield the rounds one after another, without defenses that are already decided."""
@@ -105,7 +109,7 @@ class Work:
             self._forget(group)
 
     def _decided(self) -> AbstractSet[str]:
-        if len(self.rounds) == 1:  # a shard, or a run by batch
+        if self.is_shard:
             return set()
         return superfluous(self.prepared.spec, self.prepared.plan, self.store.done)
 
@@ -173,10 +177,7 @@ def conduct(
     settings = settings or Settings()
     prepared = prepare(subject, settings)
     spec, plan = prepared.spec, prepared.plan
-    # A shard does not know the records of the others, so it cannot tell when the run is decided.
-    unit_rounds = (
-        tuple(rounds(spec, plan)) if shard is None else (shard.of_all(groups(spec, plan)),)
-    )
+    unit_rounds = tuple(rounds(spec, plan)) if shard is None else _rounds_of(shard, spec, plan)
     todo = [unit for unit_groups in unit_rounds for group in unit_groups for unit in group]
 
     if out is None or not os.path.exists(Path(out) / RUN):  # a resumed run was rehearsed already
@@ -187,7 +188,9 @@ def conduct(
         for unit in todo:
             if unit.key in store.done:
                 tracker.count(unit, store.done[unit.key])
-        return Work(prepared, unit_rounds, store, sessions, tracker, progress)
+        return Work(
+            prepared, unit_rounds, store, sessions, tracker, progress, is_shard=shard is not None
+        )
 
     if out is None:
         if static_from is not None:
@@ -204,10 +207,24 @@ def conduct(
         if any(unit.key not in folder.done for unit in waiting):
             with Sessions(folder, plan) as sessions, _kept(spec, Path(out), static_from):
                 do(work(folder, sessions))
+        if folder.run.status != "complete" and not left(spec, plan, folder.done):
+            folder.update(status="complete")  # a killed process, or copied records, left nothing
         run = folder.run
         result = summarize(run.spec, plan, folder.done, run.units, run.sessions, folder.challenges)
         folder.write(RESULT, result)
     return result
+
+
+def _rounds_of(shard: Shard, spec: EvaluationSpec, plan: Plan) -> tuple[tuple[Group, ...], ...]:
+    """Return the rounds of a shard.
+
+    In a run by attack, every shard makes all probes: its attacks and certificates depend on them.
+    """
+    every = tuple(groups(spec, plan))
+    if spec.schedule == "by-batch":
+        return (shard.of_all(every),)
+    probes = tuple(group for group in every if group[0].kind == "probe")
+    return probes, shard.of_all(group for group in every if group[0].kind != "probe")
 
 
 def _kept(

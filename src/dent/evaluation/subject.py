@@ -1,6 +1,7 @@
 """The objects to evaluate, and their description in records."""
 
 import inspect
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -15,7 +16,7 @@ from dent.defenses import describe as describe_defense
 from dent.errors import ConfigError, InputError
 from dent.evaluation.attack_specs import attack_spec
 from dent.evaluation.records.naming import contradiction
-from dent.evaluation.records.plan import Plan, make_plan
+from dent.evaluation.records.plan import Plan, make_plan, units
 from dent.evaluation.records.spec import (
     STATIC,
     AttackSpec,
@@ -32,6 +33,7 @@ from dent.models.check import check_is_module
 from dent.models.shipped_source import ShippedModels
 from dent.models.weights import weights_digest
 from dent.support.devices import device_of
+from dent.support.plural import counted
 from dent.threat import ThreatModel
 
 SURROGATES: Final = frozenset({"resnet-14-2-l2", "resnet-14-2-linf", "resnet-14-2-nominal"})
@@ -197,10 +199,23 @@ def prepare(subject: Subject, settings: Settings) -> Prepared:
     """Describe an evaluation and fix its batches.
 
     Raises:
+        ConfigError: Names with slashes are ambiguous.
         ConfigError, InputError, WeightsError: For the reasons in `describe` and `make_plan`.
     """
     subject = subject.sized(settings)
-    return Prepared(subject, describe(subject, settings), make_plan(settings, subject.dataset))
+    spec, plan = describe(subject, settings), make_plan(settings, subject.dataset)
+    _check_keys(spec, plan)
+    return Prepared(subject, spec, plan)
+
+
+def _check_keys(spec: EvaluationSpec, plan: Plan) -> None:
+    """Check that no two units have the same key: slashes in names can make keys equal."""
+    key, times = Counter(unit.key for unit in units(spec, plan)).most_common(1)[0]
+    if times > 1:
+        raise ConfigError(
+            f"the names of defenses and attacks are ambiguous: {counted(times, 'unit')} would be "
+            f"recorded as {key!r}. Rename a defense or an attack, without '/'"
+        )
 
 
 def threat_of(spec: ThreatSpec) -> ThreatModel:

@@ -49,9 +49,22 @@ def without_rulings(value: Any) -> Any:
     return _without(value, *rulings, "interval", "method", "assumes", "black_box", "carried")
 
 
-def _without(value: Any, *names: str) -> Any:
-    if isinstance(value, dict):
-        return {key: _without(item, *names) for key, item in value.items() if key not in names}
+_NAMED = frozenset({"after", "apart", "by", "claimed_after", "defenses", "status", "views"})
+"""Keys whose values, if they are objects, have names from the run as keys."""
+_KEPT = "spec"
+"""Key of a specification. It is kept as it is, because its settings have keys of their own."""
+
+
+def _without(value: Any, *names: str, named: bool = False) -> Any:
+    """Return a JSON value without some keys. If `named`, the keys are names, which all remain."""
     if isinstance(value, list):
         return [_without(item, *names) for item in value]
-    return value
+    if not isinstance(value, dict):
+        return value
+    if named:
+        return {key: _without(item, *names) for key, item in value.items()}
+    return {
+        key: item if key == _KEPT else _without(item, *names, named=key in _NAMED)
+        for key, item in value.items()
+        if key not in names
+    }

@@ -13,7 +13,6 @@ from dent.errors import ConfigError
 from dent.evaluation.challenges.images import (
     Given,
     by_batch,
-    digest_of,
     given_by,
     read_images,
     refuse_outside,
@@ -29,12 +28,14 @@ from dent.evaluation.engine.execute import (
 )
 from dent.evaluation.engine.progress import OnProgress
 from dent.evaluation.records.folder import packed_as
+from dent.evaluation.records.image_digest import digest_of
 from dent.evaluation.records.plan import Batch, Unit, challenge_file
 from dent.evaluation.records.provenance import new_session, now
 from dent.evaluation.records.schema import ChallengeRecord, Session, UnitRecord, short_digest
 from dent.evaluation.records.spec import STATIC, EvaluationSpec
 from dent.evaluation.results.tells import used_of
 from dent.evaluation.submission.submission import clock
+from dent.storage.errors import RecordError
 from dent.support.devices import device_of
 
 
@@ -91,16 +92,19 @@ class Challenger:
 
         Raises:
             InputError: The images have another shape or count, or lie outside the threat model.
+            RecordError: A known challenge has the digest of these images, but holds others.
         """
         run, target = self._run, self._target
         given = self._given()
         laid = by_batch(given, run.plan)
         refuse_outside(laid, run.plan, run.threat, self._natural, given)
         digest = digest_of(laid, run.plan)
-        there = _covered(known, {digest, given.of_file})
+        sums = _sums(laid)
+        there = _covered(known, {digest, given.of_file}, sums)
         targets = [name for name in targets_of(run.spec, target) if name not in there]
         if not targets:
             return there[target], {}
+        _refuse_taken(known, digest, sums)
         session = new_session(device_of(run.subject.model))
         submitted, files = self._submitted(targets, laid, short_digest(digest))
         record = ChallengeRecord(
@@ -209,16 +213,54 @@ def targets_of(spec: EvaluationSpec, target: str) -> list[str]:
     return [entry.name for entry in spec.defenses]
 
 
-def _covered(
-    challenges: Sequence[ChallengeRecord], digests: set[str]
-) -> dict[str, ChallengeRecord]:
-    """Return the challenge that submitted these images, by defense they were submitted to."""
+def _sums(images: Mapping[int, Tensor]) -> dict[int, str]:
+    """Return the SHA-256 of the file of each batch of images."""
     return {
-        unit.defense: entry
-        for entry in challenges
-        if entry.digest in digests
-        for unit in entry.units
+        index: packed_as(challenge_file("", index), rows)[0].sha256
+        for index, rows in images.items()
     }
+
+
+def _covered(
+    challenges: Sequence[ChallengeRecord], digests: set[str], sums: Mapping[int, str]
+) -> dict[str, ChallengeRecord]:
+    """Return the challenge that submitted these images, by defense they were submitted to.
+
+    A digest alone is no proof, because the author of a run can write any. So the images' own sums
+    are compared as well.
+    """
+    there: dict[str, ChallengeRecord] = {}
+    for entry in challenges:
+        if entry.digest not in digests:
+            continue
+        for defense in {unit.defense: None for unit in entry.units}:
+            units = [unit for unit in entry.units if unit.defense == defense]
+            if {unit.batch: _sum(unit) for unit in units} == sums:
+                there[defense] = entry
+    return there
+
+
+def _refuse_taken(
+    challenges: Sequence[ChallengeRecord], digest: str, sums: Mapping[int, str]
+) -> None:
+    """Check that no other images are recorded in the place of these.
+
+    Raises:
+        RecordError: Some are. Their digest was edited.
+    """
+    short = short_digest(digest)
+    for entry in challenges:
+        images = {unit.batch: _sum(unit) for unit in entry.units}
+        if entry.short == short and images != sums:
+            raise RecordError(
+                f"the challenge by {entry.by} of {entry.date} has the digest of these images, "
+                f"{short}, but holds others: its record was edited. Nothing was written. Delete "
+                "its line in challenges.jsonl, and submit these images again"
+            )
+
+
+def _sum(unit: UnitRecord) -> str | None:
+    return None if unit.tensor is None else unit.tensor.sha256
 
 
 def _ended(session: Session, submitted: Sequence[UnitRecord]) -> Session:

@@ -92,7 +92,7 @@ def given_by(images: Mapping[int, Tensor], plan: Plan) -> Given:
         plan: The batches of the run.
     """
     tensor = torch.cat([images[index].detach().cpu().float() for index in images]).contiguous()
-    ids = tuple(sample for index in images for sample in _attacked_ids(plan.batches[index]))
+    ids = tuple(sample for index in images for sample in plan.batches[index].attacked_ids)
     content = save({ENTRY: tensor, IDS: torch.tensor(ids)})
     return Given(hashlib.sha256(content).hexdigest(), tensor, ids)
 
@@ -109,12 +109,12 @@ def by_batch(given: Given, plan: Plan) -> dict[int, Tensor]:
         InputError: The number of images is wrong, an id is unknown or occurs twice, or only some
             images of a batch are given.
     """
-    every = sorted(sample for batch in plan.batches for sample in _attacked_ids(batch))
+    every = sorted(sample for batch in plan.batches for sample in batch.attacked_ids)
     ids = _ids(given, every)
     rows = {sample: row for row, sample in enumerate(ids)}
     laid = {}
     for batch in plan.batches:
-        members = _attacked_ids(batch)
+        members = batch.attacked_ids
         missing = [sample for sample in members if sample not in rows]
         if missing and len(missing) < len(members):
             raise InputError(
@@ -125,27 +125,6 @@ def by_batch(given: Given, plan: Plan) -> dict[int, Tensor]:
         if not missing:
             laid[batch.index] = given.images[[rows[sample] for sample in members]]
     return laid
-
-
-def digest_of(images: Mapping[int, Tensor], plan: Plan) -> str:
-    """Return the digest of images, which does not depend on the format and order of a file.
-
-    It is the SHA-256 of the samples' ids in ascending order, as int64, followed by their images in
-    that order, as float32; all little-endian.
-
-    Args:
-        images: The images of the attacked members, by batch index.
-        plan: The batches of the run.
-    """
-    rows = {
-        sample: row
-        for index, laid in images.items()
-        for sample, row in zip(_attacked_ids(plan.batches[index]), laid, strict=True)
-    }
-    digest = hashlib.sha256(np.array(sorted(rows), dtype="<i8").tobytes())
-    for sample in sorted(rows):
-        digest.update(rows[sample].cpu().numpy().astype("<f4").tobytes())
-    return digest.hexdigest()
 
 
 def refuse_outside(
@@ -175,7 +154,7 @@ def refuse_outside(
         clean = natural(batch)[: batch.attacked].cpu()
         excess = threat.check(rows, clean).tolist()
         total, farthest = total + len(rows), max(farthest, *excess)
-        for member, sample in enumerate(_attacked_ids(batch)):
+        for member, sample in enumerate(batch.attacked_ids):
             if excess[member] > 0:
                 why = _why(rows[member : member + 1], clean[member : member + 1], threat)
                 outside[sample] = why
@@ -217,7 +196,7 @@ def _fitting_order(
     members = [
         (sample, position)
         for batch in plan.batches
-        for sample, position in zip(_attacked_ids(batch), batch.positions, strict=False)
+        for sample, position in zip(batch.attacked_ids, batch.positions, strict=False)
     ]
     in_dataset = [sample for sample, _ in sorted(members, key=lambda member: member[1])]
     for order, ids in (
@@ -227,7 +206,7 @@ def _fitting_order(
         rows = {sample: row for row, sample in enumerate(ids)}
         if all(
             not threat.check(
-                images[[rows[sample] for sample in _attacked_ids(batch)]],
+                images[[rows[sample] for sample in batch.attacked_ids]],
                 natural(batch)[: batch.attacked].cpu(),
             ).any()
             for batch in plan.batches
@@ -256,6 +235,8 @@ def _why(image: Tensor, natural: Tensor, threat: ThreatModel) -> str:
 def _ids(given: Given, every: list[int]) -> tuple[int, ...]:
     """Return the id of the sample of each image."""
     count = len(given.images)
+    if not count:
+        raise InputError("expected the images of at least one batch, got no image")
     if given.ids is None:
         if count != len(every):
             raise InputError(
@@ -286,8 +267,8 @@ def _from_npy(path: Path, content: bytes) -> Tensor:
     array = np.load(io.BytesIO(content), allow_pickle=False)
     if not isinstance(array, np.ndarray):  # .npz under another name
         raise InputError("expected one array, got several")
-    if array.dtype.kind not in "fiub":
-        raise InputError(f"expected an array of floats, got {array.dtype}")
+    if array.dtype.kind not in "fiub" or array.dtype.itemsize > _WIDEST:
+        raise InputError(f"{path}: expected an array of float32 or float64, got {array.dtype}")
     return torch.from_numpy(np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="))))
 
 
@@ -326,10 +307,6 @@ def _most(plan: Plan, image: tuple[int, ...]) -> int:
     for side in image:
         values *= side
     return _OVERHEAD + _WIDEST * (values + plan.attacked)
-
-
-def _attacked_ids(batch: Batch) -> tuple[int, ...]:
-    return batch.ids[: batch.attacked]
 
 
 def _listed(samples: list[int]) -> str:

@@ -4,6 +4,7 @@ Types ensure only that a count is a count. These functions check that a count is
 total, that lists have the expected lengths, that nothing occurs twice, and that sums are finite.
 """
 
+import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Final
@@ -41,7 +42,7 @@ _MOST: Final = 2**63 - 1
 _FAR: Final = 1e12
 """Largest plausible value of any measurement, in any unit. The sum over all units is finite."""
 _ROUNDING: Final = 0.01
-"""Share of eps by which float32 rounding may exceed it, for the smallest plausible eps."""
+"""Share of eps by which float32 rounding may exceed it. For tiny eps, the share is larger."""
 _POINTS: Final = 1000
 """Maximum number of points in the history of an attack. This version writes fewer."""
 _LARGEST_IMAGE: Final = 2**24
@@ -187,7 +188,8 @@ def _of_unit(spec: EvaluationSpec, record: UnitRecord, batches: Sequence[Batch])
         yield f"{counted(len(record.served), 'prediction')} for {counted(size, 'member')}"
     if not _within([prediction for prediction in record.served if prediction is not None], _MOST):
         yield "a predicted class is out of range"
-    yield from _of_attack(record, attacked)
+    yield from _of_other_answers(record, size)
+    yield from _of_attack(spec, record, attacked)
     sources = record.sources
     if (sources is not None) != (record.kind == "assembled"):
         yield "there are sources where nothing was assembled, or none where something was"
@@ -201,17 +203,29 @@ def _of_unit(spec: EvaluationSpec, record: UnitRecord, batches: Sequence[Batch])
     yield from (f"trace: {problem}" for problem in _of_trace(record.trace, attacked))
 
 
-def _of_attack(record: UnitRecord, attacked: int) -> Iterator[str]:
+def _of_other_answers(record: UnitRecord, size: int) -> Iterator[str]:
+    """Yield the problems of the answers to a batch other than the first one."""
+    answers = (*record.views.values(), *record.draws)
+    for answer in answers:
+        if len(answer) != size:
+            yield f"a view or draw has {counted(len(answer), 'prediction')} for {size} members"
+    if not _within((each for answer in answers for each in answer if each is not None), _MOST):
+        yield "a class in a view or draw is out of range"
+    if len(record.draws) == 1:
+        yield "there is one draw, which cannot both choose and score"
+
+
+def _of_attack(spec: EvaluationSpec, record: UnitRecord, attacked: int) -> Iterator[str]:
     """Yield the problems of what an attack reports about itself."""
     if (record.claimed is not None) != (record.kind == "attack"):
         yield "there is a claim where nothing attacked, or none where something did"
-    if record.carried is not None and len(record.carried) != attacked:
-        yield f"{counted(len(record.carried), 'carried image')} for {counted(attacked, 'member')}"
+    yield from _of_carried(record, attacked)
     if record.claimed is not None and len(record.claimed) != attacked:
         yield f"{counted(len(record.claimed), 'claim')} for {counted(attacked, 'attacked member')}"
+    yield from _of_gradients(record, attacked)
     if not _within((record.claimed_after or {}).values(), attacked):
         yield "more members fell after a part of the attack than were attacked"
-    if record.used is not None and not _is_share(record.used, attacked):
+    if record.used is not None and not _is_share(spec, record, attacked):
         yield f"{len(record.used)} shares of eps, up to {_shown(max(record.used, default=0))}"
     if record.history is not None:
         yield from (f"history: {problem}" for problem in _of_history(record.history, attacked))
@@ -219,6 +233,28 @@ def _of_attack(record: UnitRecord, attacked: int) -> Iterator[str]:
         yield "the loss is out of range"
     if max(record.queries, record.backwards, record.non_finite, record.planned or 0) > _MOST:
         yield "queries, backwards or non_finite is out of range"
+
+
+def _of_carried(record: UnitRecord, attacked: int) -> Iterator[str]:
+    if record.carried is None:
+        return
+    if record.kind != "attack":
+        yield "members are left out where nothing attacked"
+    if len(record.carried) != attacked:
+        yield f"{counted(len(record.carried), 'carried image')} for {counted(attacked, 'member')}"
+
+
+def _of_gradients(record: UnitRecord, attacked: int) -> Iterator[str]:
+    for gradients in (record.gradients, record.zero_gradients):
+        if gradients is None:
+            continue
+        if len(gradients) != attacked:
+            yield (
+                f"{counted(len(gradients), 'count')} of gradients for "
+                f"{counted(attacked, 'attacked member')}"
+            )
+        if not _within(gradients, _MOST):
+            yield "a count of gradients is out of range"
 
 
 def _of_history(history: AttackHistory, attacked: int) -> Iterator[str]:
@@ -238,8 +274,14 @@ def _of_history(history: AttackHistory, attacked: int) -> Iterator[str]:
         yield "a value is out of range"
 
 
-def _is_share(used: Sequence[float], attacked: int) -> bool:
-    return len(used) == attacked and all(share <= 1 + _ROUNDING for share in used)
+def _is_share(spec: EvaluationSpec, record: UnitRecord, attacked: int) -> bool:
+    threat = ThreatModel(spec.threat.norm, spec.threat.eps, spec.threat.bounds)
+    rounding = _ROUNDING
+    if record.tensor is not None and threat.eps:
+        pixels = math.prod(record.tensor.shape[1:])
+        rounding = max(rounding, threat.tolerance(pixels) / threat.eps)
+    used = record.used or ()
+    return len(used) == attacked and all(share <= 1 + rounding for share in used)
 
 
 def _of_trace(trace: Trace, attacked: int) -> Iterator[str]:

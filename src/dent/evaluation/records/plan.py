@@ -45,6 +45,11 @@ class Batch(Record):
         """Number of members."""
         return len(self.positions)
 
+    @property
+    def attacked_ids(self) -> tuple[int, ...]:
+        """The ids of the members that attacks may change."""
+        return self.ids[: self.attacked]
+
 
 class Plan(Record):
     """All batches of a run."""

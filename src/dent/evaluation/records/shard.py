@@ -14,6 +14,8 @@ _T = TypeVar("_T")
 class Shard:
     """Every `of`-th group of a run's units, from the group `number` on.
 
+    In a run by attack, every shard also makes all probes, because its attacks depend on them.
+
     Attributes:
         number: The number of this shard, from 1 to `of`.
         of: The number of shards.

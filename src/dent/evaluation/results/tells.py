@@ -34,6 +34,8 @@ SPARED: Final = 0.5
 """Share of the planned queries. An attack that left out more than this ended early, if members
 remained correct."""
 _ROUNDED: Final = 6
+_FAR: Final = 1e12
+"""Largest loss that is recorded, in nats: readers refuse larger ones."""
 
 
 def loss_of(answers: Sequence["Submission"], batches: Sequence["Batch"]) -> float | None:
@@ -46,7 +48,7 @@ def loss_of(answers: Sequence["Submission"], batches: Sequence["Batch"]) -> floa
             rows.append(F.cross_entropy(logits, labels, reduction="none"))
     losses = torch.cat(rows) if rows else torch.empty(0)
     losses = losses[losses.isfinite()]
-    return round(float(losses.mean()), _ROUNDED) if len(losses) else None
+    return min(round(float(losses.mean()), _ROUNDED), _FAR) if len(losses) else None
 
 
 def of_attack(

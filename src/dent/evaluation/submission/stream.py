@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from dent.evaluation.records.plan import Batch, seed_of
-from dent.evaluation.submission.fresh import Origin
+from dent.evaluation.submission.fresh import Instance, Origin
 from dent.evaluation.submission.submission import reset, submit
 from dent.support.devices import device_of
 
@@ -38,14 +38,18 @@ class Stream:
         self._seed = seed
         self._device = device_of(subject.model)
         self._origins = {name: Origin(defense, subject.model) for name, defense in lineup.items()}
-        self._streams: dict[str, tuple[Any, int, Any]] = {}
+        self._streams: dict[str, tuple[Instance, int, Any]] = {}
 
     def origin(self, name: str, index: int) -> Origin:
         """Return the defense of that name in its state before batch `index`."""
         if not is_stream(self._origins[name].defense):
             return self._origins[name]
-        fresh: Any = self._origins[name].new(seed_of(self._seed, "stream")).defense
-        defense, position, state = self._streams.get(name) or (fresh, index + 1, None)
+        instance, position, state = self._streams.get(name) or (
+            self._origins[name].new(seed_of(self._seed, "stream")),
+            index + 1,
+            None,
+        )
+        defense: Any = instance.defense
         if position > index:
             position = 0
             reset(defense)
@@ -54,8 +58,8 @@ class Stream:
         for batch in self._batches[position:index]:
             x, _ = self._subject.dataset.batch(batch.positions)
             submit(defense, x.to(self._device), seed=serve_seed(self._seed, batch.index))
-        self._streams[name] = (defense, index, defense.snapshot())
-        return Origin(defense, self._subject.model)
+        self._streams[name] = (instance, index, defense.snapshot())
+        return Origin(defense, instance.model)  # its own copy, so that a guard can watch it
 
 
 def is_stream(defense: "Defense") -> bool:

@@ -112,7 +112,7 @@ class Submitter:
         distances: dict[str, float] = {}
         if natural_after and not is_stream(fresh.defense):
             naturals.append(self._once_more(fresh, self._natural))
-            distances[NATURAL_AFTER] = _distance(natural_answer, naturals[-1], naturals)
+            distances[NATURAL_AFTER] = self._since(natural_answer, naturals)
         elif x.equal(self._natural):
             naturals.append(first)
         experienced_copy = experienced.new()
@@ -139,6 +139,17 @@ class Submitter:
             },
             draws=tuple(self._draws(x)) if drew else (),
         )
+
+    def _since(self, before: Submission, naturals: Sequence[Submission]) -> float:
+        """Return the distance of the last natural answer from `before`, which had gradients.
+
+        If only gradients make the difference, a fresh copy without them answers like the last one.
+        """
+        distance = _distance(before, naturals[-1], naturals)
+        if distance <= DISTANCE or self._origin.missing is not None:
+            return distance
+        plain = self._ask(self._origin.new(self._seed), self._natural)
+        return min(distance, _distance(plain, naturals[-1], naturals))
 
     def _experienced(self) -> tuple[Origin, Submission]:
         """Return a copy that has answered the natural batch with gradients, and its answer.

@@ -23,6 +23,7 @@ from dent.evaluation.engine.execute import (
     views_of,
 )
 from dent.evaluation.probe.unit import probe_record
+from dent.evaluation.records.image_digest import digest_of
 from dent.evaluation.records.plan import APART, Unit, seed_of, units
 from dent.evaluation.records.provenance import new_session
 from dent.evaluation.records.readings import depends, randomized, stateful
@@ -70,6 +71,9 @@ _PROBED = (
 )
 """Fields of a probe that are measured again, in addition to the gradient."""
 _DROPPED = "the tensors were not kept (settings.tensors is 'drop')"
+_ONE_ANSWER = "an older version recorded only one answer per batch"
+_OLDER_PROBE = "an older version recorded only some fields of the probes"
+_UNSEARCHED = "an older version did not look for memory that copies share, and there is some now"
 
 
 @dataclass(frozen=True)
@@ -123,8 +127,8 @@ class Resubmission:
         self._batches = Batches(self._run)
         self._threat = threat_of(spec.threat)
         self._same_place = _same_place(recorded, subject)
-        # Older versions submitted a batch in one way only.
-        self._complete = any(
+        # Older versions submitted a batch in one way only, and never ran by attack.
+        self._complete = spec.schedule == "by-attack" or any(
             isinstance(record, ProbeRecord) and record.calls is not None
             for record in recorded.records.values()
         )
@@ -136,7 +140,7 @@ class Resubmission:
         """Check a recorded unit."""
         record = self._recorded.records[unit.key]
         if isinstance(record, ProbeRecord):
-            yield self._probe(unit, record)
+            yield from self._probe(unit, record)
         elif isinstance(record, CertificateRecord):
             yield self._certificate(unit, record)
         else:
@@ -188,6 +192,23 @@ class Resubmission:
             unit = Unit("challenge", record.defense, record.attack, record.batch)
             yield from self._submitted(unit, record)
 
+    def unlike_digest(self, challenge: ChallengeRecord) -> str | None:
+        """Return a message if the digest of a challenge is not that of its images."""
+        try:
+            images = {
+                unit.batch: self._recorded.adversarial(unit)
+                for unit in challenge.units
+                if unit.batch is not None
+            }
+        except RecordError:
+            return None  # `check_challenge` reports it
+        if digest_of(images, self._run.plan) == challenge.digest:
+            return None
+        return (
+            f"the digest {challenge.short} of the challenge by {challenge.by} is not that of its "
+            "images: it was edited, or an older version recorded the digest of their file"
+        )
+
     def _submitted(self, unit: Unit, record: UnitRecord) -> Iterator[Finding]:
         try:
             adversarial = self._found(unit, record)
@@ -204,6 +225,8 @@ class Resubmission:
             if record.carried is not None:
                 yield Finding("tensors", self._carried(unit, record, adversarial))
         yield Finding("served", self._served(unit, record, adversarial))
+        if not self._complete:
+            yield Finding("served", _ONE_ANSWER, skipped=True)
 
     def too_many_changed(self) -> list[str]:
         """Return the changed predictions that are problems.
@@ -277,8 +300,11 @@ class Resubmission:
     def _unlike_used(
         self, unit: Unit, record: UnitRecord, adversarial: Tensor, natural: Tensor
     ) -> str | None:
-        if record.used is None or not self._threat.eps:
+        if not self._threat.eps:
             return None
+        if record.used is None:
+            reported = self._complete and unit.kind in ("attack", "challenge")
+            return f"{unit.key} does not say which share of eps it uses" if reported else None
         used = (self._threat.distance(adversarial, natural) / self._threat.eps).tolist()
         if all(
             abs(share - recorded) <= _CLOSE
@@ -319,7 +345,11 @@ class Resubmission:
             self._changed[unit.key] = changed
         self._keep(record, {"served": served, **self._fields(answers, record)})
         loss = loss_of([answer.first for answer in answers], members_of(self._run.plan, unit))
-        if record.loss is not None and not _close(loss, record.loss):
+        if record.loss is None:
+            unlike = self._complete and loss is not None
+        else:
+            unlike = not _close(loss, record.loss)
+        if unlike:
             return f"{unit.key}: the loss is not as recorded"
         problem = self._views_problem(unit, answers, record)
         return problem or _trace_problem(unit, [answer.first for answer in answers], record.trace)
@@ -351,26 +381,37 @@ class Resubmission:
             return f"{unit.key}: other answers lie apart than is recorded"
         return None
 
-    def _probe(self, unit: Unit, record: ProbeRecord) -> Finding:
+    def _probe(self, unit: Unit, record: ProbeRecord) -> Iterator[Finding]:
         run, origin = self._run, self._run.stream.origin(unit.defense, 0)
         batch = self._batches.load(run.plan.batches[0])
         repeated = probe_record(
             origin, unit, run.subject, run.spec, batch, guard=run.guard, more=False
         )
-        if record.calls is not None:  # otherwise it is older than some fields
+        older = record.calls is None and run.spec.schedule != "by-attack"
+        if not older:
             kept = {name: getattr(repeated, name) for name in _PROBED}
             kept["gradient"] = _comparable(record.gradient, repeated.gradient)
+            # In the process of the run, a memory that copies share may be full already.
+            kept["shares"] = repeated.shares or record.shares
             self._keep(record, kept)
+        yield Finding("probes", self._probe_problem(unit, record, repeated, older=older))
+        if older or (record.shares is None and repeated.shares):
+            yield Finding("probes", _OLDER_PROBE if older else _UNSEARCHED, skipped=True)
+
+    def _probe_problem(
+        self, unit: Unit, record: ProbeRecord, repeated: ProbeRecord, *, older: bool
+    ) -> str | None:
         readings = (depends, randomized, stateful)
         if any(reading(repeated) != reading(record) for reading in readings) or any(
             getattr(repeated, name) != getattr(record, name) for name in _COUNTED
         ):
-            return Finding("probes", f"{unit.key} is answered differently now")
-        older = record.calls is None
-        return Finding("probes", self._checks_problem(unit, record, record, repeated, older=older))
+            return f"{unit.key} is answered differently now"
+        if record.shares is False and repeated.shares:
+            return f"{unit.key}: copies share a memory now, recorded as none"
+        return self._checks_problem(unit, record, record, repeated, older=older)
 
     def _certificate(self, unit: Unit, record: CertificateRecord) -> Finding:
-        probed = self._recorded.records[Unit("probe", unit.defense, None, 0).key]
+        probed = self._recorded.records.get(Unit("probe", unit.defense, None, 0).key)
         if not isinstance(probed, ProbeRecord):
             return Finding("probes", f"{unit.key} comes before the probe of its defense")
         repeated = certify(self._run, unit, self._batches, more=False)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Final, Literal
+from typing import Literal
 
 from dent.errors import DentError
 from dent.evaluation.records.folder import RESULT, read_record
@@ -13,6 +13,7 @@ from dent.evaluation.records.spec import differences
 from dent.evaluation.results.decision import left
 from dent.evaluation.results.recorded_run import RecordedRun, load_run
 from dent.evaluation.results.result import EvaluationResult
+from dent.evaluation.results.verdict import RULES
 from dent.evaluation.subject import Subject, describe
 from dent.evaluation.verification.reattack import Attacker, Reattack, Reattacked
 from dent.evaluation.verification.resubmit import Finding, Resubmission, unit_seed_of
@@ -24,10 +25,6 @@ from dent.support.plural import agreeing, counted
 _SHOWN = 20
 _RESUBMITTED = ("tensors", "threat model", "served", "probes", "verdict")
 _WITH_SUBJECT = ("subject", "plan", *_RESUBMITTED)
-_RERUN: Final[Mapping[str, Literal["some re-run", "all re-run"]]] = {
-    "some": "some re-run",
-    "all": "all re-run",
-}
 OnUnit = Callable[[int, int], None]
 """Called with (units checked, units to check)."""
 
@@ -101,6 +98,8 @@ def verify(
     - The probes find what they found before, including the gradient certificate and the huge eps.
     - If the run is scored with the new answers, no ruling changes, and no worst case changes by
       more than the tolerance.
+
+    What an older version did not record cannot be checked. Its checks are `not-run`.
 
     Some records can only be checked by new attacks: what the attacks found, claimed and cost, and
     the extra attacks of the full diagnostics. With `reattack`, attacks run again from their
@@ -184,15 +183,24 @@ def _attack(
     watch: _Counting,
 ) -> tuple[Reattacked, Check]:
     attacker = Attacker(recorded, subject)
+    unread: list[str] = []
     for unit in units_again:
-        attacker.check(unit)
+        try:
+            attacker.check(unit)
+        except RecordError as error:  # it builds on images of earlier attacks
+            unread.append(f"{unit.key} cannot be attacked again: {error}")
         watch.one()
     reattacked = attacker.conclude(reattack)
-    problems, weak = attacker.problems(reattacked), attacker.weak(reattacked)
-    if problems or not weak:
+    dropped = recorded.run.spec.settings.tensors == "drop"
+    problems = attacker.problems(reattacked) + ([] if dropped else unread)
+    reasons = attacker.weak(reattacked) + unread
+    if problems or not reasons:
         return reattacked, _check("attacks", len(units_again), problems)
     not_run = Check(
-        name="attacks", state="not-run", looked_at=len(units_again), problems=tuple(weak[:_SHOWN])
+        name="attacks",
+        state="not-run",
+        looked_at=len(reattacked.units),
+        problems=tuple(reasons[:_SHOWN]),
     )
     return reattacked, not_run
 
@@ -242,6 +250,13 @@ def _result(recorded: RecordedRun) -> Check:
                 f"{RESULT} is without the last challenge, by {recorded.challenges[-1].by}: repeat "
                 "that `dent challenge` to have it written",
             )
+    if not mismatches and stored.rules != RULES:
+        newer = ": upgrade torch-dent" if stored.rules > RULES else ""
+        return _not_run(
+            "result",
+            f"its rulings are by rules {stored.rules}, and this version only knows rules {RULES}, "
+            f"so it compared only counts and differences{newer}",
+        ).model_copy(update={"looked_at": 1})
     problems = [f"{RESULT} does not follow from the records: {item}" for item in mismatches]
     return _check("result", 1, problems)
 
@@ -313,7 +328,20 @@ def _resubmit(recorded: RecordedRun, subject: Subject, watch: _Counting) -> Iter
         else:
             yield _check(name, looked_at[name], problems[name])
     if recorded.challenges:
-        yield _check("challenges", len(recorded.challenges), list(_failed(recorded, problems)))
+        failed = list(_failed(recorded, problems))
+        yield _challenges(recorded, resubmission, failed)
+
+
+def _challenges(recorded: RecordedRun, resubmission: Resubmission, failed: list[str]) -> Check:
+    looked_at = len(recorded.challenges)
+    unlike = [
+        problem
+        for challenge in recorded.challenges
+        if (problem := resubmission.unlike_digest(challenge)) is not None
+    ]
+    if failed or not unlike:
+        return _check("challenges", looked_at, failed + unlike)
+    return _check("challenges", looked_at, unlike).model_copy(update={"state": "not-run"})
 
 
 def _failed(recorded: RecordedRun, problems: Mapping[str, Sequence[str]]) -> Iterator[str]:
@@ -360,6 +388,13 @@ def _not_run(name: str, reason: str) -> Check:
     return Check(name=name, state="not-run", looked_at=0, problems=(reason,))
 
 
+def _rerun(reattacked: Reattacked | None) -> Literal["not re-run", "some re-run", "all re-run"]:
+    if reattacked is None or (reattacked.of and not reattacked.units):
+        return "not re-run"
+    complete = reattacked.drawn == "all" and len(reattacked.units) == reattacked.of
+    return "all re-run" if complete else "some re-run"
+
+
 def _conclude(
     recorded: RecordedRun | None, checks: list[Check], reattacked: Reattacked | None = None
 ) -> Verification:
@@ -372,7 +407,7 @@ def _conclude(
     return Verification(
         status=status,
         identity=None if recorded is None else recorded.run.identity,
-        attacks="not re-run" if reattacked is None else _RERUN[reattacked.drawn],
+        attacks=_rerun(reattacked),
         reattacked=reattacked,
         checks=tuple(checks),
     )
