@@ -38,7 +38,7 @@ from dent.evaluation.results.worst_case import (
     worst_of,
 )
 from dent.evaluation.submission.submission import merge_traces
-from dent.evaluation.suites import is_black_box, looks_through, stand_of
+from dent.evaluation.suites import is_black_box, looks_through, stands_of
 
 
 def summarize(
@@ -119,6 +119,7 @@ def _defense(
         difference = difference_to(static, own.scores, dependence, bootstrap_seed(spec))
     unattacked = _count([piece.attacked for piece in natural])
     on_static = defense.name == STATIC
+    ran = {summary.attack for summary in attacks if summary.ran and summary.attack is not None}
     return DefenseResult(
         natural=unattacked,
         bystanders=_count([piece.clean for piece in natural]),
@@ -137,7 +138,7 @@ def _defense(
             missing,
             has_static=spec.has_static,
             looks_through=looks_through(spec),
-            stands={attack.name: stand_of(attack, on_static=on_static) for attack in spec.attacks},
+            stands=stands_of(spec.attacks, ran, on_static=on_static),
             symptoms=symptoms_of(
                 scores, spec, by_sample=by_sample(dependence), on_static=on_static
             ),

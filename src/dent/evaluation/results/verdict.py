@@ -51,7 +51,7 @@ FEW_BATCHES: Final = "few batches"
 LARGE_STEPS: Final = "gradient over large steps"
 MORE_CLASSES: Final = "more logits than classes"
 
-RULES: Final = 5
+RULES: Final = 6
 """Version of these rules."""
 FEW: Final = 0.05
 """A verdict of no gain states the gain that the samples can show, if it is more than this."""
