@@ -89,7 +89,12 @@ def summarize(
         units_done=len(records),
         units_planned=planned,
         defenses=with_verdicts(
-            defenses, scores, spec, complete=complete, spared=_spared(scores, challenged, spec)
+            defenses,
+            scores,
+            spec,
+            complete=complete,
+            spared=_spared(scores, challenged, spec),
+            unchallenged=_unchallenged(scores, challenged, spec, plan),
         ),
         diagnostics=diagnostics.of_run(uneven=plan.uneven, sessions=sessions),
         sessions=tuple(sessions),
@@ -169,6 +174,38 @@ def _spared(
         )
         for defense in spec.defenses
         if defense.name != STATIC
+    }
+
+
+def _unchallenged(
+    scores: Mapping[str, Scores],
+    challenged: Mapping[str, WithOutside],
+    spec: EvaluationSpec,
+    plan: Plan,
+) -> dict[str, Difference]:
+    """Return the differences without challenges to a defense alone, for defenses that have some.
+
+    Images that were submitted to the static model, too, stay.
+    """
+    if STATIC not in challenged:
+        return {}
+    static = challenged[STATIC]
+    shared = {challenge.digest for challenge in static.challenges}
+    alone = {
+        name: any(challenge.digest not in shared for challenge in own.challenges)
+        for name, own in challenged.items()
+    }
+    every = [challenge for own in challenged.values() for challenge in own.challenges]
+    both = with_challenges(scores, plan, [each for each in every if each.digest in shared])
+    return {
+        defense.name: difference_to(
+            static.scores,
+            both[defense.name].scores,
+            dependence_of(defense, scores[defense.name]),
+            bootstrap_seed(spec),
+        )
+        for defense in spec.defenses
+        if defense.name != STATIC and alone[defense.name]
     }
 
 
