@@ -150,7 +150,7 @@ def _defense(
             apart=_apart(scores),
         )
         + suspicions(unattacked, len(spec.dataset.classes), scores)
-        + tells.of_defense(defense, scores.records, unattacked.correct, attacks),
+        + tells.of_defense(defense, scores, spec.attacks),
         timing=_timing(scores),
         ladder=None if defense.name == STATIC else ladder_of(spec, attacks),
         repeated=repeated_of(own.scores, dependence),
@@ -263,10 +263,12 @@ def _attack(
 
 
 def _after(records: Sequence[UnitRecord], total: int) -> dict[str, Count]:
-    parts: dict[str, int] = {}
+    parts = dict.fromkeys((part for record in records for part in record.claimed_after or {}), 0)
     for record in records:
-        for part, fooled in (record.claimed_after or {}).items():
-            parts[part] = parts.get(part, 0) + fooled
+        # If every member was fooled before, no part of the attack ran.
+        before = dict.fromkeys(parts, sum(record.claimed or ()))
+        for part, fooled in (record.claimed_after or before).items():
+            parts[part] += fooled
     return {part: Count.of(total - fooled, total) for part, fooled in parts.items()}
 
 
