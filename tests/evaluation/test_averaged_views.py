@@ -41,6 +41,7 @@ def described(config: DentConfig) -> DefenseSpec:
         (DENT_PLUS, None, 13),  # 6 steps
         (DentConfig(steps=10), None, 21),
         (DentConfig(steps=0), None, 1),
+        (DentConfig(steps=0, views=ViewsConfig(count=6), statistics="test"), None, 6),
         (DentConfig(steps=1, views=ViewsConfig(count=4)), None, 12),
         (DentConfig(steps=1, views=ViewsConfig(count=4, predict="image")), None, 9),
         (

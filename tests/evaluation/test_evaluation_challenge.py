@@ -37,6 +37,7 @@ from dent.evaluation.records.folder import dump
 from dent.evaluation.records.journal import CHALLENGES
 from dent.evaluation.records.plan import seed_of
 from dent.evaluation.records.schema import UnitRecord
+from dent.evaluation.results import summary
 from dent.evaluation.results.result import Difference
 from dent.evaluation.results.verdict import conclude
 from dent.storage.canonical import canonical, digest
@@ -505,6 +506,41 @@ def test_a_gain_must_hold_without_the_challenges_to_the_static_model() -> None:
         for spared in (None, higher, level)
     ]
     assert ruled == ["robust gain", "robust gain", "no gain"]
+
+
+def test_challenges_to_the_defense_alone_do_not_make_it_harmful() -> None:
+    level, lower = paired(-0.02, 0.06), paired(-0.1, -0.02)
+    ruled = [
+        conclude("small", lower, level, (), (), unchallenged=unchallenged)
+        for unchallenged in (None, lower, level)
+    ]
+    assert [each.ruling for each in ruled] == ["harmful", "harmful", "no gain"]
+    assert "only challenges to the defense put the difference below 0" in ruled[-1].sentence
+    worse = conclude("small", lower, lower, (), (), unchallenged=level)
+    assert (worse.ruling, "natural accuracy is lower" in worse.sentence) == ("harmful", True)
+
+
+def test_the_verdict_gets_the_difference_without_challenges_to_the_defense_alone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Difference] = {}
+
+    def judged(results: Any, *_: Any, unchallenged: dict[str, Difference], **__: Any) -> Any:
+        given.clear()
+        given.update(unchallenged)
+        return results
+
+    monkeypatch.setattr(summary, "with_verdicts", judged)
+    before = load_run(folder).result.defenses["plain"].difference
+    assert given == {}
+    path = to_file(folder.parent, strong(weak()))
+    challenge(folder, weak(), path, by="Ada", defense="plain")
+    found = load_run(folder).result.defenses["plain"].difference
+    assert given == {"plain": before} != {"plain": found}
+    # Now both have the images.
+    challenge(folder, weak(), path, by="Ada", defense="static")
+    assert load_run(folder).result.defenses["plain"].difference is not None
+    assert given == {}
 
 
 def test_a_challenge_by_an_attack_records_the_images_that_the_attack_makes(folder: Path) -> None:

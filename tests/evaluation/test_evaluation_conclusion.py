@@ -368,6 +368,30 @@ def test_a_gain_of_a_batch_dependent_defense_needs_eight_batches(
     assert [each.name for each in few.gates] == ([FEW_BATCHES] if shared else [])
 
 
+@pytest.mark.parametrize("decided", [False, True])
+@pytest.mark.parametrize(("side", "right"), [("below", True), ("level", False)])
+def test_a_batch_dependent_defense_is_harmful_only_with_eight_batches(
+    spec: EvaluationSpec, side: str, right: bool, decided: bool
+) -> None:
+    stop = Decision(after=1, of=18, at_most=0.0, below=False) if decided else None
+    changes = {"dependence": Dependence(declared=True, measured=True), "decided": stop}
+    defended = found(side=side).model_copy(update=changes)
+    assert ruled(spec, defended, right=right, batches=8).ruling == "harmful"
+    few = ruled(spec, defended, right=right, batches=7)
+    assert (few.ruling, [each.name for each in few.gates]) == ("inconclusive", [FEW_BATCHES])
+    assert FEW_BATCHES in few.sentence
+    alike = found(side="level").model_copy(update=changes)
+    assert ruled(spec, alike, batches=7).ruling == "no gain"
+
+
+def test_the_verdict_is_inconclusive_if_only_the_static_model_is_at_chance(
+    spec: EvaluationSpec,
+) -> None:
+    verdict = ruled(spec, found(), found((AT_CHANCE,)))
+    assert verdict.ruling == "inconclusive"
+    assert f"{AT_CHANCE} (static)" in verdict.sentence
+
+
 def test_verdicts_of_an_unfinished_run_are_inconclusive(spec: EvaluationSpec) -> None:
     for side in ("above", "below", "level"):
         verdict = ruled(spec, found(side=side), complete=False)

@@ -38,6 +38,13 @@ def forge(folder: Path, change: Callable[[dict[str, Any]], object], key: str) ->
     (folder / JOURNAL).write_text("\n".join(lines) + "\n")
 
 
+def points(*each: dict[str, Any]) -> Callable[[dict[str, Any]], object]:
+    """Return a change of a probe: a gradient check with these points."""
+    right = {"members": 1, "errors": [0.0], "alike": 1.0, "same": 1, "of": 1, "coarse": [0.1]}
+    check = {"rung": "plain", "threshold": 0.001, "points": [right | point for point in each]}
+    return lambda record: record.update(gradient=check)
+
+
 RECORDS: dict[str, tuple[str, Callable[[dict[str, Any]], object], str]] = {
     "too few served": ("natural", lambda r: r["served"].pop(), "7 predictions for 8 members"),
     "a negative class": ("natural", lambda r: r["served"].__setitem__(0, -1), "out of range"),
@@ -125,6 +132,15 @@ RECORDS: dict[str, tuple[str, Callable[[dict[str, Any]], object], str]] = {
         lambda r: r.update(huge_eps={"attack": "a", "total": 4, "correct": 5, "before": None}),
         "a follow-up left more",
     ),
+    "no points": ("probe", points(), "the gradient certificate has no points"),
+    "no members": ("probe", points({"members": 0, "errors": [], "coarse": []}), "0 errors for 0"),
+    "too few errors": ("probe", points({}, {"members": 2}), "1 error for 2 of 8 members"),
+    "too many errors": (
+        "probe",
+        points({"members": 9, "errors": [0.0] * 9, "coarse": None}),
+        "9 errors for 9 of 8 members",
+    ),
+    "large steps": ("probe", points({"coarse": []}), "0 errors over large steps for 1 member"),
 }
 
 
@@ -135,6 +151,14 @@ def test_a_record_that_contradicts_itself_is_refused(name: str, folder: Path) ->
     with pytest.raises(RecordError, match=f"{JOURNAL}: {kind}/.*{says}"):
         load_run(folder)
     assert verify(folder).status == "failed"
+
+
+def test_a_gradient_check_with_points_or_a_reason_is_read(folder: Path) -> None:
+    forge(folder, points({}, {"coarse": None}), "probe")
+    assert load_run(folder).result
+    missing = {"rung": "plain", "missing": "it has no gradient"}
+    forge(folder, lambda record: record.update(gradient=missing), "probe")
+    assert load_run(folder).result
 
 
 def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:

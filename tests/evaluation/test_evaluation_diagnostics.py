@@ -97,6 +97,21 @@ def test_probabilities_raise_not_logits() -> None:
     assert "not logits" in raised(look(Probabilities))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_probabilities_in_low_precision_raise_not_logits(dtype: torch.dtype) -> None:
+    class Rounded(Wrapper):
+        def predict(self, x: Tensor, adaptation: Any) -> Tensor:
+            logits = super().predict(x, adaptation)
+            return logits.to(dtype).softmax(dim=1)
+
+    class Logits(Wrapper):
+        def predict(self, x: Tensor, adaptation: Any) -> Tensor:
+            return super().predict(x, adaptation).to(dtype)
+
+    assert "not logits" in raised(look(Rounded))
+    assert "not logits" not in raised(look(Logits))
+
+
 def test_a_masked_gradient_raises_three_diagnostics() -> None:
     result = look(Masked, [Push(), Guess()])
     assert {"zero gradient", "transfer beats white-box"} <= raised(result)

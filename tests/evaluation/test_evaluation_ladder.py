@@ -111,3 +111,12 @@ def test_an_attack_with_smooth_signs_is_on_no_rung() -> None:
     smoothed = ladder_of(through, summaries)
     assert smoothed is not None
     assert smoothed.rungs[-1].served.correct == 8
+
+
+def test_there_is_no_ladder_if_a_rung_left_out_members_that_others_broke() -> None:
+    exact = left("exact", 8)
+    assert ladder_of(LADDER, [left("stop", 12), exact]) is not None
+    assert ladder_of(LADDER, [left("stop", 12), exact.model_copy(update={"carried": 1})]) is None
+    # Another attack on the rung does not count.
+    weaker = left("eot", 13).model_copy(update={"carried": 1})
+    assert ladder_of(LADDER, [left("stop", 12), weaker, exact]) is not None

@@ -1,5 +1,6 @@
 """Attacked streams of a defense whose state after each batch has a closed form."""
 
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -152,6 +153,17 @@ def test_sentence_states_the_effect_on_later_batches_and_the_figure_is_reproduci
     assert b"svg" in first.read_bytes()[:400]
     with pytest.raises(ConfigError, match="must end in"):
         stream_figure(result, tmp_path / "a.txt")
+
+
+def test_a_defense_that_cannot_be_copied_after_its_first_batch_is_refused() -> None:
+    class Locks(RunningMean):
+        def forward(self, x: Tensor) -> Tensor:
+            self.lock = threading.Lock()
+            return super().forward(x)
+
+    defense = TestTimeAdaptation(Locks(), Scores().eval())
+    with pytest.raises(UnsupportedModelError, match=r"cannot be copied.*after every batch"):
+        stream(defense, IMAGES, LABELS, [Lift()], THREAT, batch_size=BATCH, poisoned=3)
 
 
 def test_invalid_stream_arguments_are_refused() -> None:

@@ -252,6 +252,20 @@ def test_ruling_of_a_single_cell_follows_from_its_interval(
     assert (found.ruling, found.published) == (ruling, 10.0)
 
 
+def test_a_single_accuracy_of_few_dependent_batches_cannot_be_told() -> None:
+    claim = Claim.model_validate(
+        {"id": "c", "says": "So.", "kind": "at-most", "cells": ["small/dent"], "bound": 5.0}
+    )
+    table = read_spec(Table, "tiny", TABLE)
+
+    def judged(batches: int, *, shared: bool) -> str:
+        cell = accuracy([False] * 64, per_batch=64 // batches, shared=shared)
+        return judge(table, claim, ("small/dent",), {"small/dent": cell}, "%").ruling
+
+    assert judged(4, shared=True) == "cannot be told"
+    assert judged(8, shared=True) == judged(4, shared=False) == "reproduced"
+
+
 def test_per_batch_numbers_are_paired_by_batch() -> None:
     before = of_numbers([0.5] * 6, (), False)
     after = of_numbers([0.4, 0.3, 0.45, 0.2, 0.35, 0.49], (), False)

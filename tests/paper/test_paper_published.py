@@ -1,12 +1,14 @@
 """Test how runs are published, and that the published page and docs match the records."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from dent.cli.app import main
 from dent.evaluation.records.folder import RESULT
+from dent.evaluation.results.recorded_run import RecordedRun, load_run
 from dent.paper import (
     PaperPlan,
     TableResult,
@@ -15,6 +17,7 @@ from dent.paper import (
     plan_table,
     publish,
     summarize,
+    summary,
     table_names,
 )
 from dent.paper.counts import count_rulings
@@ -105,6 +108,27 @@ def test_published_page_matches_the_published_records(
         for each in result.judgements:
             assert each.ruling in page
     assert to_page(plans, results, Links(DOCS / "cpu", DOCS)) == page
+
+
+def test_a_table_with_an_interrupted_suite_is_partial(
+    published: tuple[list[PaperPlan], list[TableResult]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, _ = next(
+        (plan, result)
+        for plan, result in zip(*published, strict=True)
+        if plan.suites and result.status == "complete"
+    )
+    suites = {run.folder for run in plan.suites.values()}
+
+    def interrupted(folder: Path) -> RecordedRun:
+        recorded = load_run(folder)
+        if folder.name not in suites:
+            return recorded
+        partial = recorded.result.model_copy(update={"status": "partial"})
+        return replace(recorded, result=partial)
+
+    monkeypatch.setattr(summary, "load_run", interrupted)
+    assert summarize(plan, DOCS / "cpu").status == "partial"
 
 
 def test_docs_match_the_published_records(

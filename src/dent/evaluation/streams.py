@@ -128,7 +128,8 @@ def stream(
         seed: Seed of all random draws.
 
     Raises:
-        UnsupportedModelError: The defense has no `reset`, or cannot be copied.
+        UnsupportedModelError: The defense has no `reset`, or cannot be copied at first or after a
+            batch.
         ConfigError: A number is out of range.
         InputError: The images or labels have the wrong type or shape.
     """
@@ -148,7 +149,7 @@ def stream(
         if index < poisoned:
             for attack in attacks:
                 seeded = seed_of(seed, "stream attack", index, attack.name)
-                target = fresh(Origin(live), seeded)
+                target = fresh(_copied(live), seeded)
                 found.append(
                     _Found(attack.name, attack(target, x, y, threat, seed=seeded).adversarial)
                 )
@@ -188,9 +189,7 @@ class _Runner:
     def __init__(
         self, defense: Defense, batches: Sequence[tuple[Tensor, Tensor]], seed: int
     ) -> None:
-        self._origin = Origin(defense)
-        if self._origin.missing is not None:
-            raise UnsupportedModelError(self._origin.missing)
+        self._origin = _copied(defense)
         self._batches, self._seed = batches, seed
 
     def begin(self) -> Any:
@@ -225,13 +224,24 @@ class _Runner:
             return found[0]
         left = []
         for each in found:
-            trial = Origin(live).new().defense
+            trial = _copied(live).new().defense
             now = int(self.serve(trial, index, each.images).sum())
             later = 0
             if then is not None:
                 later = int(self.serve(trial, then, self._batches[then][0]).sum())
             left.append((later, now))
         return found[left.index(min(left))]
+
+
+def _copied(defense: Defense) -> Origin:
+    """Return the defense as it is, to query copies of it; without copies, it would be reset."""
+    origin = Origin(defense)
+    if origin.missing is not None:
+        raise UnsupportedModelError(
+            f"{origin.missing}. A stream needs a defense that copy.deepcopy copies before the "
+            "first batch and after every batch"
+        )
+    return origin
 
 
 def _checked(images: object, labels: object) -> tuple[Tensor, Tensor]:

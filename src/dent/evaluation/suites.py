@@ -4,12 +4,13 @@ A suite is data. Budgets differ only in how long each attack runs. The exception
 `begins`, which only larger budgets have.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Final, Literal, get_args
 
 from dent.attacks import Attack, make
+from dent.attacks.autoattack.parts import SETS
 from dent.errors import ConfigError, UnknownNameError
 from dent.evaluation.attack_specs import attack_of, attack_spec
 from dent.evaluation.records.spec import AttackSpec, EvaluationSpec
@@ -445,7 +446,8 @@ def is_exact(attack: AttackSpec) -> bool:
 
 Stand = Literal["white-box", "transfer", "other"]
 """The gradients that an attack tests: those of the defense, or of other models. `other`: it may
-test neither, because it attacks with fewer steps or starts from the result of another attack."""
+test neither, because it attacks with fewer steps, starts from the result of another attack, also
+queries (AutoAttack's sets), or is a custom attack."""
 
 
 def stand_of(attack: AttackSpec, *, on_static: bool = False) -> Stand:
@@ -459,7 +461,36 @@ def stand_of(attack: AttackSpec, *, on_static: bool = False) -> Stand:
     if attack.attack == "surrogates" or (attack.attack == "adaptive-transfer" and not on_static):
         return "transfer"
     weaker = attack.attack == "adaptive-fewer-steps" or attack.settings.get("warm") is True
-    return "other" if weaker else "white-box"
+    return "other" if weaker or _is_mixed(attack) else "white-box"
+
+
+def stands_of(
+    attacks: Sequence[AttackSpec], ran: Collection[str], *, on_static: bool = False
+) -> dict[str, Stand]:
+    """Return for each attack whose gradients it tests, as `stand_of` does.
+
+    If no white-box attack ran, sets and custom attacks count as white-box. Nothing else is then
+    known about the gradients of the defense.
+
+    Args:
+        attacks: The attacks of a run.
+        ran: Names of the attacks that ran on the defense.
+        on_static: Whether they attack the static model.
+    """
+    stands = {attack.name: stand_of(attack, on_static=on_static) for attack in attacks}
+    follows = (
+        stands[attack.name] == "white-box" and kind_of_attack(attack) != "queries"
+        for attack in attacks
+        if attack.name in ran
+    )
+    if any(follows):
+        return stands
+    return stands | {attack.name: "white-box" for attack in attacks if _is_mixed(attack)}
+
+
+def _is_mixed(attack: AttackSpec) -> bool:
+    """Return whether an attack may break members by queries as well as by gradients."""
+    return attack.attack is None or attack.attack in SETS
 
 
 AttackKind = Literal["white-box", "queries", "transfer", "other"]

@@ -102,7 +102,9 @@ def _by_sample(first: MeasuredCell, second: MeasuredCell) -> Compared:
 
 def _single(cell: MeasuredCell) -> Compared:
     method = OF_PROPORTION if cell.right else OF_MEDIAN
-    return Compared(cell.value, cell.interval, method, few=cell.interval is None)
+    # Wilson's interval takes members of a batch for independent.
+    dependent = cell.shared and len(set(cell.batch.values())) < MIN_CLUSTERS
+    return Compared(cell.value, cell.interval, method, few=cell.interval is None or dependent)
 
 
 def _published(table: Table, claim: Claim, cells: tuple[str, ...]) -> float | None:

@@ -67,7 +67,9 @@ def summarize(plan: PaperPlan, out: Path, said: Path | None = None) -> TableResu
     suite = tuple(_suites(plan, folder, said))
     states = {cell.state for cell in cells} - {"not at this scale"}
     status = "partial"
-    if states == {"measured"} and all(suite_result.ruling is not None for suite_result in suite):
+    if states == {"measured"} and all(
+        _is_complete(folder.run(run)) for run in plan.suites.values()
+    ):
         status = "complete"
     elif states == {"not run"}:
         status = "not run"
@@ -88,6 +90,10 @@ def summarize(plan: PaperPlan, out: Path, said: Path | None = None) -> TableResu
             "command": shlex.join(words),
         }
     )
+
+
+def _is_complete(recorded: RecordedRun | None) -> bool:
+    return recorded is not None and recorded.result.status == "complete"
 
 
 def _measured(plan: PaperPlan, folder: _Folder) -> dict[str, MeasuredCell]:

@@ -9,7 +9,8 @@ kind broke. The kinds are: by the defense's own gradient (white-box), by queries
 other models (transfer). Members that other kinds broke are attacked, because the gates of the
 verdict compare the kinds. There are exceptions:
 
-- Attacks of the kind `other`, whose gradient may be neither, leave out all members broken before.
+- Attacks of the kind `other` leave out all members broken before. Their gradient may be neither, or
+  they also query (AutoAttack's sets). The other attacks do attack the members that these broke.
 - On the static model, attacks by queries leave out all members broken before. Attacks from other
   models attack even members that are wrong without an attack: a defense may predict them correctly.
 - `adaptive-transfer` leaves out no member, because it is computed once, for the whole batch.

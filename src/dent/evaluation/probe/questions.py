@@ -158,7 +158,7 @@ class Probe:
         """Count the rows of the whole batch that are probabilities rather than logits."""
         rows = wide(self._whole.logits)
         inside = ((rows >= 0) & (rows <= 1)).all(dim=1)
-        return int((inside & ((rows.sum(dim=1) - 1).abs() < 1e-4)).sum())
+        return int((inside & ((rows.sum(dim=1) - 1).abs() < _rounding(rows))).sum())
 
     def gradients(self) -> tuple[int, int | None]:
         """Count the members predicted correctly, and those of them without an input gradient.
@@ -204,6 +204,18 @@ class Probe:
             changed=int((_classes(before) != _classes(after)).sum()),
             distance=apart(before, after, self._whole.logits),
         )
+
+
+def _rounding(rows: Tensor) -> Tensor:
+    """Return for each row how far the sum of probabilities may be from 1.
+
+    A row whose values all fit a narrow floating-point type was probably rounded to it.
+    """
+    largest = torch.full(rows.shape[:1], 1e-4, dtype=rows.dtype, device=rows.device)
+    for dtype in (torch.float16, torch.bfloat16):
+        fits = (rows.to(dtype).to(rows.dtype) == rows).all(dim=1)
+        largest[fits] = 4 * torch.finfo(dtype).eps
+    return largest
 
 
 def few_of(size: int) -> int:

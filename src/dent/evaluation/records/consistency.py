@@ -23,6 +23,7 @@ from dent.evaluation.records.schema import (
     ChallengeRecord,
     Comparison,
     FollowUp,
+    GradientRecord,
     JournalRecord,
     ProbeRecord,
     Session,
@@ -335,8 +336,27 @@ def _of_probe(plan: Plan, record: ProbeRecord) -> Iterator[str]:
         yield "the gradient certificate is over more members than the batch has"
 
 
+def _of_gradient(gradient: GradientRecord, size: int) -> Iterator[str]:
+    """Yield the problems of a gradient check of a batch of this size."""
+    if gradient.missing is None and not gradient.points:
+        yield "the gradient certificate has no points, and does not say why"
+    for point in gradient.points:
+        if not 0 < point.members == len(point.errors) <= size:
+            yield (
+                f"the gradient certificate has {counted(len(point.errors), 'error')} for "
+                f"{_shown(point.members)} of {counted(size, 'member')}"
+            )
+        if point.coarse is not None and len(point.coarse) != point.members:
+            yield (
+                f"the gradient certificate has {counted(len(point.coarse), 'error')} over large "
+                f"steps for {counted(point.members, 'member')}"
+            )
+
+
 def _of_follow_ups(plan: Plan, record: ProbeRecord | CertificateRecord) -> Iterator[str]:
     size = plan.batches[0].size
+    if record.gradient is not None:
+        yield from _of_gradient(record.gradient, size)
     follow_ups = (record.huge_eps, *(record.more_iterations or ()))
     if not all(_is_follow_up(entry, size) for entry in follow_ups if entry is not None):
         yield "a follow-up left more members right than there were"

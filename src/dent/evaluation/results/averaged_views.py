@@ -18,7 +18,11 @@ def views_of(defense: DefenseSpec) -> int | None:
     """Return the number of views that a defense averages; None unless this is all that it does."""
     settings = _settings(defense)
     views = settings.get("views")
-    adapts = settings.get("steps") != 0 or settings.get("smoothing") is not None
+    adapts = (
+        settings.get("steps") != 0
+        or settings.get("smoothing") is not None
+        or settings.get("statistics", "train") != "train"
+    )
     if adapts or not isinstance(views, Mapping) or views.get("predict") == "image":
         return None
     count = views.get("count")

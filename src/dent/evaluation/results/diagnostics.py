@@ -3,9 +3,8 @@
 A diagnostic that was not measured says "not run". It never counts as passed.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Final
 
 from dent.evaluation.probe.gradient_check import ALIKE, COARSE
@@ -26,7 +25,7 @@ from dent.evaluation.records.schema import (
 )
 from dent.evaluation.records.spec import STATIC
 from dent.evaluation.results.result import AttackSummary, Dependence, Diagnostic
-from dent.evaluation.results.symptoms import Symptoms
+from dent.evaluation.results.symptoms import Symptoms, square_gains
 from dent.evaluation.submission.submitter import EXPERIENCED, NATURAL_AFTER, WITH_GRADIENTS
 from dent.evaluation.suites import Stand
 
@@ -60,7 +59,7 @@ class _DefenseRecords:
         return [
             attack
             for attack in self.attacks
-            if self.stands.get(attack.attack or "") in (None, "white-box")
+            if self.stands.get(attack.attack or "") in (None, "white-box") or attack.black_box
         ]
 
 
@@ -223,7 +222,7 @@ def _black_box(defense: _DefenseRecords) -> float | str:
     ran = [attack for attack in defense.own_attacks if attack.ran]
     white = [attack.served for attack in ran if not attack.black_box]
     black = [attack.served for attack in ran if attack.black_box]
-    within = [gain for attack in ran for gain in _square_gains(attack)]
+    within = [gain for attack in defense.attacks if attack.ran for gain in _square_gains(attack)]
     comparable = {count.total for count in (*white, *black)}
     if black and white and len(comparable) == 1:
         within.append(min(c.correct for c in white) - min(c.correct for c in black))
@@ -232,12 +231,9 @@ def _black_box(defense: _DefenseRecords) -> float | str:
     )
 
 
-def _square_gains(attack: AttackSummary) -> Iterator[int]:
-    """Yield how many members Square fooled that the attacks before it in the same set had not."""
-    parts = list(attack.after.items())
-    for (_, before), (name, after) in pairwise(parts):
-        if name == "square":
-            yield before.correct - after.correct
+def _square_gains(attack: AttackSummary) -> list[int]:
+    """Return how many members Square fooled that the attacks before it in the same set had not."""
+    return square_gains({part: left.total - left.correct for part, left in attack.after.items()})
 
 
 def _transfer(defense: _DefenseRecords) -> float | str:

@@ -19,11 +19,12 @@ def ladder_of(spec: EvaluationSpec, attacks: Sequence[AttackSummary]) -> Ladder 
         attacks: The attacks on one defense. Attacks that were not available for it do not count.
 
     Returns:
-        None if fewer than two rungs attacked the defense, or if the rungs have not yet attacked
-        the same batches.
+        None if fewer than two rungs attacked the defense, if the rungs have not yet attacked the
+        same batches, or if the best attack on a rung left out members that earlier attacks broke:
+        what it left is then not its own doing.
     """
     rungs_by_attack = {attack.name: _rung_of_spec(attack) for attack in spec.attacks}
-    rungs = []
+    rungs, carried = [], 0
     for rung in RUNGS:
         tried = [
             summary
@@ -33,7 +34,8 @@ def ladder_of(spec: EvaluationSpec, attacks: Sequence[AttackSummary]) -> Ladder 
         if tried:
             best = min(tried, key=lambda summary: summary.served.correct)
             rungs.append(LadderRung(rung=rung, attack=best.attack or "", served=best.served))
-    if len(rungs) < 2 or len({rung.served.total for rung in rungs}) > 1:
+            carried += best.carried
+    if carried or len(rungs) < 2 or len({rung.served.total for rung in rungs}) > 1:
         return None
     # Among equal rungs, the first is the cheapest.
     won = min(rungs, key=lambda rung: rung.served.correct)

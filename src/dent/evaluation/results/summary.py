@@ -38,7 +38,7 @@ from dent.evaluation.results.worst_case import (
     worst_of,
 )
 from dent.evaluation.submission.submission import merge_traces
-from dent.evaluation.suites import is_black_box, looks_through, stand_of
+from dent.evaluation.suites import is_black_box, looks_through, stands_of
 
 
 def summarize(
@@ -90,7 +90,12 @@ def summarize(
         units_done=len(records),
         units_planned=planned,
         defenses=with_verdicts(
-            defenses, scores, spec, complete=complete, spared=_spared(scores, challenged, spec)
+            defenses,
+            scores,
+            spec,
+            complete=complete,
+            spared=_spared(scores, challenged, spec),
+            unchallenged=_unchallenged(scores, challenged, spec, plan),
         ),
         diagnostics=diagnostics.of_run(uneven=plan.uneven, sessions=sessions),
         sessions=tuple(sessions),
@@ -120,6 +125,7 @@ def _defense(
         difference = difference_to(static, own.scores, dependence, bootstrap_seed(spec))
     unattacked = _count([piece.attacked for piece in natural])
     on_static = defense.name == STATIC
+    ran = {summary.attack for summary in attacks if summary.ran and summary.attack is not None}
     return DefenseResult(
         natural=unattacked,
         bystanders=_count([piece.clean for piece in natural]),
@@ -138,14 +144,14 @@ def _defense(
             missing,
             has_static=spec.has_static,
             looks_through=looks_through(spec),
-            stands={attack.name: stand_of(attack, on_static=on_static) for attack in spec.attacks},
+            stands=stands_of(spec.attacks, ran, on_static=on_static),
             symptoms=symptoms_of(
                 scores, spec, by_sample=by_sample(dependence), on_static=on_static
             ),
             apart=_apart(scores),
         )
         + suspicions(unattacked, len(spec.dataset.classes), scores)
-        + tells.of_defense(defense, scores.records, unattacked.correct, attacks),
+        + tells.of_defense(defense, scores, spec.attacks),
         timing=_timing(scores),
         ladder=None if defense.name == STATIC else ladder_of(spec, attacks),
         repeated=repeated_of(own.scores, dependence),
@@ -169,6 +175,38 @@ def _spared(
         )
         for defense in spec.defenses
         if defense.name != STATIC
+    }
+
+
+def _unchallenged(
+    scores: Mapping[str, Scores],
+    challenged: Mapping[str, WithOutside],
+    spec: EvaluationSpec,
+    plan: Plan,
+) -> dict[str, Difference]:
+    """Return the differences without challenges to a defense alone, for defenses that have some.
+
+    Images that were submitted to the static model, too, stay.
+    """
+    if STATIC not in challenged:
+        return {}
+    static = challenged[STATIC]
+    shared = {challenge.digest for challenge in static.challenges}
+    alone = {
+        name: any(challenge.digest not in shared for challenge in own.challenges)
+        for name, own in challenged.items()
+    }
+    every = [challenge for own in challenged.values() for challenge in own.challenges]
+    both = with_challenges(scores, plan, [each for each in every if each.digest in shared])
+    return {
+        defense.name: difference_to(
+            static.scores,
+            both[defense.name].scores,
+            dependence_of(defense, scores[defense.name]),
+            bootstrap_seed(spec),
+        )
+        for defense in spec.defenses
+        if defense.name != STATIC and alone[defense.name]
     }
 
 
@@ -226,10 +264,12 @@ def _attack(
 
 
 def _after(records: Sequence[UnitRecord], total: int) -> dict[str, Count]:
-    parts: dict[str, int] = {}
+    parts = dict.fromkeys((part for record in records for part in record.claimed_after or {}), 0)
     for record in records:
-        for part, fooled in (record.claimed_after or {}).items():
-            parts[part] = parts.get(part, 0) + fooled
+        # If every member was fooled before, no part of the attack ran.
+        before = dict.fromkeys(parts, sum(record.claimed or ()))
+        for part, fooled in (record.claimed_after or before).items():
+            parts[part] += fooled
     return {part: Count.of(total - fooled, total) for part, fooled in parts.items()}
 
 

@@ -6,11 +6,13 @@ remains after all attacks have run, the robust accuracy of the run is only an up
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
+from dent.attacks.adaptive import NOT_AVAILABLE
 from dent.evaluation.records.schema import UnitRecord
 from dent.evaluation.records.spec import AttackSpec, EvaluationSpec
 from dent.evaluation.results.scoring import Piece, Scores, of_batch, worst_of_batch
-from dent.evaluation.suites import is_black_box, stand_of
+from dent.evaluation.suites import Stand, is_black_box, stands_of
 
 TOLERATED = 0.01
 """Share of the samples by which another kind of attack may be ahead by chance."""
@@ -24,7 +26,8 @@ class Symptoms:
         samples: Number of attacked members in the scored batches; see `Scores.whole`.
         black_box: How many more members all query-only attacks together broke than all white-box
             attacks together. It is negative if they broke fewer, and None if either kind has not
-            run.
+            run. Square counts as part of a set, too, with at most the members that the set broke
+            beyond those attacks.
         transfer: The same for transfer attacks.
         blind: Number of members that no attack broke, and for which no white-box attack had a
             nonzero gradient in more than half of its steps; None if that is not recorded.
@@ -59,15 +62,17 @@ def symptoms_of(
         on_static: Whether the defense is the static model.
     """
     specs = {attack.name: attack for attack in spec.attacks}
+    stands = stands_of(spec.attacks, _ran(scores), on_static=on_static)
     kinds: dict[str, dict[str, Mapping[int, Piece]]] = {
         "white-box": {},
         "black": {},
         "transfer": {},
+        "other": {},
     }
     white: list[UnitRecord] = []
     for name, pieces in scores.submissions.items():
         records = scores.records.get(name, ())
-        kind = _kind(name, records, specs, on_static)
+        kind = _kind(name, records, specs, stands)
         if kind in kinds:
             kinds[kind][name] = pieces
         if kind == "white-box":
@@ -75,6 +80,7 @@ def symptoms_of(
     remaining = {
         kind: _remaining(submissions, scores.whole, by_sample)
         for kind, submissions in kinds.items()
+        if kind != "other"
     }
     ahead = {
         kind: None
@@ -82,10 +88,12 @@ def symptoms_of(
         else _ahead_by(remaining, kind)
         for kind in ("black", "transfer")
     }
+    in_sets = _square_in_sets(scores, kinds["other"], remaining["white-box"], by_sample)
+    queried = [each for each in (ahead["black"], *in_sets) if each is not None]
     standing = dict(_standing(scores, by_sample))
     return Symptoms(
         samples=sum(map(len, standing.values())),
-        black_box=ahead["black"],
+        black_box=max(queried, default=None),
         transfer=ahead["transfer"],
         blind=_blind(standing, white),
         standing=sum(sum(rows) for rows in standing.values()),
@@ -93,7 +101,10 @@ def symptoms_of(
 
 
 def _kind(
-    name: str, records: Sequence[UnitRecord], specs: Mapping[str, AttackSpec], on_static: bool
+    name: str,
+    records: Sequence[UnitRecord],
+    specs: Mapping[str, AttackSpec],
+    stands: Mapping[str, Stand],
 ) -> str:
     submitted, _, attack = name.partition("/")
     if submitted == "transfer":
@@ -103,7 +114,20 @@ def _kind(
     took_gradients = any(record.backwards for record in records)
     if is_black_box(specs[attack], took_gradients=took_gradients):
         return "black"
-    return stand_of(specs[attack], on_static=on_static)
+    return stands[attack]
+
+
+def _ran(scores: Scores) -> set[str]:
+    """Return the names of the attacks that ran on the defense and were available for it."""
+    return {
+        name.removeprefix("attack/")
+        for name, records in scores.records.items()
+        if name.startswith("attack/") and any(not _is_unavailable(record) for record in records)
+    }
+
+
+def _is_unavailable(record: UnitRecord) -> bool:
+    return any(note.startswith(NOT_AVAILABLE) for note in record.notes)
 
 
 def _remaining(
@@ -123,6 +147,43 @@ def _remaining(
 
 def _ahead_by(remaining: Mapping[str, float | None], kind: str) -> int:
     return round((remaining["white-box"] or 0.0) - (remaining[kind] or 0.0))
+
+
+def _square_in_sets(
+    scores: Scores,
+    others: Mapping[str, Mapping[int, Piece]],
+    remaining: float | None,
+    by_sample: bool,
+) -> Iterator[int]:
+    """Yield for each set with Square how many members Square may have broken beyond white-box ones.
+
+    Records have only the number of members that Square broke in a set. So these are at most that
+    many, and at most those that the set broke and no white-box attack did.
+
+    Args:
+        scores: The scores of the defense.
+        others: The submissions of the kind `other`.
+        remaining: How many members all white-box attacks left; None if none has run.
+        by_sample: Whether the worst case may combine members of different submissions.
+    """
+    for name, pieces in others.items():
+        gains = [square_gains(record.claimed_after or {}) for record in scores.records[name]]
+        left = _remaining({name: pieces}, scores.whole, by_sample)
+        if any(gains) and left is not None and remaining is not None:
+            yield min(sum(map(sum, gains)), round(remaining - left))
+
+
+def square_gains(fooled: Mapping[str, int]) -> list[int]:
+    """Return how many members Square fooled that the attacks before it in a set had not.
+
+    Args:
+        fooled: The number of fooled members after each part of the set, in order.
+    """
+    return [
+        after - before
+        for (_, before), (name, after) in pairwise(fooled.items())
+        if name == "square"
+    ]
 
 
 def _standing(scores: Scores, by_sample: bool) -> Iterator[tuple[int, tuple[bool, ...]]]:

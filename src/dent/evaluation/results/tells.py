@@ -4,17 +4,19 @@ A tell is no proof. An attack that returns natural images, by mistake or on purp
 but so may an attack that finds nothing. `dent verify --reattack` finds out which it was.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
 import torch.nn.functional as F
 
 from dent.attacks.adaptive import NOT_AVAILABLE
+from dent.attacks.autoattack.parts import PARTS, SETS
 from dent.evaluation.records.naming import is_as_named
 from dent.evaluation.records.schema import UnitRecord
-from dent.evaluation.records.spec import DefenseSpec
-from dent.evaluation.results.result import AttackSummary, Diagnostic
+from dent.evaluation.records.spec import AttackSpec, DefenseSpec
+from dent.evaluation.results.result import Diagnostic
+from dent.evaluation.results.scoring import Scores
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,6 +38,8 @@ remained correct."""
 _ROUNDED: Final = 6
 _FAR: Final = 1e12
 """Largest loss that is recorded, in nats: readers refuse larger ones."""
+_ALL_OR_NOTHING: Final = (*PARTS, *SETS, "rays")
+"""Attacks that return the natural image of a member that they did not break."""
 
 
 def loss_of(answers: Sequence["Submission"], batches: Sequence["Batch"]) -> float | None:
@@ -80,21 +84,20 @@ def used_of(
 
 
 def of_defense(
-    defense: DefenseSpec,
-    records: Mapping[str, Sequence[UnitRecord]],
-    natural: int,
-    attacked: Sequence[AttackSummary],
+    defense: DefenseSpec, scores: Scores, specs: Sequence[AttackSpec]
 ) -> tuple[Diagnostic, ...]:
     """Return the tells of one defense, raised or not, always in the same order.
 
-    Older records lack the fields that tells are read from, and have no tells.
+    Older records lack the fields that tells are read from, and have no tells. Members that an
+    attack left out (`carried`) keep the images of other attacks, and tell nothing about it.
 
     Args:
         defense: The defense.
-        records: The units by submission (`natural`, `attack/NAME`, ...).
-        natural: Number of members predicted correctly in their natural batches.
-        attacked: The summary of each attack.
+        scores: The scores of its records.
+        specs: The attacks of the run.
     """
+    records = scores.records
+    silent = {each.name for each in specs if each.attack in _ALL_OR_NOTHING}
     if all(unit.loss is None for units in records.values() for unit in units):
         return ()
     attacks = {
@@ -104,28 +107,47 @@ def of_defense(
         and units
         and not any(note.startswith(NOT_AVAILABLE) for unit in units for note in unit.notes)
     }
-    broken = {
-        summary.attack: natural - summary.served.correct
-        for summary in attacked
-        if summary.kind == "attack" and summary.attack is not None
-    }
+    broken = {attack: _broken(scores, f"attack/{attack}") for attack in attacks}
     return (
-        _moved_nothing(attacks),
+        _moved_nothing(attacks, silent),
         _gained_nothing(attacks, records.get("natural", ()), broken),
         _fewer_queries(attacks),
         _not_as_named(defense),
     )
 
 
+def _broken(scores: Scores, name: str) -> float:
+    """Return how many members that are correct without an attack an attack itself broke."""
+    natural, pieces = scores.submissions.get("natural", {}), scores.submissions[name]
+    carried = {record.batch: record.carried for record in scores.records[name]}
+    return sum(
+        max(before - after, 0.0)
+        for index in natural.keys() & pieces.keys()
+        for before, after, left_out in zip(
+            natural[index].attacked,
+            pieces[index].attacked,
+            carried.get(index) or (False,) * len(pieces[index].attacked),
+            strict=True,
+        )
+        if not left_out
+    )
+
+
 _Attacks = Mapping[str, Sequence[UnitRecord]]
 
 
-def _moved_nothing(attacks: _Attacks) -> Diagnostic:
+def _moved_nothing(attacks: _Attacks, silent: Collection[str]) -> Diagnostic:
+    """Return whether an attack moved none of the images that it attacked.
+
+    The attacks in `silent` tell nothing if they left out the members that are easy to break: they
+    return natural images if they break none of the others.
+    """
     name = "attack moved nothing"
     distances = {
-        attack: [share for unit in units for share in unit.used or ()]
+        attack: [share for unit in units for share in _own(unit)]
         for attack, units in attacks.items()
         if all(unit.used is not None for unit in units)
+        and not (attack in silent and any(any(unit.carried or ()) for unit in units))
     }
     unmoved = [
         attack
@@ -148,8 +170,15 @@ def _moved_nothing(attacks: _Attacks) -> Diagnostic:
     )
 
 
+def _own(unit: UnitRecord) -> list[float]:
+    """Return the sizes of the perturbations of the members that the attack did not leave out."""
+    used = unit.used or ()
+    carried = unit.carried or (False,) * len(used)
+    return [share for share, left_out in zip(used, carried, strict=True) if not left_out]
+
+
 def _gained_nothing(
-    attacks: _Attacks, natural: Sequence[UnitRecord], broken: Mapping[str, int]
+    attacks: _Attacks, natural: Sequence[UnitRecord], broken: Mapping[str, float]
 ) -> Diagnostic:
     title = "attack gained nothing"
     gains = {attack: list(_gains(units, natural)) for attack, units in attacks.items()}
@@ -164,7 +193,7 @@ def _gained_nothing(
     fruitless = [
         attack
         for attack, gain in largest.items()
-        if gain < GAINED and not broken.get(attack) and _many_stand(attacks[attack])
+        if gain < GAINED and broken[attack] <= 0 and _many_stand(attacks[attack])
     ]
     return Diagnostic(
         name=title,
@@ -182,11 +211,16 @@ def _gained_nothing(
 
 
 def _gains(units: Sequence[UnitRecord], natural: Sequence[UnitRecord]) -> Iterator[float | None]:
-    """Yield the loss of each batch under attack minus its natural loss; None if unknown."""
+    """Yield the loss of each batch under attack minus its natural loss; None if unknown.
+
+    Batches with members that the attack left out are skipped: their loss is also of other images.
+    """
     natural_losses = {unit.batch: unit.loss for unit in natural}
     losses = [loss for loss in natural_losses.values() if loss is not None]
     mean = sum(losses) / len(losses) if losses and len(losses) == len(natural_losses) else None
     for unit in units:
+        if any(unit.carried or ()):
+            continue
         clean = mean if unit.batch is None else natural_losses.get(unit.batch)
         yield None if clean is None or unit.loss is None else unit.loss - clean
 

@@ -3,7 +3,8 @@
 A measured robust accuracy is only an upper bound, so a claim of a gain carries the burden of proof.
 Every doubt about the defense's numbers opens a gate, which stays open until its cause is gone. "No
 gain" needs no such proof. "Harmful" claims that the defense's numbers are not too low and the
-static model's not too high, so doubts about either prevent this verdict.
+static model's not too high, so doubts about either prevent this verdict. Too few batches for an
+interval prevent both.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -51,7 +52,7 @@ FEW_BATCHES: Final = "few batches"
 LARGE_STEPS: Final = "gradient over large steps"
 MORE_CLASSES: Final = "more logits than classes"
 
-RULES: Final = 5
+RULES: Final = 6
 """Version of these rules."""
 FEW: Final = 0.05
 """A verdict of no gain states the gain that the samples can show, if it is more than this."""
@@ -189,6 +190,8 @@ _NOT_CHECKED: Final = (
 
 _SCORING: Final = ("randomized", "served differs with gradients")
 """Diagnostics that suggest that the numbers of a defense are too low."""
+_BOTH_WAYS: Final = (*_SCORING, FEW_BATCHES)
+"""Gates of a defense that prevent the verdict *harmful* as well."""
 
 
 def gates_of(diagnostics: Sequence[Diagnostic], evidence: Evidence) -> tuple[Gate, ...]:
@@ -227,6 +230,7 @@ def conclude(
     version: int = VERSION,
     decided: Decision | None = None,
     spared: Difference | None = None,
+    unchallenged: Difference | None = None,
     guessing: Sequence[str] = (),
 ) -> Verdict:
     """Return the verdict on a defense.
@@ -243,10 +247,13 @@ def conclude(
         spared: The difference without the challenges to the static model; None if there are none.
             A gain must also hold without them, because nobody may have attacked the defense as
             hard.
-        guessing: If the clean accuracy of the defense is at chance: the names of the models (the
-            static model, the defense) whose accuracy is at chance.
+        unchallenged: The difference without the challenges to the defense alone; None if there are
+            none. A difference below 0 must also hold without them, because nobody may have attacked
+            the static model as hard.
+        guessing: The names of the models (the static model, the defense) whose clean accuracy is at
+            chance.
     """
-    ruling, why = _ruling(difference, natural, gates, static_gates, ground, spared)
+    ruling, why = _ruling(difference, natural, gates, static_gates, ground, spared, unchallenged)
     if guessing and (STATIC in guessing or ruling in ("robust gain", "no gain")):
         ruling, why = "inconclusive", f"{AT_CHANCE} ({', '.join(guessing)})"
     if decided is not None:
@@ -274,21 +281,29 @@ def _ruling(
     static_gates: tuple[Gate, ...],
     ground: Ground | None,
     spared: Difference | None,
+    unchallenged: Difference | None,
 ) -> tuple[Ruling, str]:
     side, natural_side = _side(difference), _side(natural)
     opened = [gate.name for gate in gates if gate.open]
     if side == "unknown" or UNFINISHED in opened:
         why = "no batch has finished the suite"
         return "inconclusive", why if side == "unknown" else "the suite has not finished"
-    if side == "above" and spared is not None and _side(spared) != "above":
-        return "no gain", "only challenges to the static model put the difference above 0"
     if side == "above":
-        return _above(opened, ground, natural)
-    if side == "below":
+        return _above(opened, ground, natural, spared)
+    by_challenge = unchallenged is not None and _side(unchallenged) != "below"
+    if side == "below" and not by_challenge:
         return _below(natural_side, opened, static_gates)
     if natural_side == "below":
-        return "harmful", "natural accuracy is lower, and no robust gain was found"
+        return _unnatural(opened)
+    if side == "below":
+        return "no gain", "only challenges to the defense put the difference below 0"
     return _level(difference)
+
+
+def _unnatural(opened: Sequence[str]) -> tuple[Ruling, str]:
+    if FEW_BATCHES in opened:
+        return "inconclusive", f"its clean accuracy is lower, but gates are open: {FEW_BATCHES}"
+    return "harmful", "natural accuracy is lower, and no robust gain was found"
 
 
 def _level(difference: Difference) -> tuple[Ruling, str]:
@@ -313,7 +328,11 @@ def _at_most(decided: Decision, difference: Difference) -> str:
     return f"{most} after {decided.after} of {counted(decided.of, 'attack')}"
 
 
-def _above(opened: Sequence[str], ground: Ground | None, natural: Difference) -> tuple[Ruling, str]:
+def _above(
+    opened: Sequence[str], ground: Ground | None, natural: Difference, spared: Difference | None
+) -> tuple[Ruling, str]:
+    if spared is not None and _side(spared) != "above":
+        return "no gain", "only challenges to the static model put the difference above 0"
     if opened:
         return "inconclusive", f"its worst case is higher, but gates are open: {', '.join(opened)}"
     if ground is None:
@@ -329,7 +348,7 @@ def _below(
     natural_side: str, opened: Sequence[str], static_gates: tuple[Gate, ...]
 ) -> tuple[Ruling, str]:
     doubts = [f"{gate.name} (static model)" for gate in static_gates if gate.open]
-    doubts += [name for name in opened if name in _SCORING]
+    doubts += [name for name in opened if name in _BOTH_WAYS]
     if doubts:
         return "inconclusive", f"its worst case is lower, but gates are open: {', '.join(doubts)}"
     if natural_side == "below":
@@ -344,6 +363,7 @@ def with_verdicts(
     *,
     complete: bool,
     spared: Mapping[str, Difference] = MappingProxyType({}),
+    unchallenged: Mapping[str, Difference] = MappingProxyType({}),
 ) -> dict[str, DefenseResult]:
     """Add a verdict to each defense, if the run has the whole suite and a static model.
 
@@ -354,6 +374,8 @@ def with_verdicts(
         complete: Whether every planned unit is recorded.
         spared: By name, the difference without the challenges to the static model; empty if there
             are no such challenges.
+        unchallenged: By name, the difference without the challenges to the defense alone, for
+            defenses that have some.
     """
     coverage = coverage_of(spec)
     if coverage is None or STATIC not in results:
@@ -375,7 +397,7 @@ def with_verdicts(
         own_gates += _few_batches(result, len(scores[name].whole)) + unfinished
         doubts = static_gates
         if result.decided is not None:  # checks that only a claim of a gain needs did not run
-            own_gates = tuple(gate for gate in own_gates if gate.name in _SCORING)
+            own_gates = tuple(gate for gate in own_gates if gate.name in _BOTH_WAYS)
             doubts = static_gates if result.decided.below else ()
         natural = natural_difference(
             scores[STATIC], scores[name], result.dependence, bootstrap_seed(spec)
@@ -390,9 +412,8 @@ def with_verdicts(
             version=coverage.version,
             decided=result.decided,
             spared=spared.get(name),
-            guessing=[each for each in (STATIC, name) if _guesses(results[each])]
-            if _guesses(result)
-            else [],
+            unchallenged=unchallenged.get(name),
+            guessing=[each for each in (STATIC, name) if _guesses(results[each])],
         )
         judged[name] = result.model_copy(update={"verdict": verdict})
     return judged

@@ -97,7 +97,8 @@ def difference_to(
     """Return the worst case of a defense minus the static model's; see `worst_cases`."""
     ours, theirs = worst_cases(static, defended, dependence, of_static)
     theirs_by_sample = _static_samples(defended, dependence, of_static)
-    return paired(ours, theirs, by_sample(dependence), theirs_by_sample, seed)
+    samples = by_sample(dependence) and by_sample(of_static)
+    return paired(ours, theirs, samples, theirs_by_sample, seed)
 
 
 def worst_cases(
