@@ -120,6 +120,8 @@ def test_results_correlated_within_batches_widen_the_interval() -> None:
     assert shared.value == alone.value == 0.0
     assert shared.interval[1] - shared.interval[0] > 2 * (alone.interval[1] - alone.interval[0])
     assert "bootstrap over batches" in shared.method
+    baseline = difference_to(static, ours, INDEPENDENT, seed=0, of_static=DEPENDENT)
+    assert baseline.interval == shared.interval
     sums = [20 if at % 2 == 0 else -20 for at in range(count)]
     assert shared.interval == pytest.approx(of_cluster_means(sums, [20] * count))  # the widest
     few = difference_to(scores(lost[:3]), scores(won[:3]), DEPENDENT, seed=0)

@@ -1,14 +1,14 @@
 """Test how runs are published, and that the published page and docs match the records."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from dent.cli.app import main
+from dent.evaluation import EvaluationResult
 from dent.evaluation.records.folder import RESULT
-from dent.evaluation.results.recorded_run import RecordedRun, load_run
+from dent.evaluation.results.recorded_run import RecordedRun
 from dent.paper import (
     PaperPlan,
     TableResult,
@@ -17,7 +17,6 @@ from dent.paper import (
     plan_table,
     publish,
     summarize,
-    summary,
     table_names,
 )
 from dent.paper.counts import count_rulings
@@ -119,15 +118,14 @@ def test_a_table_with_an_interrupted_suite_is_partial(
         if plan.suites and result.status == "complete"
     )
     suites = {run.folder for run in plan.suites.values()}
+    result_of = RecordedRun.result.func
 
-    def interrupted(folder: Path) -> RecordedRun:
-        recorded = load_run(folder)
-        if folder.name not in suites:
-            return recorded
-        partial = recorded.result.model_copy(update={"status": "partial"})
-        return replace(recorded, result=partial)
+    def interrupted(recorded: RecordedRun) -> EvaluationResult:
+        result: EvaluationResult = result_of(recorded)
+        stopped = recorded.path.name in suites
+        return result.model_copy(update={"status": "partial"}) if stopped else result
 
-    monkeypatch.setattr(summary, "load_run", interrupted)
+    monkeypatch.setattr(RecordedRun, "result", property(interrupted))
     assert summarize(plan, DOCS / "cpu").status == "partial"
 
 
