@@ -19,6 +19,7 @@ from dent.attacks import Attack, make
 from dent.evaluation import Settings, Subject, evaluate, load_run, verify
 from dent.evaluation.records.folder import dump
 from dent.evaluation.records.journal import JOURNAL
+from dent.evaluation.results.verdict import RULES
 from dent.evaluation.verification.reattack import Reattack
 from dent.storage.canonical import canonical, digest, without_rulings
 from tests.evaluation.subjects import (
@@ -314,7 +315,9 @@ def test_results_under_other_rules_may_differ_in_statistics_but_not_in_counts(
     assert check.state == expected, check.problems
 
 
-@pytest.mark.parametrize(("rules", "hint"), [(4, "rules 5, so"), (99, ": upgrade torch-dent")])
+@pytest.mark.parametrize(
+    ("rules", "hint"), [(4, f"rules {RULES}, so"), (99, ": upgrade torch-dent")]
+)
 def test_rulings_by_other_rules_never_pass(folder: Path, rules: int, hint: str) -> None:
     plain = json.loads((folder / "result.json").read_text())
     plain["rules"], plain["defenses"]["dent"]["diagnostics"] = rules, []

@@ -3,7 +3,7 @@
 import hashlib
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -122,6 +122,8 @@ def test_a_broken_download_leaves_no_file_and_a_complete_one_is_kept(
     )
 
     class Answer:
+        headers: ClassVar[dict[str, str]] = {"Content-Length": str(len(content))}
+
         def __init__(self, breaks: bool) -> None:
             self.rest = [content[:1000], content[1000:], b""]
             self.breaks = breaks

@@ -209,7 +209,8 @@ def _of_other_answers(record: UnitRecord, size: int) -> Iterator[str]:
     answers = (*record.views.values(), *record.draws)
     for answer in answers:
         if len(answer) != size:
-            yield f"a view or draw has {counted(len(answer), 'prediction')} for {size} members"
+            predictions, members = counted(len(answer), "prediction"), counted(size, "member")
+            yield f"a view or draw has {predictions} for {members}"
     if not _within((each for answer in answers for each in answer if each is not None), _MOST):
         yield "a class in a view or draw is out of range"
     if len(record.draws) == 1:
@@ -279,7 +280,7 @@ def _is_share(spec: EvaluationSpec, record: UnitRecord, attacked: int) -> bool:
     threat = ThreatModel(spec.threat.norm, spec.threat.eps, spec.threat.bounds)
     rounding = _ROUNDING
     if record.tensor is not None and threat.eps:
-        pixels = math.prod(record.tensor.shape[1:])
+        pixels = max(math.prod(record.tensor.shape[1:]), 1)  # an edited shape may be negative
         rounding = max(rounding, threat.tolerance(pixels) / threat.eps)
     used = record.used or ()
     return len(used) == attacked and all(share <= 1 + rounding for share in used)
