@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dent.adaptation.random_state import shared_states
 from dent.attacks.checks import is_count, is_effort, is_later
 from dent.attacks.counting import counted
 from dent.attacks.querier import OnPass, Querier, Queries
 from dent.config import JSONConfig
 from dent.errors import ConfigError, DentError, InputError
-from dent.support.devices import own_generator, random_state, seed_generator, set_random_state
+from dent.support.devices import own_generator, seed_generator
 from dent.support.plural import counted as number_of
 
 if TYPE_CHECKING:
@@ -357,9 +358,7 @@ def isolated_random_state(seed: int, device: torch.device) -> Iterator[None]:
     Python's, because a defense may draw from them. Some code seeds all CUDA devices at once, as
     pyautoattack does, so those in use are all restored.
     """
-    has_generator = own_generator(device)
-    state = random_state(device) if has_generator else None
-    numpy_state, python_state = _numpy_state(), random.getstate()
+    states = shared_states(device)
     with torch.random.fork_rng(devices=_cuda_devices()):
         try:
             reseed(seed, device)
@@ -367,19 +366,13 @@ def isolated_random_state(seed: int, device: torch.device) -> Iterator[None]:
             random.seed(seed)
             yield
         finally:
-            if state is not None:
-                set_random_state(state, device)
-            np.random.set_state(numpy_state)  # noqa: NPY002
-            random.setstate(python_state)
+            for put_back, state in states:
+                put_back(state)
 
 
 def _cuda_devices() -> list[int]:
     """Return the CUDA devices of the process, or none if it does not use CUDA."""
     return list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-
-
-def _numpy_state() -> dict[str, Any]:
-    return np.random.get_state(legacy=False)  # noqa: NPY002 (a defense may draw from the global one)
 
 
 def reseed(seed: int, device: torch.device) -> None:

@@ -23,6 +23,7 @@ from dent.evaluation.results.result import (
     Difference,
     EvaluationResult,
 )
+from dent.evaluation.results.worst_case import by_sample
 from dent.evaluation.suites import VERSION, coverage_of
 from dent.storage.disk import is_there, refuse_unreadable
 from dent.storage.errors import RecordError
@@ -176,7 +177,7 @@ class BoardRow:
     @property
     def depends_on_batch(self) -> bool:
         """Whether this dependence is declared or measured."""
-        return self.dependence.declared or self.dependence.measured is True
+        return not by_sample(self.dependence)
 
     @property
     def decided_by(self) -> str | None:

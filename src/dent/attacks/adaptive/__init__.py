@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         SupportsSteps,
         SupportsUnwrap,
         Unavailable,
+        is_unavailable,
     )
     from dent.attacks.adaptive.catalogue import ADAPTIVE
     from dent.attacks.adaptive.certificate import Certificate, certificate
@@ -41,6 +42,7 @@ __all__ = [
     "SupportsUnwrap",
     "Unavailable",
     "certificate",
+    "is_unavailable",
 ]
 
 _MODULES = {
@@ -52,6 +54,7 @@ _MODULES = {
         "SupportsSteps",
         "SupportsUnwrap",
         "Unavailable",
+        "is_unavailable",
     ),
     "dent.attacks.adaptive.catalogue": ("ADAPTIVE",),
     "dent.attacks.adaptive.certificate": (

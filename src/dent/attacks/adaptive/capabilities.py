@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -34,6 +34,11 @@ if TYPE_CHECKING:
 
 NOT_AVAILABLE = "not available: "
 """Prefix of an attack's note if the defense does not offer what the attack needs."""
+
+
+def is_unavailable(notes: Iterable[str]) -> bool:
+    """Return whether an attack noted that the defense does not offer what it needs."""
+    return any(note.startswith(NOT_AVAILABLE) for note in notes)
 
 
 class Unavailable(Exception):  # noqa: N818 (a finding, not an error)

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field
 
-from dent.attacks.adaptive import NOT_AVAILABLE
+from dent.attacks.adaptive import is_unavailable
 from dent.evaluation.records.schema import Session, Trace, short_digest
 from dent.evaluation.records.spec import (
     SCHEMA_VERSION,
@@ -142,11 +142,7 @@ class AttackSummary(Record):
     @property
     def ran(self) -> bool:
         """Whether an attack ran on the defense itself and had everything that it needs."""
-        return (
-            self.kind == "attack"
-            and self.batches > 0
-            and not any(note.startswith(NOT_AVAILABLE) for note in self.notes)
-        )
+        return self.kind == "attack" and self.batches > 0 and not is_unavailable(self.notes)
 
 
 class ChallengeSummary(Record):

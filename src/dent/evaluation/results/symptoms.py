@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from dent.attacks.adaptive import NOT_AVAILABLE
+from dent.attacks.adaptive import is_unavailable
 from dent.evaluation.records.schema import UnitRecord
 from dent.evaluation.records.spec import AttackSpec, EvaluationSpec
 from dent.evaluation.results.scoring import Piece, Scores, of_batch, worst_of_batch
@@ -122,12 +122,9 @@ def _ran(scores: Scores) -> set[str]:
     return {
         name.removeprefix("attack/")
         for name, records in scores.records.items()
-        if name.startswith("attack/") and any(not _is_unavailable(record) for record in records)
+        if name.startswith("attack/")
+        and any(not is_unavailable(record.notes) for record in records)
     }
-
-
-def _is_unavailable(record: UnitRecord) -> bool:
-    return any(note.startswith(NOT_AVAILABLE) for note in record.notes)
 
 
 def _remaining(

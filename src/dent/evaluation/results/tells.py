@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 import torch.nn.functional as F
 
-from dent.attacks.adaptive import NOT_AVAILABLE
+from dent.attacks.adaptive import is_unavailable
 from dent.attacks.autoattack.parts import PARTS, SETS
 from dent.evaluation.records.naming import is_as_named
 from dent.evaluation.records.schema import UnitRecord
@@ -105,7 +105,7 @@ def of_defense(
         for name, units in records.items()
         if name.startswith("attack/")
         and units
-        and not any(note.startswith(NOT_AVAILABLE) for unit in units for note in unit.notes)
+        and not any(is_unavailable(unit.notes) for unit in units)
     }
     broken = {attack: _broken(scores, f"attack/{attack}") for attack in attacks}
     return (
