@@ -137,6 +137,12 @@ def drop_line(folder: Path) -> None:
     (folder / JOURNAL).write_text("\n".join(lines) + "\n")
 
 
+def edit_units(folder: Path) -> None:
+    run = json.loads((folder / "run.json").read_text())
+    run["units"] -= 1
+    (folder / "run.json").write_text(json.dumps(run))
+
+
 TAMPERING: dict[str, tuple[Callable[[Path], object], str]] = {
     "a bit of a tensor": (one_bit, r"tensors: .*SHA-256 .*, recorded"),
     "a tensor outside the ball, digests forged": (
@@ -173,6 +179,10 @@ TAMPERING: dict[str, tuple[Callable[[Path], object], str]] = {
         r"probes: probe/0/static/None is answered differently",
     ),
     "a line dropped": (drop_line, r"completeness: run.json says that the run is complete, but 1"),
+    "the number of units": (
+        edit_units,
+        r"completeness: run.json says 28 units, the plan has 29",
+    ),
     "the result": (edit_result, r"result: .*defenses.dent.natural.correct: the folder has"),
     "a label of the plan, digest forged": (edit_plan, r"plan: .*batches.0.labels.0"),
     "eps of the spec, identity forged": (
@@ -435,6 +445,17 @@ def test_records_without_other_answers_are_incomplete(tmp_path: Path) -> None:
     found = verify(tmp_path, subject)
     states = {check.name: check.state for check in found.checks}
     assert (found.status, states["served"], states["probes"]) == ("incomplete", *["not-run"] * 2)
+
+
+def test_run_by_attack_cannot_pass_as_one_of_an_older_version(tmp_path: Path) -> None:
+    """Older versions did not record other answers, but never ran attack by attack either."""
+    subject = by_attack(TwoFaced)
+    evaluate(subject, Settings(n=8, batch_size=8), out=tmp_path)
+    assert verify(tmp_path, subject).status == "verified"
+    forge_all(tmp_path, as_older)
+    found = verify(tmp_path, subject)
+    states = {check.name: check.state for check in found.checks}
+    assert (found.status, states["served"]) == ("failed", "failed")
 
 
 def test_missing_loss_or_share_of_eps_is_found(folder: Path) -> None:

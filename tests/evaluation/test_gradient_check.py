@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dent import Dent, DentConfig, SmoothingConfig
@@ -11,7 +12,7 @@ from dent.attacks import make
 from dent.attacks.querier import NoGradientError
 from dent.config import ViewsConfig
 from dent.evaluation.probe.follow_ups import huge_eps, more_iterations
-from dent.evaluation.probe.gradient_check import check_gradient
+from dent.evaluation.probe.gradient_check import _strides, check_gradient
 from dent.evaluation.probe.questions import Probe
 from dent.evaluation.records.schema import ProbeRecord
 from dent.evaluation.results.diagnostics import (
@@ -24,7 +25,7 @@ from dent.evaluation.results.diagnostics import (
 from dent.evaluation.results.verdict import LARGE_STEPS
 from dent.evaluation.submission.fresh import Origin, fresh
 from dent.evaluation.submission.submission import submit
-from dent.threat import ThreatModel
+from dent.threat import Norm, ThreatModel
 from tests.evaluation.test_evaluation_suite_answers import X, Y
 from tests.evaluation.test_evaluation_tricks import EPS, NET, ROBUST, judged, other
 from tests.evaluation.tricks import Decoys, OnlyOnTheGrid, Rippled, Trick
@@ -112,6 +113,21 @@ def test_a_gradient_that_does_not_run_in_float64_is_checked_in_float32() -> None
 
 
 OUTSIDE = other()
+
+
+@pytest.mark.parametrize(("norm", "order"), [("linf", torch.inf), ("l2", 2), ("l1", 1)])
+def test_coarse_steps_have_a_share_of_eps_in_the_norm_of_the_threat_model(
+    norm: Norm, order: float
+) -> None:
+    draws = torch.Generator().manual_seed(0)
+    gradient = 1e-3 * torch.randn(4, 3, 5, 5, generator=draws)
+    steps = _strides(gradient, draws, ThreatModel(norm, 0.75), share=0.5)
+    for step in steps:
+        lengths = step.flatten(1).norm(p=order, dim=1)
+        torch.testing.assert_close(lengths, torch.full((4,), 0.375))
+    along = gradient.sign() if norm == "linf" else gradient
+    cosines = F.cosine_similarity(steps[0].flatten(1), along.flatten(1))
+    torch.testing.assert_close(cosines, torch.ones(4))
 
 
 def test_follow_ups_without_a_gradient_fool_no_member_and_do_not_raise() -> None:

@@ -93,6 +93,8 @@ def test_with_images_all_activations_are_sparsified_by_their_statistics(
 
 
 def test_without_images_only_batch_norm_outputs_are_sparsified(net: Net, batch: Tensor) -> None:
+    with torch.no_grad():
+        net.norm.weight.neg_()
     defense = MeanSparse(net, alpha=0.5)
     mean, deviation = net.norm.bias.detach(), net.norm.weight.detach().abs()
     x = F.relu(sparse(net.norm(net.first(batch)), mean, deviation, 0.5))
@@ -137,10 +139,11 @@ class InPlace(nn.Module):
         return logits
 
 
+@pytest.mark.parametrize("alpha", [0.5, 100.0])
 def test_shortcut_added_in_place_gives_the_same_logits_as_out_of_place(
-    net: Net, batch: Tensor
+    net: Net, batch: Tensor, alpha: float
 ) -> None:
-    ways = [MeanSparse(InPlace(net, in_place), alpha=0.5)(batch) for in_place in (True, False)]
+    ways = [MeanSparse(InPlace(net, in_place), alpha=alpha)(batch) for in_place in (True, False)]
     torch.testing.assert_close(*ways)
 
 
@@ -191,6 +194,15 @@ def test_an_in_place_activation_whose_result_is_not_used_is_the_same_as_by_value
     torch.testing.assert_close(answer(Statement(net, in_place, in_place=True)), expected)
 
 
+def test_very_large_alpha_replaces_values_many_deviations_from_the_mean(
+    net: Net, batch: Tensor
+) -> None:
+    far = 20 * batch
+    expected = by_hand(net, far, batch, alpha=100)
+    torch.testing.assert_close(MeanSparse(net, alpha=100, images=batch)(far), expected)
+    assert not torch.allclose(by_hand(net, far, batch, alpha=5), expected, atol=1e-3)
+
+
 def test_very_large_alpha_gives_all_images_the_same_logits(net: Net, batch: Tensor) -> None:
     logits = MeanSparse(net, alpha=1e6, images=batch)(batch)
     torch.testing.assert_close(logits, logits[:1].expand_as(logits))
@@ -207,6 +219,9 @@ def test_gradient_passes_straight_through_and_the_exact_gradient_is_zero(
     torch.testing.assert_close(exactly, defense(x))
     (exact,) = torch.autograd.grad(exactly.square().sum(), x)
     assert torch.equal(exact, torch.zeros_like(exact))
+    nothing_near = MeanSparse(net, alpha=1e-9, images=batch)
+    ways = [torch.autograd.grad(f(x).square().sum(), x)[0] for f in (nothing_near, net)]
+    torch.testing.assert_close(*ways)
 
 
 def test_exact_gradient_is_certified_but_straight_through_gradient_is_not(

@@ -268,6 +268,17 @@ def test_repeat_command_takes_only_the_newest_suite(run_path: Path, name: SuiteN
     assert (caveat in found.caveats) is not is_newest
 
 
+def test_command_of_a_run_to_the_end_without_a_suite_has_a_caveat(run_path: Path) -> None:
+    """The command line has --to-the-end only for a suite."""
+    loaded = load_run(run_path)
+    settings = loaded.run.spec.settings.model_copy(update={"until": "end"})
+    spec = loaded.run.spec.model_copy(update={"settings": settings})
+    found = commands(replace(loaded, run=loaded.run.model_copy(update={"spec": spec})))
+    assert "--to-the-end" not in found.again
+    assert "the setting until='end'" in found.caveats
+    assert not any("until=" in caveat for caveat in commands(loaded).caveats)
+
+
 def moved(loaded: RecordedRun, sentences: dict[str, str]) -> RecordedRun:
     """Add a diagnostic, which exists only if it is raised, to some defenses."""
     defenses = {

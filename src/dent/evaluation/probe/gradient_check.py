@@ -339,7 +339,7 @@ def _strides(
 ) -> list[Tensor]:
     """Return moves by a share of eps: along the gradient, and in random directions.
 
-    For linf they have this length in linf, otherwise in l2.
+    They have this length in the norm of the threat model. For linf, they go along the signs.
     """
     lines = [gradient, *(_random(gradient, draws) for _ in range(2 * _LINES))]
     length = share * threat.eps
