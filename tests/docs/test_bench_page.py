@@ -38,3 +38,14 @@ def test_rows_are_grouped_by_defense_and_sorted_by_steps(bench: ModuleType, reco
         for name in set(defenses):
             steps = [count for defense, count in kinds if defense == name]
             assert steps == sorted(steps)
+
+
+def test_shares_of_time_have_the_rows_and_kinds_that_the_script_writes(
+    bench: ModuleType, record: Any
+) -> None:
+    where = importlib.import_module("where")
+    settings = ("default", "compiled", "compiled bfloat16")
+    assert [*record["where"]] == [f"{what}, {each}" for what in where.CONFIGS for each in settings]
+    for shares in record["where"].values():
+        assert set(shares) <= {*where.KINDS, "everything else"}
+        assert sum(shares.values()) == pytest.approx(1)

@@ -284,7 +284,10 @@ def http(code: int) -> urllib.error.HTTPError:
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (OSError("no network"), r"could not be reached \(OSError: no network.*\n.*\n  hf download"),
+        (
+            OSError("no network"),
+            r"could not be downloaded .* \(OSError: no network.*\n.*\n  hf download",
+        ),
         (http(401), "no public repository of that name"),
         (http(404), "the hub has no file config.json there, at revision 'main'"),
     ],

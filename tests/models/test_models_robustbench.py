@@ -1,10 +1,12 @@
 """RobustBench models: listed without RobustBench, loaded by its code from local files."""
 
 import importlib.util
+import io
 import json
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -244,6 +246,60 @@ def test_error_for_a_failed_download_says_which_file_to_put_where(
     assert "(ConnectionError: nobody there)" in said
     assert "digest: none is published" in said
     assert not [path for path in models_folder.rglob("*") if path.is_file()]
+
+
+QUOTA = """Failed to retrieve file url:
+
+\tToo many users have viewed or downloaded this file recently. Please
+\ttry accessing the file again later.
+
+You may still be able to access the file from the browser"""
+
+
+@needs_robustbench
+@pytest.mark.parametrize(
+    ("content", "error", "said"),
+    [
+        ("half", None, r"WeightsError: Ding2020MMA\.pt is not an intact file of torch\.save"),
+        ("page", None, r"WeightsError: Ding2020MMA\.pt contains a web page"),
+        ("half", RuntimeError(QUOTA), "RuntimeError: .*Too many users have viewed or downloaded"),
+        (None, None, "OSError: Google Drive gave no file"),
+    ],
+)
+def test_a_partial_download_from_google_drive_leaves_no_file(
+    models_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    content: str | None,
+    error: Exception | None,
+    said: str,
+) -> None:
+    stream = io.BytesIO()
+    torch.save(architecture(DING).state_dict(), stream)
+    whole = stream.getvalue()
+
+    def gdown(url: str, output: str, quiet: bool) -> str | None:
+        assert url.startswith("https://drive.google.com/")
+        assert quiet
+        # It writes to a file of its own first, which stays there if it fails.
+        part = Path(f"{output}abc.tmp")
+        part.write_bytes(b"<html>" if content == "page" else whole[: len(whole) // 2])
+        if error is not None:
+            raise error
+        return None if content is None else str(part.rename(output))
+
+    monkeypatch.setitem(sys.modules, "gdown", SimpleNamespace(download=gdown))
+    with pytest.raises(WeightsError, match=rf"could not be downloaded \({said}"):
+        models.load(DING)
+    assert not [path for path in models_folder.rglob("*") if path.is_file()]
+    monkeypatch.setitem(
+        sys.modules,
+        "gdown",
+        SimpleNamespace(download=lambda url, output, quiet: Path(output).write_bytes(whole)),
+    )
+    models.load(DING)
+    assert [path.name for path in (models_folder / "robustbench").rglob("*.pt*")] == [
+        "Ding2020MMA.pt"
+    ]
 
 
 @needs_robustbench

@@ -1,11 +1,14 @@
 """Tests of MeanSparse against code by hand: sparsified activations, statistics, gradients."""
 
+from collections import Counter
 from collections.abc import Callable
+from copy import deepcopy
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.models import get_model
 
 from dent import ConfigError, InputError, UnsupportedModelError
 from dent.attacks.adaptive import Rung, certificate
@@ -178,6 +181,8 @@ class Statement(nn.Module):
         (lambda h: F.elu(h, 1.0, True), F.elu),
         (lambda h: F.hardswish(h, inplace=True), F.hardswish),
         (nn.SiLU(inplace=True), nn.SiLU()),
+        (nn.ReLU6(inplace=True), nn.ReLU6()),
+        (nn.Threshold(0.1, 0.2, inplace=True), nn.Threshold(0.1, 0.2)),
         (Tensor.tanh_, torch.tanh),
     ],
 )
@@ -201,6 +206,135 @@ def test_very_large_alpha_replaces_values_many_deviations_from_the_mean(
     expected = by_hand(net, far, batch, alpha=100)
     torch.testing.assert_close(MeanSparse(net, alpha=100, images=batch)(far), expected)
     assert not torch.allclose(by_hand(net, far, batch, alpha=5), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("with_images", [False, True])
+@pytest.mark.parametrize(
+    "act",
+    [
+        nn.ReLU(),
+        nn.ReLU6(),
+        F.relu6,
+        nn.Hardtanh(-0.3, 0.4),
+        nn.Threshold(0.1, 0.2),
+        nn.LeakyReLU(0.1),
+        nn.PReLU(3, dtype=torch.float64),
+        nn.RReLU(),
+        nn.ELU(),
+        nn.CELU(),
+        nn.SELU(),
+        nn.GELU("tanh"),
+        nn.SiLU(),
+        nn.Hardswish(),
+        nn.Mish(),
+        nn.Softplus(),
+        nn.Softsign(),
+        nn.Tanh(),
+    ],
+)
+def test_every_activation_function_of_a_conv_net_is_sparsified(
+    net: Net, batch: Tensor, act: Act, with_images: bool
+) -> None:
+    made = net.norm(net.first(batch))
+    found = statistics(made) if with_images else (net.norm.bias, net.norm.weight.abs())
+    model = Statement(net, act, in_place=False).eval()
+    answer = act(sparse(made, *found, 0.5))
+    expected = net.second(answer).mean((2, 3))
+    defense = MeanSparse(model, alpha=0.5, images=batch if with_images else None)
+    torch.testing.assert_close(defense(batch), expected)
+    assert not torch.allclose(model(batch), expected, atol=1e-6)
+
+
+class Sparsified(nn.Module):
+    """An activation module of an existing net, with its input sparsified: the oracle."""
+
+    def __init__(self, act: nn.Module) -> None:
+        super().__init__()
+        self.act = act
+        self.found: tuple[Tensor, Tensor] | None = None
+        self.measuring = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.measuring:
+            self.found = statistics(x)
+        mean, deviation = (each.view(1, -1, *[1] * (x.dim() - 2)) for each in self.found or ())
+        near = (x - mean).abs() <= 0.5 * deviation
+        return self.act(x if self.measuring else torch.where(near, mean, x))  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("name", "acts"),
+    [
+        ("mobilenet_v2", {"ReLU6": 35}),
+        ("mobilenet_v3_small", {"Hardswish": 19, "ReLU": 14}),
+    ],
+)
+def test_mobile_nets_are_sparsified_at_every_activation(name: str, acts: dict[str, int]) -> None:
+    torch.manual_seed(0)
+    plain = get_model(name, num_classes=10).double()
+    images, x = torch.rand(2, 4, 3, 32, 32, dtype=torch.float64)
+    for module in plain.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    plain(images)  # otherwise the logits of random weights vanish
+    plain.eval()
+    oracle, counted = deepcopy(plain), Counter[str]()
+    for module in list(oracle.modules()):
+        for child_name, child in list(module.named_children()):
+            if type(child) in (nn.ReLU, nn.ReLU6, nn.Hardswish):
+                setattr(module, child_name, Sparsified(child))
+                counted[type(child).__name__] += 1
+    assert counted == acts
+    oracle(images)
+    for module in oracle.modules():
+        if isinstance(module, Sparsified):
+            module.measuring = False
+    expected = oracle(x)
+    torch.testing.assert_close(MeanSparse(plain, alpha=0.5, images=images)(x), expected)
+    assert not torch.allclose(plain(x), expected, rtol=0.1)
+
+
+class Swish(torch.autograd.Function):
+    """SiLU as RobustBench's Wide-ResNets compute it."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(x)
+
+
+@pytest.mark.parametrize("with_images", [False, True])
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda h: h * torch.sigmoid(h),
+        lambda h: h.sigmoid().mul(h),
+        lambda h: torch.mul(h, other=F.sigmoid(h)),
+        lambda h: h.mul_(h.sigmoid()),
+        lambda h: h * F.hardsigmoid(h),
+        Swish.apply,
+    ],
+)
+def test_silu_that_the_model_computes_itself_is_refused(
+    net: Net, batch: Tensor, act: Act, with_images: bool
+) -> None:
+    model = Statement(net, lambda h: F.relu(act(h)), in_place=False).eval()
+    with pytest.raises(UnsupportedModelError, match=r"\(5, 3, 4, 4\).*nn\.SiLU\(\)"):
+        MeanSparse(model, images=batch if with_images else None)(batch)
+
+
+@pytest.mark.parametrize(
+    "gate", [nn.Sigmoid(), nn.Hardsigmoid(), nn.Hardsigmoid(inplace=True), Tensor.sigmoid_]
+)
+def test_gates_are_not_changed(net: Net, batch: Tensor, gate: Act) -> None:
+    def gated(h: Tensor) -> Tensor:
+        return F.relu(h) * gate(h.mean((2, 3), keepdim=True))
+
+    mean, deviation = net.norm.bias.detach(), net.norm.weight.detach().abs()
+    made = net.norm(net.first(batch))
+    h = F.relu(sparse(made, mean, deviation, 0.5)) * gate(made.mean((2, 3), keepdim=True))
+    defense = MeanSparse(Statement(net, gated, in_place=False).eval(), alpha=0.5)
+    torch.testing.assert_close(defense(batch), net.second(h).mean((2, 3)))
 
 
 def test_very_large_alpha_gives_all_images_the_same_logits(net: Net, batch: Tensor) -> None:

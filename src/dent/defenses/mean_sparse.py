@@ -19,14 +19,41 @@ from dent.errors import InputError, UnsupportedModelError
 from dent.support.devices import device_of, wide
 from dent.support.plural import counted
 
-_ACTIVATIONS = frozenset(
-    getattr(owner, name)
-    for owner in (F, torch, Tensor)
-    for plain in ("relu", "relu6", "leaky_relu", "elu", "celu", "selu", "silu", "gelu", "mish")
-    for name in (plain, f"{plain}_")
-    if hasattr(owner, name)
-) | {F.hardswish, torch.tanh, torch.tanh_, Tensor.tanh, Tensor.tanh_}
+_NAMES = (
+    "relu",
+    "relu6",
+    "hardtanh",  # what nn.ReLU6 calls
+    "threshold",
+    "leaky_relu",
+    "prelu",
+    "rrelu",
+    "elu",
+    "celu",
+    "selu",
+    "silu",
+    "hardswish",
+    "mish",
+    "gelu",
+    "softplus",
+    "softsign",
+    "tanh",
+)
+
+
+def _functions(*names: str) -> frozenset[Callable[..., Any]]:
+    """Return the functions and methods with these names, and those that work in place."""
+    spelled = [each for name in names for each in (name, f"{name}_")]
+    owners = (F, torch, Tensor)
+    return frozenset(
+        getattr(owner, each) for owner in owners for each in spelled if hasattr(owner, each)
+    )
+
+
+_ACTIVATIONS = _functions(*_NAMES)
 """The activation functions whose inputs change, called by a module or in the model's forward."""
+_GATES = _functions("sigmoid", "hardsigmoid")
+"""Functions that scale another tensor: no activation functions, unless they scale their input."""
+_PRODUCTS = _functions("mul", "multiply")
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,9 +74,11 @@ class MeanSparse(ReferenceDefense):
 
         a ← μ_c  if |a − μ_c| ≤ α σ_c,   else a
 
-    before every activation function (ReLU and its variants, GELU, SiLU, tanh). μ_c and σ_c are the
-    mean and standard deviation of channel c over training images and positions. Nothing adapts to
-    the batch: the defense is static, and removes small changes that an attacker makes.
+    before every activation function of PyTorch: ReLU and its variants (such as ReLU6, leaky ReLU,
+    PReLU and ELU), GELU, SiLU, Hardswish, Mish, softplus, softsign and tanh. Sigmoid and
+    Hardsigmoid do not count, because they are gates, as in squeeze-and-excitation. μ_c and σ_c are
+    the mean and standard deviation of channel c over training images and positions. Nothing adapts
+    to the batch: the defense is static, and removes small changes that an attacker makes.
 
     The true gradient of a replaced input is 0, which hides the slope from attacks. The paper
     reports gains of about a point on large models under AutoAttack. RobustBench's evaluation with a
@@ -64,7 +93,8 @@ class MeanSparse(ReferenceDefense):
 
     Args:
         model: the classifier. Its forward calls the same activation functions in the same order
-            for every batch.
+            for every batch. A function that it computes itself, such as `x.clamp(min=0)`, is not
+            recognized as an activation function.
         alpha: the threshold, in standard deviations.
         images: training images (N, ...), or an iterable of batches of them, to compute the mean and
             standard deviation from. None uses BatchNorm's parameters: on training images, the
@@ -73,7 +103,9 @@ class MeanSparse(ReferenceDefense):
 
     Raises:
         ConfigError: `alpha` is out of range.
-        UnsupportedModelError: the model is not supported, or there is nothing to sparsify.
+        UnsupportedModelError: the model is not supported, it computes SiLU as `x * sigmoid(x)` or
+            Hardswish as `x * hardsigmoid(x)`, or there is nothing to sparsify. Without `images`,
+            only a prediction raises the last two.
     """
 
     name: ClassVar[str] = "mean-sparse"
@@ -192,6 +224,7 @@ class _Activations(TorchFunctionMode):
         self.place = 0
         self._normalized: _BatchNormOutput | None = None
         self._linear: Tensor | None = None
+        self._gate: tuple[Tensor, Tensor] | None = None
 
     def __torch_function__(
         self,
@@ -209,7 +242,12 @@ class _Activations(TorchFunctionMode):
             self.place += 1
             in_place = result is given and given is not values
             return values.copy_(result) if in_place else result
+        if func in _PRODUCTS:
+            self._check_product(*args, *kwargs.values())
         result = func(*args, **kwargs)
+        if func in _GATES:
+            values = args[0] if args else kwargs["input"]
+            self._gate = None if result is values else (values, result)
         if func is F.linear:
             self._linear = result
         if func is F.batch_norm:
@@ -217,6 +255,19 @@ class _Activations(TorchFunctionMode):
             shift = args[4] if len(args) > 4 else kwargs.get("bias")
             self._normalized = _BatchNormOutput(result, result._version, scale, shift)
         return result
+
+    def _check_product(self, *factors: object) -> None:
+        """Refuse a gate that scales its own input: x * sigmoid(x) is an activation function."""
+        if self._gate is None:
+            return
+        values, gate = self._gate
+        if any(values is each for each in factors) and any(gate is each for each in factors):
+            raise UnsupportedModelError(
+                f"The model computes SiLU or Hardswish itself: its forward multiplies x, of shape "
+                f"{tuple(values.shape)}, by sigmoid(x) or hardsigmoid(x). MeanSparse changes only "
+                "the inputs of PyTorch's own activation functions: replace that layer with "
+                "nn.SiLU() or nn.Hardswish()."
+            )
 
     def look(self, values: Tensor) -> Tensor:
         """Return the input that the activation function receives instead of `values`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import textwrap
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,11 +13,14 @@ from pathlib import Path
 from typing import Final
 
 from dent.errors import WeightsError
+from dent.models.weights import check_download
 from dent.support.plural import counted
 
 ROOT_VARIABLE: Final = "DENT_MODELS"
 _SECONDS: Final = 20.0
 _CHUNK: Final = 1 << 20
+_REASON: Final = 600
+"""Characters of an error that a message shows."""
 
 
 def models_root() -> Path:
@@ -48,7 +52,9 @@ class Download:
     def obtain(self) -> Path:
         """Return the path of the file, after downloading it if it is missing.
 
-        The content is not checked. A download gets the file's name only when it is complete.
+        A file that is already there is not checked. A download gets the file's name only when it is
+        complete: `fetch` raised nothing, weights can be decoded and have the digest, and the
+        content is on the disk.
 
         Raises:
             WeightsError: If the file is missing and cannot be downloaded; the message says which
@@ -60,6 +66,9 @@ class Download:
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             self.fetch(self.url, part)
+            check_download(part, self.file, self.digest)
+            with part.open("rb+") as file:
+                os.fsync(file.fileno())
             os.replace(part, self.file)
         except Exception as error:  # downloaders of other packages may raise anything
             raise WeightsError(self._advice(error)) from error
@@ -69,7 +78,8 @@ class Download:
         return self.file
 
     def _advice(self, error: Exception) -> str:
-        reason = next(iter(str(error).strip().splitlines()), "")
+        # gdown says only on a later line of its message that a limit was reached.
+        reason = textwrap.shorten(str(error), _REASON, placeholder=" ...")
         digest = f"SHA-256 {self.digest}..." if self.digest else "none is published"
         if self.digest is not None and len(self.digest) == 64:
             digest = f"SHA-256 {self.digest}"

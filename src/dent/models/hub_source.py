@@ -191,8 +191,8 @@ class Repository:
                 f"name. If it is private or gated, log in, fetch it yourself:\n{by_hand}"
             )
         return (
-            f"{self.name!r}: {file} is not here and the Hugging Face hub could not be reached "
-            f"({type(cause).__name__}: {cause}; {url}).\nWhat to do: on a machine that reaches "
+            f"{self.name!r}: {file} is not here and could not be downloaded from the Hugging Face "
+            f"hub ({type(cause).__name__}: {cause}; {url}).\nWhat to do: on a machine that reaches "
             f"it:\n{by_hand}"
         )
 

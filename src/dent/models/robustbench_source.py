@@ -10,6 +10,7 @@ content that this package wrote.
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -219,10 +220,15 @@ def _fetch(url: str, path: Path) -> None:
     if "drive.google.com" not in url:
         fetch_url(url, path)
         return
-    # Google Drive asks for confirmation before it sends a large file; gdown handles that.
-    require("gdown", PURPOSE, extra="zoo").download(url, str(path), quiet=True)
-    if not path.is_file():
-        raise OSError("Google Drive gave no file")
+    # Google Drive asks for confirmation before it sends a large file; gdown handles that. Since
+    # it leaves its own temporary file when it fails, it gets a folder to leave it in.
+    gdown = require("gdown", PURPOSE, extra="zoo")
+    with tempfile.TemporaryDirectory(prefix=f"{path.name}-", dir=path.parent) as scratch:
+        arrived = Path(scratch) / "weights"
+        gdown.download(url, str(arrived), quiet=True)
+        if not arrived.is_file():
+            raise OSError("Google Drive gave no file")
+        os.replace(arrived, path)
 
 
 def _entry(name: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ This module never unpickles more than tensors and plain containers (`weights_onl
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -29,6 +30,10 @@ _TORCH_SUFFIXES = (".pt", ".pth", ".th", ".pyth", ".ckpt", ".tar", ".bin")
 #: The suffixes of weights files.
 SUFFIXES = (".safetensors", *_TORCH_SUFFIXES)
 _SHOWN = 4
+
+
+class _PythonObjectsError(WeightsError):
+    """A file was refused because it holds Python objects, not because it is damaged."""
 
 
 def read_weights(path: Path, digest: str | None = None) -> dict[str, Tensor]:
@@ -95,6 +100,41 @@ def read_checkpoint(path: Path, digest: str | None = None) -> object:
         raise WeightsError(f"cannot read the weights file {path}: {error.strerror}") from error
     if what := recognized(data):
         raise WeightsError(f"{path} {what}")
+    return _decoded(data, path, digest)
+
+
+def check_download(download: Path, file: Path, digest: str | None = None) -> None:
+    """Check that a download is whole, before it gets its name.
+
+    A weights file that holds Python objects passes if it is whole, because it can be converted.
+
+    Args:
+        download: The download, under a temporary name.
+        file: The name that it is to get. Its suffix says what the download must be: weights or
+            JSON. Any content passes under another suffix.
+        digest: As in `read_weights`.
+
+    Raises:
+        WeightsError: The download is cut off, has another digest, or is something else, such as a
+            web page.
+    """
+    name, suffix = Path(file.name), file.suffix.lower()
+    if suffix == ".json":
+        try:
+            json.loads(download.read_bytes())
+        except ValueError as error:
+            raise WeightsError(f"{name} is no intact JSON file: {error}") from error
+    if suffix not in SUFFIXES:
+        return
+    data = download.read_bytes()
+    if what := recognized(data):
+        # The last sentence says what to do with a file that is there. This one is not kept.
+        raise WeightsError(f"{name} {what.rpartition('. ')[0] or what}")
+    with contextlib.suppress(_PythonObjectsError):
+        _decoded(data, name, digest)
+
+
+def _decoded(data: bytes, path: Path, digest: str | None) -> object:
     actual = hashlib.sha256(data).hexdigest()
     if digest and not actual.startswith(digest):
         raise WeightsError(
@@ -102,7 +142,7 @@ def read_checkpoint(path: Path, digest: str | None = None) -> object:
             f"({counted(len(data), 'byte')}). It is damaged or another version. Nothing was "
             "loaded"
         )
-    if suffix == ".safetensors":
+    if path.suffix.lower() == ".safetensors":
         return _from_safetensors(data, path)
     if is_safetensors(data):
         raise WeightsError(f"{path} is a safetensors file: name it {path.stem}.safetensors")
@@ -134,7 +174,7 @@ def _from_torch(data: bytes, path: Path) -> object:
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # torch's own message suggests unpickling, which would run any code in the file.
-        raise WeightsError(_refusal(path, data, error)) from error
+        raise _refusal(path, data, error) from error
     except Exception as error:  # damaged bytes surface as almost any exception
         raise WeightsError(
             f"{path} is not an intact file of torch.save "
@@ -143,11 +183,11 @@ def _from_torch(data: bytes, path: Path) -> object:
         ) from error
 
 
-def _refusal(path: Path, data: bytes, error: pickle.UnpicklingError) -> str:
+def _refusal(path: Path, data: bytes, error: pickle.UnpicklingError) -> WeightsError:
     match = re.search(r"GLOBAL ([\w.]+)", str(error))
     names = globals_in(data) or ([match[1]] if match else [])
     if not names:
-        return (
+        return WeightsError(
             f"{path} is no file of torch.save, or a damaged one, and nothing in it was run: "
             "expected a state dict saved with torch.save(model.state_dict(), ...); copy or "
             "download it again"
@@ -157,8 +197,8 @@ def _refusal(path: Path, data: bytes, error: pickle.UnpicklingError) -> str:
         f"({_some(names)}), and rebuilding those could run any code."
     )
     if harmful := [name for name in names if is_harmful(name)]:
-        return f"{refused} No weights file needs {_some(harmful)}: delete it"
-    return (
+        return _PythonObjectsError(f"{refused} No weights file needs {_some(harmful)}: delete it")
+    return _PythonObjectsError(
         f"{refused} If you trust its source, convert it once. This rebuilds these objects and no "
         f"others:\n  {command(path, names)}"
     )
