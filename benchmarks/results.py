@@ -1,11 +1,13 @@
 """The results table: the robust accuracy of each defense under three kinds of attack.
 
-    python benchmarks/results.py run     every evaluation, cheap ones first; hours on 2 cores
+    python benchmarks/results.py run     the rows of AutoAttack and of suite 3; hours on 2 cores
+    python benchmarks/results.py run --by cut     the rows of the cut suite 1
     python benchmarks/results.py page    docs/evaluation/results.md and .svg, from saved results
 
 An evaluation is an ordinary `dent evaluate`, whose command the page shows. If `run` is interrupted,
 the same command continues it. Results are saved in docs/evaluation/results/, whole runs in
-runs/results/. The rows of the board on the same model are shown beside them.
+runs/results/. The rows of the board on the same model are shown beside them. The page also shows
+the commands of the board's rows, and of the rows of suite 1, which only older code has.
 """
 
 import argparse
@@ -21,6 +23,7 @@ from typing import Final
 from results_chart import Row, draw
 
 from dent.evaluation import EvaluationResult, load_run
+from dent.evaluation.results.result import Decision
 from dent.report import wording
 from dent.report.headline import headline
 
@@ -31,7 +34,6 @@ PICTURE: Final = PAGE.with_suffix(".svg")
 FINDING: Final = ROOT / "docs/figures/finding.svg"
 """The figure in the README: the columns `SHOWN` of the defense `FOUND`."""
 FOUND: Final = "dent+"
-SHOWN: Final = ("published", "frozen", "dynamic", "board")
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 
 BOARD: Final = ROOT / "board/cifar10-linf-8_255-v1"
@@ -58,6 +60,11 @@ iterations or a quarter."""
 
 SUITE: Final = "decided"
 """Key of the column of the current suite. It attacks the static model once for all defenses."""
+SHOWN: Final = ("published", "frozen", SUITE, "board")
+"""Keys of the columns in the figure of the README, the same as in its table."""
+TRACK: Final = "cifar10-linf-8/255-v1"
+SUITE_1: Final = "be86e3d"
+"""A commit of this repository with suite 1 (torch-dent 0.1.0)."""
 Results = dict[tuple[str, "Column"], EvaluationResult]
 
 
@@ -75,8 +82,12 @@ class Column:
 
 
 COLUMNS: Final = (
-    Column("published", "AutoAttack, published", ("--attack", CUT, "--protocol", "published")),
-    Column("frozen", "AutoAttack, frozen", ("--attack", CUT, "--protocol", "frozen")),
+    Column(
+        "published",
+        "AutoAttack (shortened), published",
+        ("--attack", CUT, "--protocol", "published"),
+    ),
+    Column("frozen", "AutoAttack (shortened), frozen", ("--attack", CUT, "--protocol", "frozen")),
     Column(SUITE, "dynamic suite, small", ("--suite", "dynamic", "--budget", "small")),
     Column("board", "dynamic suite, small, 1,024 images", (), by_default=False),
     Column("dynamic", "dynamic suite 1, small", (), by_default=False),
@@ -108,6 +119,22 @@ def command(defense: str, column: Column) -> list[str]:
         *(("--static-from", f"runs/results/{first}-{column.key}") if shared else ()),
         *("--out", f"runs/results/{defense}-{column.key}"),
     ]
+
+
+def shown_command(defense: str, column: Column) -> str:
+    """Return the command of a cell for the page, with a comment if this script cannot run it."""
+    if column.key == "board":
+        nonce = json.loads((BOARD / defense / "row.json").read_text())["nonce"]
+        words = [
+            *("board", "run", TRACK, "--defense", DEFENSES[defense]),
+            *("--nonce", nonce, "--out", f"runs/board/{defense}"),
+        ]
+        return f"dent {shlex.join(words)}"
+    if column.options:
+        return f"dent {shlex.join(command(defense, column))}"
+    suite = next(each for each in COLUMNS if each.key == SUITE)
+    first = command(defense, Column(column.key, column.title, suite.options))
+    return f"dent {shlex.join(first)}    # suite 1: only at commit {SUITE_1}"
 
 
 def run(defenses: Sequence[str], columns: Sequence[Column]) -> None:
@@ -186,8 +213,7 @@ def table(found: Results) -> Iterator[str]:
     yield from durations(found)
     yield "```"
     for defense, column in found:
-        if column.options:
-            yield f"dent {shlex.join(command(defense, column))}"
+        yield shown_command(defense, column)
     yield "```"
 
 
@@ -202,13 +228,19 @@ def durations(found: Results) -> Iterator[str]:
         decided = after.defenses[_defended(after)].decided
         rows.append(
             f"| {defense} | {'not run' if before is None else _took(before)} | {_took(after)} | "
-            f"{'its end' if decided is None else f'{decided.after} of {decided.of} attacks'} |"
+            f"{'its end' if decided is None else _decided(decided)} |"
         )
     if rows:
         yield "| defense | suite 1, to its end | suite 3, until decided | decided after |"
         yield "| --- | ---: | ---: | --- |"
         yield from rows
         yield ""
+
+
+def _decided(decided: Decision) -> str:
+    if not decided.after:
+        return f"transfer from the static model, before the first of {decided.of} attacks on it"
+    return f"{decided.after} of {decided.of} attacks"
 
 
 def _took(result: EvaluationResult) -> str:

@@ -60,6 +60,8 @@ def draw(rows: Sequence[Row], out: Path) -> None:
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.grid(axis="x", color="#d5dae0", linewidth=0.8)
         axes.set_axisbelow(True)
-        axes.set_xlabel("robust accuracy less the static model's, in points, with 95% intervals")
+        axes.set_xlabel(
+            "robust accuracy minus that of the static model, in points, with 95% intervals"
+        )
         figure.tight_layout()
         figure.savefig(out, format="svg", metadata={"Date": None})

@@ -198,20 +198,20 @@ def tables(journal: Path) -> Iterator[str]:
         # Compare with the static model, and with the mean of the most views, which comes last.
         against = [names[0], *[name for name in names if name.startswith("tte")][-1:]]
         heads = [f"{size} images", "forwards", "clean", "under attack"]
-        rows = [heads + [f"less {other}" for other in against]]
+        rows = [heads + [f"minus {other}" for other in against]]
         for name in names:
             clean, pooled = total[name]["clean"], total[name]["pooled"]
             low, high = wilson(sum(pooled), size)
             kept = f"{100 * sum(pooled) / size:.1f}% [{100 * low:.1f}, {100 * high:.1f}]"
             row = [name, str(CANDIDATES[name][1]), f"{100 * sum(clean) / size:.1f}%", kept]
             rows.append(
-                row + [_less(pooled, total[o]["pooled"]) if o != name else "" for o in against]
+                row + [_minus(pooled, total[o]["pooled"]) if o != name else "" for o in against]
             )
         rule = ["---", *["---:"] * (len(rows[0]) - 1)]
         yield "\n".join(f"| {' | '.join(row)} |" for row in (rows[0], rule, *rows[1:]))
 
 
-def _less(mine: Sequence[bool], other: Sequence[bool]) -> str:
+def _minus(mine: Sequence[bool], other: Sequence[bool]) -> str:
     gained = sum(a and not b for a, b in zip(mine, other, strict=True))
     lost = sum(b and not a for a, b in zip(mine, other, strict=True))
     low, high = tango(gained, lost, len(mine))

@@ -10,7 +10,7 @@ the image or tune the encoder; each can be evaluated with `--defense my_code:fac
 adapts the scales and shifts of the encoder's LayerNorms. From the command line:
 
     dent evaluate --model examples.clip_zero_shot:published --dataset cifar10 --n 256 \
-        --defense dent+ --suite dynamic --norm linf --eps 1/255 --out runs/clip
+        --batch-size 32 --defense dent+ --suite dynamic --norm linf --eps 1/255 --out runs/clip
 """
 
 import sys

@@ -85,7 +85,7 @@ def run_command(
         bool,
         typer.Option(
             "--to-the-end",
-            help="Run every attack of the suite, even after a gain has become impossible.",
+            help="Run every attack of the suite, even after a gain can no longer be shown.",
         ),
     ] = False,
     static_from: Annotated[Path | None, options.static_from()] = None,

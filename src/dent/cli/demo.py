@@ -27,7 +27,7 @@ def demo_command(
 
     Every attack of the dynamic suite first attacks the static model, an adversarially trained
     ResNet-14-2, at linf eps 8/255. The adversarial images are submitted to dent+. Then one attack
-    after the other attacks dent+ itself, until a gain is impossible.
+    after the other attacks dent+ itself, until a gain can no longer be shown with these images.
     """
     early.folder(out)
     from dent.cli import resolve, running, showing

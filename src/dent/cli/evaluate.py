@@ -102,7 +102,8 @@ def evaluate_command(
     suite: Annotated[
         Literal["dynamic"] | None,
         typer.Option(
-            help="Instead of --attack: all attacks known to break dynamic defenses, and a verdict.",
+            help="Instead of --attack: the published attacks on dynamic defenses that we know "
+            "(docs/evaluation/attacks.md), and a verdict.",
             rich_help_panel=_THREAT,
         ),
     ] = None,
@@ -117,7 +118,7 @@ def evaluate_command(
         bool,
         typer.Option(
             "--to-the-end",
-            help="Run every attack of the suite, even after a gain has become impossible.",
+            help="Run every attack of the suite, even after a gain can no longer be shown.",
             rich_help_panel=_THREAT,
         ),
     ] = False,
@@ -159,7 +160,8 @@ def evaluate_command(
     diagnostics: Annotated[
         Literal["cheap", "full"],
         typer.Option(
-            help="full also attacks the first batch with a huge eps and with more iterations.",
+            help="full also attacks the first batch with a huge eps, and at most 16 of its members "
+            "with more iterations.",
             rich_help_panel=_RUN,
         ),
     ] = "cheap",

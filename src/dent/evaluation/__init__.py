@@ -3,7 +3,7 @@
     from dent.evaluation import Settings, Subject, evaluate
 
     subject = Subject(model, dataset, {"dent+": Dent(model)}, [make("apgd-ce")], threat)
-    result = evaluate(subject, Settings(n=256, batch_size=64), out=Path("runs/first"))
+    result = evaluate(subject, Settings(n=256, batch_size=32), out=Path("runs/first"))
 
 The unit of an evaluation is the batch, whose members never change. Only the predictions on
 submission count: after an attack, the whole batch is submitted once more. See docs/evaluation.

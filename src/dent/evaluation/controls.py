@@ -6,7 +6,7 @@
 Each control claims to defend a nominally trained CIFAR-10 net, which attacks break at once. It
 predicts with the bundled net that was trained against l-inf attacks, so its gain is the robust
 accuracy of that net. It is not a defense. But an evaluation that does not detect this gain cannot
-detect any.
+detect any. `batch_gain` depends on the batch, so it needs at least 8 batches, as in this command.
 """
 
 from typing import Any

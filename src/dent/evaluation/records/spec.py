@@ -51,13 +51,13 @@ class Settings(Record):
     transfer: bool = True
     """Whether to submit the adversarial images of the static model to every defense."""
     diagnostics: Literal["cheap", "full"] = "cheap"
-    """`cheap` makes a few queries about one batch. `full` also attacks that batch with a huge eps,
-    and with twice the iterations."""
+    """`cheap` makes some queries about the first batch. `full` also attacks that batch with a huge
+    eps, and at most 16 of its members with twice the iterations."""
     tensors: Literal["keep", "drop"] = "keep"
     """Whether the run folder keeps the adversarial images. `dent verify` needs them."""
     until: Literal["decided", "end"] = "decided"
-    """`decided`: a run of the whole suite stops attacking a defense when a gain is impossible.
-    `end`: every attack runs."""
+    """`decided`: a run of the whole suite stops attacking a defense when a gain can no longer be
+    shown with these samples. `end`: every attack runs."""
     ids: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(default=None, min_length=1)
     """Ids of the samples to attack, in the full split. Replaces `n`. They are sorted."""
     randomness: Randomness = "private"

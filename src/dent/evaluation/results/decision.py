@@ -1,4 +1,6 @@
-"""Decide when a run of the suite stops attacking a defense: once a gain is impossible.
+"""Decide when a run of the suite stops attacking a defense: once no gain can be shown anymore.
+
+This is about the samples of the run: with more samples, a small gain might be shown.
 
 More attacks only lower the worst case of a defense, and the static worst case is final before the
 defense is attacked. So once the lower end of the interval of the difference is at or below 0, it
@@ -127,7 +129,7 @@ class _Watched:
         records: Mapping[str, JournalRecord],
         static: "_Watched",
     ) -> Decision | None:
-        """Return the decision after the last complete round; None while a gain is possible.
+        """Return the decision after the last complete round; None while a gain can be shown.
 
         Also None if every unit is recorded, because then nothing was left out.
         """

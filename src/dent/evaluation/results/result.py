@@ -235,7 +235,7 @@ class Ladder(Record):
 
 
 class Decision(Record):
-    """The point at which a run stopped attacking a defense, because a gain was impossible."""
+    """The point at which a run stopped attacking a defense, when it could show no gain anymore."""
 
     after: _Count
     """Number of attacks on the defense that had run, without transfers from the static model."""
