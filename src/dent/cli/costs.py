@@ -18,7 +18,7 @@ Timer = Callable[[Chosen], float | None]
 
 AT_MOST = (
     "At most: if every attack runs to its end. An attack stops early on a batch whose members are "
-    "all wrong, and a suite stops once no gain is possible."
+    "all wrong, and a suite stops once a gain can no longer be shown."
 )
 
 

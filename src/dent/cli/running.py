@@ -187,7 +187,7 @@ def _say_power(subject: Subject, settings: Settings, cost: CostEstimate) -> None
     if gain is not None:
         text = f"A true gain of {points(gain)} points or more shows on {samples} in 4 runs of 5."
     if settings.until == "decided":
-        text += " Attacks on a defense stop when a gain is impossible"
+        text += " Attacks on a defense stop when a gain can no longer be shown"
         if cost.first_decision is not None:
             soonest = between(cost.first_decision / 2, cost.first_decision)
             text += f", at the earliest after about {soonest}"
