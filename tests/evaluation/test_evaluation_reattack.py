@@ -11,14 +11,24 @@ import pytest
 import torch
 
 from dent import DENT, DENT_PLUS, ConfigError, Dent, DentConfig
-from dent.attacks import Outcome
+from dent.attacks import PGD, Outcome
 from dent.defenses import Hedge
-from dent.evaluation import Reattack, Settings, evaluate, load_run, verify
+from dent.evaluation import Reattack, Settings, Subject, evaluate, load_run, verify
 from dent.evaluation.records.folder import RUN
 from dent.evaluation.records.journal import JOURNAL
-from dent.evaluation.records.schema import UnitRecord
+from dent.evaluation.records.schema import ProbeRecord, UnitRecord
+from dent.evaluation.records.spec import EvaluationSpec
 from dent.storage.canonical import canonical, digest
-from tests.evaluation.subjects import SMALL, Boast, Masked, Push, Wrapper, make_model, make_subject
+from tests.evaluation.subjects import (
+    SMALL,
+    Boast,
+    Guess,
+    Masked,
+    Push,
+    Wrapper,
+    make_model,
+    make_subject,
+)
 
 WHOLE = Settings(n=24, batch_size=8)
 
@@ -85,7 +95,7 @@ def elsewhere(folder: Path, **changes: Any) -> None:
     run = json.loads((folder / RUN).read_text())
     run["sessions"][0].update({"device": "cuda: another", **changes})
     (folder / RUN).write_text(json.dumps(run))
-    (folder / "result.json").unlink()
+    (folder / "result.json").unlink(missing_ok=True)
 
 
 def test_reattack_on_another_device_finds_large_differences_by_a_paired_test(
@@ -163,6 +173,119 @@ def test_reattack_on_another_device_finds_forged_claims_and_gradients(
         "recorded",
         found.problems[0],
     )
+
+
+def drop_gain(record: dict[str, Any]) -> None:
+    for follow_up in record["more_iterations"]:
+        follow_up["before"] = follow_up["correct"]
+
+
+def drop_follow_ups(record: dict[str, Any]) -> None:
+    record["more_iterations"] = None
+
+
+def edited(source: Path, folder: Path, change: Any) -> Path:
+    """Copy a run, and edit its record of the probe of `it`."""
+    shutil.copytree(source, folder)
+    lines = (folder / JOURNAL).read_text().splitlines()
+    for at, line in enumerate(lines):
+        record = json.loads(line)["record"]
+        if (record["kind"], record["defense"]) == ("probe", "it"):
+            change(record)
+            lines[at] = canonical({"record": record, "sha256": digest(record)})
+    (folder / JOURNAL).write_text("\n".join(lines) + "\n")
+    (folder / "result.json").unlink()
+    return folder
+
+
+def hasty() -> Subject:
+    """A defense with steps, attacked in so few iterations that more of them help."""
+    model = make_model()
+    attacks = [PGD(iterations=1, step=0.2, random_start=False), Guess()]
+    return make_subject({"it": Dent(model, DentConfig(steps=2))}, attacks, model=model)
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with full diagnostics, in which more iterations broke two members more."""
+    path = tmp_path_factory.mktemp("reattack") / "full"
+    evaluate(hasty(), Settings(n=32, batch_size=32, diagnostics="full"), out=path)
+    record = load_run(path).records["probe/0/it/None"]
+    assert isinstance(record, ProbeRecord)
+    (follow_up,) = record.more_iterations or ()
+    assert follow_up.before is not None
+    assert follow_up.before > follow_up.correct + 1
+    return path
+
+
+def test_reattack_repeats_the_attacks_with_more_iterations(full: Path) -> None:
+    found = verify(full, hasty(), reattack=Reattack())
+    assert found.status == "verified", found.problems
+    again = found.reattacked
+    assert again is not None
+    # 2 attacks on 2 defenses, and one unit of extra attacks for each of these.
+    assert (len(again.units), again.of, again.same) == (6, 6, 6)
+    assert {"probe/0/static/None", "probe/0/it/None"} <= set(again.units)
+    drawn = {
+        unit.key for nonce in range(20) for unit in Reattack(1, str(nonce)).draw(load_run(full))
+    }
+    assert drawn == set(again.units)
+
+
+@pytest.mark.parametrize("change", [drop_gain, drop_follow_ups])
+def test_reattack_finds_forged_attacks_with_more_iterations(
+    full: Path, tmp_path: Path, change: Any
+) -> None:
+    forged = edited(full, tmp_path / "run", change)
+    assert "more iterations still help" in flags(full, "it")
+    assert "more iterations still help" not in flags(forged, "it")
+    found = verify(forged, hasty(), reattack=Reattack())
+    assert found.problems == (
+        "attacks: probe/0/it/None: more_iterations not the same when attacked again",
+    )
+    elsewhere(forged)
+    (problem,) = verify(forged, hasty(), reattack=Reattack()).problems
+    assert re.fullmatch(
+        r"attacks: it: more iterations still help for \d+ of 16 members when attacked again, for 0 "
+        "as recorded",
+        problem,
+    )
+
+
+def test_reattack_on_another_device_accepts_one_member_that_more_iterations_break(
+    full: Path, tmp_path: Path
+) -> None:
+    def one_less(record: dict[str, Any]) -> None:
+        record["more_iterations"][0]["correct"] += 1
+
+    forged = edited(full, tmp_path / "run", one_less)
+    elsewhere(forged)
+    found = verify(forged, hasty(), reattack=Reattack())
+    assert found.problems == ()
+    assert found.reattacked is not None
+    assert found.reattacked.same == found.reattacked.of - 1
+
+
+def test_reattack_repeats_the_extra_attacks_of_a_run_by_attack(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def by_attack(spec: EvaluationSpec, **_: Any) -> EvaluationSpec:
+        return spec.model_copy(update={"schedule": "by-attack"})
+
+    monkeypatch.setattr("dent.evaluation.subject.scheduled", by_attack)
+    settings = Settings(n=32, batch_size=32, diagnostics="full", until="end")
+    evaluate(hasty(), settings, out=tmp_path / "run")
+    found = verify(tmp_path / "run", hasty(), reattack=Reattack())
+    assert found.problems == ()
+    assert found.reattacked is not None
+    assert found.reattacked.same == found.reattacked.of == 6
+    assert "certificate/0/it/None" in found.reattacked.units
+
+
+def test_reattack_without_full_diagnostics_repeats_no_attacks_with_more_iterations(
+    honest: Path,
+) -> None:
+    assert {unit.kind for unit in Reattack().draw(load_run(honest))} == {"attack"}
 
 
 def test_nonce_selects_the_units_and_every_unit_is_drawn_by_some_nonce(honest: Path) -> None:

@@ -3,6 +3,7 @@
 import random
 from dataclasses import replace
 from math import comb
+from statistics import mean, stdev
 from typing import Any
 
 import pytest
@@ -10,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from dent.evaluation.results.intervals import of_median, tango
+from dent.evaluation.results.intervals import of_median, tango, wilson
+from dent.evaluation.results.worst_case import MIN_CLUSTERS
 from dent.paper.claims import compare, judge
 from dent.paper.load import read_spec
-from dent.paper.measure import MeasuredCell, of_numbers
+from dent.paper.measure import MeasuredCell, of_accuracy, of_numbers
 from dent.paper.results import Judgement
 from dent.paper.rules import rule
 from dent.paper.spec import Claim, Table
@@ -24,10 +26,7 @@ CELLS = ("small/dent", "small/static")
 
 def accuracy(right: list[bool], *, per_batch: int = 4, shared: bool = False) -> MeasuredCell:
     where = {at: at // per_batch for at in range(len(right))}
-    share = 100 * sum(right) / len(right)
-    return MeasuredCell(
-        share, (share - 1, share + 1), dict(enumerate(right)), where, shared, (), (), False
-    )
+    return of_accuracy(dict(enumerate(right)), where, shared=shared, flags=(), partial=False)
 
 
 def some(count: int, total: int = 100) -> list[bool]:
@@ -213,7 +212,7 @@ def test_cells_are_compared_only_on_their_common_samples() -> None:
     first = accuracy([True] * 8 + [False] * 8)
     second = accuracy([False] * 8)
     assert compare(first, second).value == 100
-    nothing = MeasuredCell(0.0, None, {99: True}, {99: 0}, False, (), (), False)
+    nothing = MeasuredCell(0.0, None, "", {99: True}, {99: 0}, False, (), (), False)
     apart = compare(first, nothing)
     assert (apart.value, apart.interval) == (None, None)
 
@@ -246,7 +245,7 @@ def test_ruling_of_a_single_cell_follows_from_its_interval(
     claim = Claim.model_validate(
         {"id": "c", "says": "So.", "kind": kind, "cells": ["small/static"], **fields}
     )
-    cell = MeasuredCell(10.0, interval, {}, {}, False, (10.0,), (), False)
+    cell = MeasuredCell(10.0, interval, "", {}, {}, False, (10.0,), (), False)
     table = read_spec(Table, "tiny", TABLE)
     found = judge(table, claim, ("small/static",), {"small/static": cell}, "×")
     assert (found.ruling, found.published) == (ruling, 10.0)
@@ -254,7 +253,7 @@ def test_ruling_of_a_single_cell_follows_from_its_interval(
 
 def test_a_single_accuracy_of_few_dependent_batches_cannot_be_told() -> None:
     claim = Claim.model_validate(
-        {"id": "c", "says": "So.", "kind": "at-most", "cells": ["small/dent"], "bound": 5.0}
+        {"id": "c", "says": "So.", "kind": "at-most", "cells": ["small/dent"], "bound": 10.0}
     )
     table = read_spec(Table, "tiny", TABLE)
 
@@ -264,6 +263,45 @@ def test_a_single_accuracy_of_few_dependent_batches_cannot_be_told() -> None:
 
     assert judged(4, shared=True) == "cannot be told"
     assert judged(8, shared=True) == judged(4, shared=False) == "reproduced"
+
+
+def test_the_interval_of_a_single_accuracy_is_wider_if_its_batches_differ() -> None:
+    """6 of 128 are correct, all in one of 8 batches: Wilson's interval ends below 10%."""
+    claim = Claim.model_validate(
+        {"id": "c", "says": "So.", "kind": "at-most", "cells": ["small/dent"], "bound": 10.0}
+    )
+    table = read_spec(Table, "tiny", TABLE)
+
+    def judged(*, shared: bool) -> Judgement:
+        cell = accuracy(some(6, 128), per_batch=16, shared=shared)
+        return judge(table, claim, ("small/dent",), {"small/dent": cell}, "%")
+
+    apart, together = judged(shared=False), judged(shared=True)
+    assert (apart.ruling, apart.method) == ("reproduced", "Wilson")
+    assert apart.interval == pytest.approx([100 * end for end in wilson(6, 128)])
+    assert (together.ruling, together.measured) == ("cannot be told", apart.measured)
+    assert "bootstrap over batches" in together.method
+    assert together.interval is not None
+    # Student's t interval of the shares of the batches, by hand: 2.3646 is t at 7 degrees.
+    shares = [6 / 16] + [0.0] * 7
+    reach = 2.3646 * stdev(shares) / 8**0.5
+    assert together.interval == pytest.approx((0, 100 * (mean(shares) + reach)), abs=0.01)
+
+
+@given(
+    st.lists(st.booleans(), min_size=1, max_size=60),
+    st.integers(1, 9),
+)
+def test_interval_of_dependent_samples_contains_the_interval_of_independent_ones(
+    right: list[bool], per_batch: int
+) -> None:
+    apart, together = (accuracy(right, per_batch=per_batch, shared=s) for s in (False, True))
+    assert apart.interval is not None
+    assert together.interval is not None
+    assert 0 <= together.interval[0] <= apart.interval[0]
+    assert apart.interval[1] <= together.interval[1] <= 100
+    if len(set(together.batch.values())) < MIN_CLUSTERS:
+        assert together.interval == apart.interval
 
 
 def test_per_batch_numbers_are_paired_by_batch() -> None:

@@ -1,11 +1,12 @@
 """A small training on real images from the bundled sample."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 from dent import data
 from dent.data import ImageDataset
-from dent.training import Recipe, TrainingResult, accelerator, named, train
+from dent.training import Recipe, TrainingProgress, TrainingResult, accelerator, named, train
 
 MODEL = "resnet-8-1"
 
@@ -24,3 +25,29 @@ def run(folder: Path, recipe: Recipe | None = None, **settings: Any) -> Training
     images, watch = halves()
     chosen = {"watched": 32, "watch_steps": 2} | settings
     return train(MODEL, recipe or fast(), images, watch, folder, accelerator("cpu", "no"), **chosen)
+
+
+def outcome(folder: Path) -> tuple[bytes, bytes, list[dict[str, Any]]]:
+    """Return the last and the best weights and the metrics of a training, without times."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        line.pop("timing")
+    return (
+        (folder / "last.safetensors").read_bytes(),
+        (folder / "best.safetensors").read_bytes(),
+        lines,
+    )
+
+
+class StopError(Exception):
+    """Ends a training from its progress callback."""
+
+
+def stop_at(step: int) -> Any:
+    """Return a progress callback that ends the training after a step."""
+
+    def report(state: TrainingProgress) -> None:
+        if state.step == step:
+            raise StopError
+
+    return report

@@ -7,24 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.amp import GradScaler
 
 from dent.errors import ConfigError, WeightsError
 from dent.storage.errors import LockedError, RecordError, SpecMismatchError
 from dent.storage.lock import FolderLock
-from dent.training import TrainingProgress, loop
+from dent.training import accelerator, loop
+from dent.training.state import InexactResumeWarning, TrainingState
 from tests.training.kill_harness import KILLS, SITTINGS
-from tests.training.subjects import fast, run
-
-
-def outcome(folder: Path) -> tuple[bytes, bytes, list[dict[str, Any]]]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    for line in lines:
-        line.pop("timing")
-    return (
-        (folder / "last.safetensors").read_bytes(),
-        (folder / "best.safetensors").read_bytes(),
-        lines,
-    )
+from tests.training.subjects import StopError, fast, outcome, run, stop_at
 
 
 def test_a_training_killed_repeatedly_ends_with_the_same_weights(tmp_path: Path) -> None:
@@ -45,18 +39,6 @@ def test_a_training_killed_repeatedly_ends_with_the_same_weights(tmp_path: Path)
     assert len(sittings) >= SITTINGS > 6
 
 
-class StopError(Exception):
-    pass
-
-
-def stop_at(step: int) -> Any:
-    def report(state: TrainingProgress) -> None:
-        if state.step == step:
-            raise StopError
-
-    return report
-
-
 def test_interruptions_within_an_epoch_do_not_change_the_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -68,6 +50,62 @@ def test_interruptions_within_an_epoch_do_not_change_the_result(
             run(tmp_path / "parts", recipe, progress=stop_at(step))
     run(tmp_path / "parts", recipe)
     assert outcome(tmp_path / "parts") == outcome(tmp_path / "whole")
+
+
+def test_a_resumed_training_in_fp16_keeps_the_scale_of_its_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scalers: list[GradScaler] = []
+
+    def scaled(*settings: Any) -> Accelerator:
+        made = accelerator(*settings)
+        made.scaler = GradScaler("cpu", init_scale=4.0, growth_interval=5)
+        scalers.append(made.scaler)
+        return made
+
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("tests.training.subjects.accelerator", scaled)
+    recipe = fast(None, epochs=2)
+    run(tmp_path / "whole", recipe)
+    with pytest.raises(StopError):
+        run(tmp_path / "parts", recipe, progress=stop_at(7))
+    run(tmp_path / "parts", recipe)
+    whole, _, resumed = (scaler.state_dict() for scaler in scalers)
+    assert whole["scale"] == 16.0  # it grew after 5 and after 10 of 12 steps
+    assert resumed == whole
+    assert outcome(tmp_path / "parts") == outcome(tmp_path / "whole")
+
+
+def state_of(**fields: Any) -> TrainingState:
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    return TrainingState(model, torch.optim.SGD(model.parameters(), lr=0.1), None, **fields)
+
+
+def test_each_process_resumes_with_its_own_statistics_and_counts(tmp_path: Path) -> None:
+    states = [state_of(loss=loss, correct=7 * loss) for loss in (1, 2, 3)]
+    for state in states:
+        state.model[1](torch.randn(4, 2) + state.loss)  # type: ignore[index]
+    states[0].save(tmp_path, "it", [state.own_part() for state in states[1:]])
+    for process, state in enumerate(states):
+        resumed = state_of()
+        assert resumed.restore(tmp_path, "it", process, processes=3)
+        assert (resumed.loss, resumed.correct) == (state.loss, state.correct)
+        torch.testing.assert_close(
+            dict(resumed.model.named_buffers()), dict(state.model.named_buffers()), rtol=0, atol=0
+        )
+        torch.testing.assert_close(
+            list(resumed.model.parameters()), list(states[0].model.parameters()), rtol=0, atol=0
+        )
+
+
+def test_resuming_from_a_checkpoint_without_the_whole_state_warns(tmp_path: Path) -> None:
+    """As older versions wrote it, which kept one process's statistics and no scale of the loss."""
+    state_of().save(tmp_path, "it")
+    state_of().restore(tmp_path, "it")
+    with pytest.warns(InexactResumeWarning, match="older version"):
+        state_of().restore(tmp_path, "it", processes=2)
+    with pytest.warns(InexactResumeWarning, match="older version"):
+        state_of(scaler=GradScaler("cpu")).restore(tmp_path, "it")
 
 
 def test_the_metrics_line_of_an_epoch_that_is_repeated_is_dropped(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from statistics import median
 from typing import Final
 
 from dent.evaluation.records.plan import seed_of
-from dent.evaluation.results.intervals import OF_MEDIAN, OF_PROPORTION, of_median
+from dent.evaluation.results.intervals import of_median
 from dent.evaluation.results.worst_case import MIN_CLUSTERS, paired
 from dent.paper.measure import Interval, MeasuredCell
 from dent.paper.results import Judgement, Ruling, Unit
@@ -101,10 +101,8 @@ def _by_sample(first: MeasuredCell, second: MeasuredCell) -> Compared:
 
 
 def _single(cell: MeasuredCell) -> Compared:
-    method = OF_PROPORTION if cell.right else OF_MEDIAN
-    # Wilson's interval takes members of a batch for independent.
     dependent = cell.shared and len(set(cell.batch.values())) < MIN_CLUSTERS
-    return Compared(cell.value, cell.interval, method, few=cell.interval is None or dependent)
+    return Compared(cell.value, cell.interval, cell.method, few=cell.interval is None or dependent)
 
 
 def _published(table: Table, claim: Claim, cells: tuple[str, ...]) -> float | None:

@@ -6,13 +6,22 @@ from statistics import median
 from typing import Final
 
 from dent.evaluation.records.plan import Plan as Batches
+from dent.evaluation.records.plan import seed_of
 from dent.evaluation.records.schema import UnitRecord
 from dent.evaluation.records.spec import STATIC
-from dent.evaluation.results.intervals import of_median, wilson
+from dent.evaluation.results.intervals import (
+    BATCHES_INDEPENDENT,
+    BY_BATCH,
+    OF_MEDIAN,
+    OF_PROPORTION,
+    of_median,
+    over_clusters,
+    wilson,
+)
 from dent.evaluation.results.recorded_run import RecordedRun
 from dent.evaluation.results.result import DefenseResult
 from dent.evaluation.results.scoring import Piece, Rights, Scores, label, score, worst_of_batch
-from dent.evaluation.results.worst_case import by_sample
+from dent.evaluation.results.worst_case import MIN_CLUSTERS, by_sample
 from dent.paper.planning import PlannedCell
 from dent.paper.profile import ProfileRecord
 
@@ -28,6 +37,7 @@ class MeasuredCell:
         value: The figure, in the unit of the published one, such as percent, static forwards or
             seconds.
         interval: Its confidence interval; None if there are too few values for one.
+        method: The method of the interval and its assumptions.
         right: For an accuracy, whether each sample is correct, by sample id; empty otherwise.
         batch: For an accuracy, the index of each sample's batch, by sample id; empty otherwise.
         shared: Whether it is an accuracy of a batch-dependent defense.
@@ -38,6 +48,7 @@ class MeasuredCell:
 
     value: float
     interval: Interval | None
+    method: str
     right: Mapping[int, bool]
     batch: Mapping[int, int]
     shared: bool
@@ -87,7 +98,8 @@ def of_profile(planned: PlannedCell, record: ProfileRecord, rounds: int) -> Meas
         "relative-time": [_ratio(round_, column) for round_ in record.seconds],
     }[planned.cell.measure]
     if planned.cell.measure in ("gflops", "relative-flops"):  # a count does not vary
-        return MeasuredCell(numbers[0], (numbers[0], numbers[0]), {}, {}, False, numbers, (), False)
+        count = numbers[0]
+        return MeasuredCell(count, (count, count), OF_MEDIAN, {}, {}, False, numbers, (), False)
     return of_numbers(numbers, (), len(record.seconds) < rounds)
 
 
@@ -98,7 +110,51 @@ def of_numbers(
     if not numbers:
         return None
     return MeasuredCell(
-        median(numbers), of_median(numbers), {}, {}, False, tuple(numbers), flags, partial
+        value=median(numbers),
+        interval=of_median(numbers),
+        method=OF_MEDIAN,
+        right={},
+        batch={},
+        shared=False,
+        numbers=tuple(numbers),
+        flags=flags,
+        partial=partial,
+    )
+
+
+def of_accuracy(
+    right: Mapping[int, bool],
+    batch: Mapping[int, int],
+    *,
+    shared: bool,
+    flags: tuple[str, ...],
+    partial: bool,
+) -> MeasuredCell:
+    """Return an accuracy with its interval.
+
+    Wilson's interval takes samples for independent. If the members of a batch share an adaptation,
+    the interval accounts for it, unless there are fewer than `MIN_CLUSTERS` batches.
+    """
+    low, high = wilson(sum(right.values()), len(right))
+    method = OF_PROPORTION
+    if shared and len(set(batch.values())) >= MIN_CLUSTERS:
+        rights: dict[int, list[bool]] = {}
+        for sample, index in batch.items():
+            rights.setdefault(index, []).append(right[sample])
+        sums, sizes = ([count(rows) for rows in rights.values()] for count in (sum, len))
+        low, high = over_clusters((low, high), sums, sizes, seed_of(0, "paper", len(right)))
+        low, high = max(low, 0.0), min(high, 1.0)
+        method = f"{BY_BATCH.format(OF_PROPORTION)}, assuming {BATCHES_INDEPENDENT}"
+    return MeasuredCell(
+        value=_SAMPLES * sum(right.values()) / len(right),
+        interval=(_SAMPLES * low, _SAMPLES * high),
+        method=method,
+        right=right,
+        batch=batch,
+        shared=shared,
+        numbers=(),
+        flags=flags,
+        partial=partial,
     )
 
 
@@ -165,14 +221,10 @@ def _accuracy(
             right[member], batch_of[member] = hit > 0.5, batch.index
     if not right:
         return None
-    low, high = wilson(sum(right.values()), len(right))
-    return MeasuredCell(
-        value=_SAMPLES * sum(right.values()) / len(right),
-        interval=(_SAMPLES * low, _SAMPLES * high),
-        right=right,
-        batch=batch_of,
+    return of_accuracy(
+        right,
+        batch_of,
         shared=not by_sample(defense.dependence),
-        numbers=(),
         flags=_flags(defense, recorded),
         partial=len(right) < recorded.result.samples,
     )

@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 from dent.evaluation.records.folder import RUN
 from dent.evaluation.results.power import detectable_gain
+from dent.evaluation.results.worst_case import MIN_CLUSTERS
 from dent.paper.counts import RULINGS, Sentence, by_sentence, count_rulings
 from dent.paper.figures import figure, interval, measured, printed
 from dent.paper.labels import label
@@ -144,6 +145,7 @@ def to_page(plans: Sequence[PaperPlan], results: Sequence[TableResult], links: L
         rulings=[each for each in RULINGS if total[each] or each != "not finished"],
         methods=_methods(results),
         detectable=_detectable(plans[0].scale.suite.samples),
+        MIN_CLUSTERS=MIN_CLUSTERS,
         marks_of=lambda names: [flags[name] for name in names],
         total=total,
     )

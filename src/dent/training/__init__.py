@@ -5,11 +5,13 @@ from dent.training.engine import accelerator
 from dent.training.loop import CatastrophicOverfittingWarning, TrainingProgress
 from dent.training.recipe import Recipe
 from dent.training.recipes import RECIPES, named
+from dent.training.state import InexactResumeWarning
 from dent.training.train import TrainingResult, train
 
 __all__ = [
     "RECIPES",
     "CatastrophicOverfittingWarning",
+    "InexactResumeWarning",
     "Measured",
     "Recipe",
     "TrainingProgress",

@@ -61,6 +61,14 @@ def share(values: list[T]) -> list[T]:
     return shared
 
 
+def gather(value: T) -> list[T]:
+    """Return the values of all processes, in their order."""
+    from accelerate.utils import gather_object  # noqa: PLC0415 - an extra
+
+    gathered: list[T] = gather_object([value])
+    return gathered
+
+
 def fast_bf16(*, cpu: bool) -> bool:
     """Return whether this machine multiplies in bfloat16 in hardware.
 

@@ -21,7 +21,7 @@ from dent.storage.disk import is_there, open_regular, read, write_all, writing
 from dent.support.devices import widest
 from dent.support.plural import counted
 from dent.training.augment import augment
-from dent.training.engine import share
+from dent.training.engine import gather, share
 from dent.training.losses import training_loss
 from dent.training.state import TrainingState, averaged, write_weights
 from dent.training.watch import Watched, collapsed, measure
@@ -103,9 +103,12 @@ class Training:
         self.steps_per_epoch = max(spec.used // self.recipe.batch_size, 1)
         bare = model.to(accelerator.device).to(memory_format=torch.channels_last).train()
         optimizer = _sgd(bare, self.recipe)
-        self.state = TrainingState(bare, optimizer, averaged(bare, self.recipe.ema))
-        self._resumed = self.state.restore(folder, spec.identity)
+        average = averaged(bare, self.recipe.ema)
+        self.state = TrainingState(bare, optimizer, average, accelerator.scaler)
+        self.state.restore(folder, spec.identity, accelerator.process_index, spec.processes)
         self._wrapped, self._optimizer = accelerator.prepare(bare, optimizer)
+        if spec.processes > 2:
+            self._order_buckets()
         self._began = time.monotonic()
         self._watched: Watched | None = None
         self._means = (0.0, 0.0)
@@ -142,6 +145,22 @@ class Training:
         if self._accelerator.is_main_process:
             write_weights(self.folder / LAST, self.state.measured)
         return self.state
+
+    def _order_buckets(self) -> None:
+        """Let DistributedDataParallel order its buckets of gradients before the first step.
+
+        It orders them anew after its first backward pass, and sums over three or more processes are
+        rounded differently in another order. So the first step after a resume would differ.
+        """
+        before = [(buffer, buffer.clone()) for buffer in self.state.model.buffers()]
+        images, _ = self._train.batch([0, 0])
+        with self._accelerator.autocast():
+            logits = self._wrapped(images.to(self._accelerator.device))
+        logits.float().sum().backward()
+        self._optimizer.zero_grad()
+        with torch.no_grad():
+            for buffer, value in before:
+                buffer.copy_(value)
 
     def _order(self, epoch: int) -> Tensor:
         draws = torch.Generator().manual_seed(seed_of(self.spec.seed, "order", epoch))
@@ -251,8 +270,9 @@ class Training:
     def _save(self) -> None:
         now = time.monotonic()
         self.state.seconds, self._began = self.state.seconds + now - self._began, now
+        _, *others = gather(self.state.own_part())
         if self._accelerator.is_main_process:
-            self.state.save(self.folder, self.spec.identity)
+            self.state.save(self.folder, self.spec.identity, others)
         self._accelerator.wait_for_everyone()
 
     def _trim_metrics(self) -> None:

@@ -1,6 +1,8 @@
 """The state of a training run, and its checkpoint: one file, replaced as a whole."""
 
 import json
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -9,25 +11,48 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.optim import SGD
 from torch.optim.swa_utils import AveragedModel
 
+from dent.errors import DentWarning
 from dent.storage.disk import is_there, refuse_special, write_atomically
 from dent.storage.errors import RecordError
 
 CHECKPOINT: Final = "checkpoint.safetensors"
 
 
+class InexactResumeWarning(DentWarning):
+    """A checkpoint of an older version lacks a part of the state, so resuming is not exact."""
+
+
+@dataclass(frozen=True)
+class OwnPart:
+    """The part of the state that differs between the processes of a training run.
+
+    Attributes:
+        loss: sum of the losses in the epoch so far, on the images of the process.
+        correct: correct predictions in the epoch so far, on the images of the process.
+        statistics: buffers of the model, by name: running statistics of the process's images.
+    """
+
+    loss: float
+    correct: int
+    statistics: dict[str, Tensor]
+
+
 @dataclass
 class TrainingState:
     """The weights, momentum, average and counters of a training run.
 
-    All randomness derives from the seed and `step`, so an exact resume needs nothing else.
+    All randomness derives from the seed and `step`, so an exact resume needs nothing else. Of the
+    other processes, it needs their `OwnPart`. (Their averages are never used.)
 
     Attributes:
         model: the bare module, in training mode.
         optimizer: its SGD.
         average: the exponential average of its weights, or None.
+        scaler: the scaler of the loss in fp16, or None.
         step: steps taken.
         metrics: lines written to the metrics file.
         best: watched images that the best weights so far classify correctly, under PGD unless
@@ -42,6 +67,7 @@ class TrainingState:
     model: nn.Module
     optimizer: SGD
     average: AveragedModel | None
+    scaler: GradScaler | None = None
     step: int = 0
     metrics: int = 0
     best: int = -1
@@ -60,8 +86,23 @@ class TrainingState:
         """The model whose accuracy counts: the average, if there is one."""
         return self.model if self.average is None else self.average.module
 
-    def save(self, folder: Path, identity: str) -> None:
+    def own_part(self) -> OwnPart:
+        """Return the part of the state that only this process has."""
+        parameters = dict(self.model.named_parameters(remove_duplicate=False))
+        statistics = {
+            name: value.detach().cpu().contiguous()
+            for name, value in self.model.state_dict().items()
+            if name not in parameters
+        }
+        return OwnPart(self.loss, self.correct, statistics)
+
+    def save(self, folder: Path, identity: str, others: Sequence[OwnPart] = ()) -> None:
         """Write the checkpoint.
+
+        Args:
+            folder: the folder of the run.
+            identity: the identity of the run.
+            others: the parts of the other processes, in their order.
 
         Raises:
             RecordError: the disk is full or the folder cannot be written to; the last checkpoint
@@ -70,10 +111,23 @@ class TrainingState:
         counters = {name: getattr(self, name) for name in self._counters}
         metadata = {"identity": identity, "counters": json.dumps(counters)}
         tensors = {name: value.detach().cpu().contiguous() for name, value in self._tensors()}
+        if others:
+            counts = [{"loss": part.loss, "correct": part.correct} for part in others]
+            metadata["others"] = json.dumps(counts)
+        for number, part in enumerate(others, start=1):
+            tensors |= {f"process.{number}.{n}": value for n, value in part.statistics.items()}
+        if self.scaler is not None:
+            metadata["scaler"] = json.dumps(self.scaler.state_dict())
         write_atomically(folder / CHECKPOINT, safetensors.torch.save(tensors, metadata))
 
-    def restore(self, folder: Path, identity: str) -> bool:
+    def restore(self, folder: Path, identity: str, process: int = 0, processes: int = 1) -> bool:
         """Load the folder's checkpoint if there is one, and return whether there was.
+
+        Args:
+            folder: the folder of the run.
+            identity: the identity of the run.
+            process: the number of this process.
+            processes: the number of processes of the run.
 
         Raises:
             RecordError: the checkpoint is damaged, or belongs to another training run.
@@ -81,19 +135,30 @@ class TrainingState:
         path = folder / CHECKPOINT
         if not is_there(path):
             return False
-        try:
-            refuse_special(path)
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            counters = json.loads(metadata.get("counters", ""))
-        except (SafetensorError, OSError, ValueError) as error:
-            raise RecordError(
-                f"{path} is no intact checkpoint ({error}): delete it to train from the start, or "
-                "restore it from a copy"
-            ) from error
-        if metadata.get("identity") != identity or set(counters) != set(self._counters):
+        metadata, tensors = _read(path)
+        counters = metadata["counters"]
+        if metadata["identity"] != identity or set(counters) != set(self._counters):
             raise RecordError(f"{path} belongs to another training: choose another folder")
+        self._load(tensors)
+        for name, value in counters.items():
+            setattr(self, name, value)
+        others, scaler = metadata["others"], metadata["scaler"]
+        if self.scaler is not None and scaler is not None:
+            self.scaler.load_state_dict(scaler)
+        if 0 < process <= len(others):
+            self._load_own(others[process - 1], tensors, f"process.{process}.")
+        is_whole = len(others) == processes - 1 and (self.scaler is None or scaler is not None)
+        if not is_whole and process == 0:
+            warnings.warn(
+                f"{path} was written by an older version, which did not keep the whole state. "
+                "Training goes on, but its weights and metrics will not be exactly those of an "
+                "uninterrupted run.",
+                InexactResumeWarning,
+                stacklevel=2,
+            )
+        return True
+
+    def _load(self, tensors: dict[str, Tensor]) -> None:
         momentum = {
             n.removeprefix("momentum."): t for n, t in tensors.items() if _is(n, "momentum")
         }
@@ -105,9 +170,14 @@ class TrainingState:
             for name, value in self._tensors():
                 if not _is(name, "momentum"):
                     value.copy_(tensors[name])
-        for name, value in counters.items():
-            setattr(self, name, value)
-        return True
+
+    def _load_own(self, counts: dict[str, Any], tensors: dict[str, Tensor], prefix: str) -> None:
+        """Load the part of one process, whose tensors have names with this prefix."""
+        self.loss, self.correct = counts["loss"], counts["correct"]
+        with torch.no_grad():
+            for name, value in self.model.state_dict().items():
+                if prefix + name in tensors:
+                    value.copy_(tensors[prefix + name])
 
     def _tensors(self) -> list[tuple[str, Tensor]]:
         tensors = [(f"model.{name}", value) for name, value in self.model.state_dict().items()]
@@ -118,6 +188,27 @@ class TrainingState:
             if buffer is not None:
                 tensors.append((f"momentum.{name}", buffer))
         return tensors
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return a checkpoint's metadata, parsed, and its tensors."""
+    try:
+        refuse_special(path)
+        with safe_open(path, framework="pt") as file:
+            text = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata = {
+            "identity": text.get("identity"),
+            "counters": json.loads(text.get("counters", "")),
+            "others": json.loads(text.get("others", "[]")),
+            "scaler": json.loads(text.get("scaler", "null")),
+        }
+    except (SafetensorError, OSError, ValueError) as error:
+        raise RecordError(
+            f"{path} is no intact checkpoint ({error}): delete it to train from the start, or "
+            "restore it from a copy"
+        ) from error
+    return metadata, tensors
 
 
 def averaged(model: nn.Module, decay: float) -> AveragedModel | None:

@@ -10,7 +10,12 @@ from dent.evaluation.probe import gradient_check
 from dent.evaluation.probe.follow_ups import huge_eps, huge_passes, more_iterations, passes
 from dent.evaluation.probe.questions import Probe, few_of
 from dent.evaluation.records.plan import Unit, seed_of
-from dent.evaluation.records.schema import CertificateRecord, ProbeRecord, UnitTiming
+from dent.evaluation.records.schema import (
+    CertificateRecord,
+    FollowUp,
+    ProbeRecord,
+    UnitTiming,
+)
 from dent.evaluation.records.spec import EvaluationSpec
 from dent.evaluation.subject import Prepared, Subject
 from dent.evaluation.submission.fresh import Origin
@@ -144,6 +149,33 @@ def certificate_record(
     )
 
 
+@own_batches()
+def attacks_with_more_iterations(
+    origin: Origin,
+    subject: Subject,
+    spec: EvaluationSpec,
+    batch: tuple[Tensor, Tensor],
+    *,
+    differentiable: bool,
+) -> tuple[FollowUp, ...]:
+    """Run each attack with its own number of iterations and with twice as many, on a few members.
+
+    Args:
+        origin: The defense before its first query.
+        subject: The source of the attacks and the threat model.
+        spec: The source of the settings.
+        batch: Images and labels of the first batch.
+        differentiable: Whether the probe found a gradient to the input. If not, no attack runs.
+    """
+    few, seed = few_of(len(batch[0])), seed_of(spec.settings.seed, "probe")
+    x, y = (tensor[:few] for tensor in batch)
+    return tuple(
+        follow_up
+        for attack in (subject.attacks if differentiable else ())
+        if (follow_up := more_iterations(origin, attack, x, y, subject.threat, seed)) is not None
+    )
+
+
 def _checks(
     origin: Origin,
     subject: Subject,
@@ -156,18 +188,13 @@ def _checks(
     """Return the record fields about the gradient and the extra attacks."""
     x, y = batch
     seed, full = seed_of(spec.settings.seed, "probe"), spec.settings.diagnostics == "full"
-    few = x[: few_of(len(x))], y[: few_of(len(x))]
     checks: dict[str, Any] = {}
     if looks_through(spec):
         checks["gradient"] = gradient_check.check_gradient(origin, x, y, subject.threat, seed)
     if differentiable and (full or looks_through(spec)):
         checks["huge_eps"] = huge_eps(origin, x, y, subject.threat, seed)
     if more and full:
-        attacks = subject.attacks if differentiable else ()  # else no gradient to follow
-        checks["more_iterations"] = tuple(
-            follow_up
-            for attack in attacks
-            if (follow_up := more_iterations(origin, attack, *few, subject.threat, seed))
-            is not None
+        checks["more_iterations"] = attacks_with_more_iterations(
+            origin, subject, spec, batch, differentiable=differentiable
         )
     return checks

@@ -14,6 +14,10 @@ LEVEL_TEXT: Final = f"{LEVEL:.0%}"
 OF_PROPORTION: Final = "Wilson"
 OF_MEDIAN: Final = "order statistics"
 """Names of the interval methods for an accuracy and a median, as pages and figures show them."""
+BY_BATCH: Final = "widest of {}, a bootstrap over batches and student on their means"
+"""Name of the method of `over_clusters`, with the name of the other interval's method."""
+BATCHES_INDEPENDENT: Final = "that batches are independent; members of one may not be"
+"""The assumption of `over_clusters`."""
 _DRAWS: Final = 4000
 
 
@@ -91,22 +95,41 @@ def of_mean(values: Sequence[float], level: float = LEVEL) -> tuple[float, float
 
 
 def of_cluster_means(
-    differences: Sequence[float], sizes: Sequence[int], level: float = LEVEL
+    values: Sequence[float], sizes: Sequence[int], level: float = LEVEL
 ) -> tuple[float, float]:
-    """Return Student's t interval of a difference of proportions, over whole batches.
+    """Return Student's t interval of a proportion or a difference of two, over whole batches.
 
-    For batches of equal size, it is the interval of the mean of their differences. Otherwise it is
+    For batches of equal size, it is the interval of the mean of their values. Otherwise it is
     the interval of the linearized ratio estimator (Cochran, Sampling Techniques, 1977, section
     6.4).
 
     Args:
-        differences: For each batch, correct members of the first minus those of the second.
+        values: For each batch, correct members, or those of the first minus those of the second.
         sizes: For each batch, the number of members.
         level: Confidence level.
     """
-    value, size = sum(differences) / sum(sizes), sum(sizes) / len(sizes)
+    ratio, size = sum(values) / sum(sizes), sum(sizes) / len(sizes)
     return of_mean(
-        [value + (d - value * n) / size for d, n in zip(differences, sizes, strict=True)], level
+        [ratio + (value - ratio * n) / size for value, n in zip(values, sizes, strict=True)], level
+    )
+
+
+def over_clusters(
+    interval: tuple[float, float], values: Sequence[float], sizes: Sequence[int], seed: int
+) -> tuple[float, float]:
+    """Return the widest of an interval, a bootstrap over batches and Student's t over batches.
+
+    A bootstrap by itself is too narrow for few batches.
+
+    Args:
+        interval: The interval that takes members of a batch for independent.
+        values: For each batch, correct members, or those of the first minus those of the second.
+        sizes: For each batch, the number of members.
+        seed: Seed of the bootstrap.
+    """
+    over = cluster_bootstrap(values, sizes, seed), of_cluster_means(values, sizes)
+    return min(interval[0], *(low for low, _ in over)), max(
+        interval[1], *(high for _, high in over)
     )
 
 
@@ -129,19 +152,19 @@ def of_median(values: Sequence[float], level: float = LEVEL) -> tuple[float, flo
 
 
 def cluster_bootstrap(
-    differences: Sequence[float], sizes: Sequence[int], seed: int, level: float = LEVEL
+    values: Sequence[float], sizes: Sequence[int], seed: int, level: float = LEVEL
 ) -> tuple[float, float]:
-    """Return a percentile interval of a difference of proportions, from resampled whole batches.
+    """Return a percentile interval of a proportion or a difference of two, from whole batches.
 
-    It accounts for members of one batch that share an adaptation.
+    It resamples the batches, and accounts for members of one batch that share an adaptation.
 
     Args:
-        differences: For each batch, correct members of the first minus those of the second.
+        values: For each batch, correct members, or those of the first minus those of the second.
         sizes: For each batch, the number of members.
         seed: Seed of the draws, so that the same records give the same interval.
         level: Confidence level.
     """
     draws = np.random.default_rng(seed).integers(len(sizes), size=(_DRAWS, len(sizes)))
-    values = np.asarray(differences)[draws].sum(axis=1) / np.asarray(sizes)[draws].sum(axis=1)
-    low, high = np.quantile(values, [0.5 - level / 2, 0.5 + level / 2])
+    ratios = np.asarray(values)[draws].sum(axis=1) / np.asarray(sizes)[draws].sum(axis=1)
+    low, high = np.quantile(ratios, [0.5 - level / 2, 0.5 + level / 2])
     return float(low), float(high)

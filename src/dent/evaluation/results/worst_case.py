@@ -6,7 +6,13 @@ from typing import Final
 
 from dent.evaluation.records.readings import depends
 from dent.evaluation.records.spec import DefenseSpec, EvaluationSpec
-from dent.evaluation.results.intervals import cluster_bootstrap, of_cluster_means, of_mean, tango
+from dent.evaluation.results.intervals import (
+    BATCHES_INDEPENDENT,
+    BY_BATCH,
+    of_mean,
+    over_clusters,
+    tango,
+)
 from dent.evaluation.results.result import Count, Dependence, Difference, Repeated, WorstCase
 from dent.evaluation.results.scoring import Rights, Scores, worst_case, worst_submissions
 from dent.support.plural import agreeing, counted
@@ -180,13 +186,9 @@ def paired(
         if len(pairs) >= MIN_CLUSTERS:
             sums = [sum(differences[index]) for index in pairs]
             sizes = [len(differences[index]) for index in pairs]
-            over = (cluster_bootstrap(sums, sizes, seed), of_cluster_means(sums, sizes))
-            interval = (
-                min(interval[0], *(low for low, _ in over)),
-                max(interval[1], *(high for _, high in over)),
-            )
-            method = f"widest of {method}, a bootstrap over batches and student on their means"
-            assumes = "that batches are independent; members of one may not be"
+            interval = over_clusters(interval, sums, sizes, seed)
+            method = BY_BATCH.format(method)
+            assumes = BATCHES_INDEPENDENT
         else:
             assumes += (
                 ", though members of one batch share an adaptation: "

@@ -10,10 +10,18 @@ from torch import Tensor
 
 from dent.errors import ConfigError
 from dent.evaluation.engine.execute import Batches, execute, open_run
+from dent.evaluation.probe.unit import attacks_with_more_iterations
 from dent.evaluation.records.folder import packed
 from dent.evaluation.records.plan import Unit, units
 from dent.evaluation.records.provenance import new_session
-from dent.evaluation.records.schema import JournalRecord, UnitRecord
+from dent.evaluation.records.schema import (
+    CertificateRecord,
+    FollowUp,
+    JournalRecord,
+    ProbeRecord,
+    UnitRecord,
+)
+from dent.evaluation.records.spec import EvaluationSpec
 from dent.evaluation.results.diagnostics import MISMATCH
 from dent.evaluation.results.recorded_run import RecordedRun
 from dent.evaluation.subject import Prepared, Subject
@@ -31,6 +39,8 @@ _ALWAYS: Final = frozenset({"claimed", "claimed_after", "tensor"})
 @dataclass(frozen=True)
 class Reattack:
     """A choice of the attack units of a run to run again.
+
+    With full diagnostics, the extra attacks on a defense with more iterations are one of the units.
 
     Attributes:
         count: Number of units; None for all.
@@ -62,7 +72,7 @@ class Reattack:
         attacked = [
             unit
             for unit in units(recorded.run.spec, recorded.plan)
-            if unit.kind == "attack" and unit.key in recorded.records
+            if _attacks(unit, recorded.run.spec) and unit.key in recorded.records
         ]
         if self.count is None:
             return tuple(attacked)
@@ -132,12 +142,38 @@ class Attacker:
         self._done: list[str] = []
 
     def check(self, unit: Unit) -> None:
-        """Run the attack of a unit again, and compare the results."""
-        execute(self._run, unit, self._batches)
+        """Run the attacks of a unit again, and compare the results."""
         recorded = self._recorded.records[unit.key]
+        if isinstance(recorded, UnitRecord):
+            self._check_attack(unit, recorded)
+        else:
+            self._check_more_iterations(unit, recorded)
+
+    def _check_more_iterations(self, unit: Unit, record: ProbeRecord | CertificateRecord) -> None:
+        run = self._run
+        probed = self._recorded.records.get(Unit("probe", unit.defense, None, 0).key)
+        if not isinstance(probed, ProbeRecord):
+            raise RecordError("the probe of its defense is not recorded")
+        repeated = attacks_with_more_iterations(
+            run.stream.origin(unit.defense, 0),
+            run.subject,
+            run.spec,
+            self._batches.load(run.plan.batches[0]),
+            differentiable=probed.zero_gradients is not None,
+        )
+        # Older versions recorded null if the defense has no gradient.
+        recorded = record.more_iterations or ()
+        self._done.append(unit.key)
+        symptom = self._symptoms.setdefault(("iterations", unit.defense, None), _Symptom())
+        symptom.members += max((follow_up.total for follow_up in repeated), default=0)
+        symptom.then += _gain(recorded)
+        symptom.now += _gain(repeated)
+        if recorded != repeated:
+            self._unlike.append(f"{unit.key}: more_iterations not the same when attacked again")
+
+    def _check_attack(self, unit: Unit, recorded: UnitRecord) -> None:
+        execute(self._run, unit, self._batches)
         repeated = self._kept.taken()
-        if not isinstance(recorded, UnitRecord):
-            raise RecordError(f"{unit.key} is no attack")
         self._done.append(unit.key)
         for name, count in (("claims", self._misclaims), ("gradients", _blind)):
             symptom = self._symptoms.setdefault((name, unit.defense, unit.attack), _Symptom())
@@ -241,7 +277,20 @@ class _Symptom:
 _SYMPTOMS: Final = {
     "claims": "the claims of {attack} differ from the submission",
     "gradients": "{attack} has no gradient in half of its steps",
+    "iterations": "more iterations still help",
 }
+
+
+def _attacks(unit: Unit, spec: EvaluationSpec) -> bool:
+    """Return whether a unit attacks: itself, or by the extra attacks with more iterations."""
+    extra = "probe" if spec.schedule == "by-batch" else "certificate"
+    return unit.kind == "attack" or (spec.settings.diagnostics == "full" and unit.kind == extra)
+
+
+def _gain(follow_ups: Sequence[FollowUp]) -> int:
+    """Return the largest number of members that only twice the iterations broke."""
+    gains = ((follow_up.before or 0) - follow_up.correct for follow_up in follow_ups)
+    return max([0, *gains])
 
 
 def _blind(_: Unit, record: UnitRecord) -> int:
