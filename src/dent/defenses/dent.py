@@ -197,7 +197,7 @@ class Dent(nn.Module):
             finite, pixels = _finite_rows(x)
             images = x if finite is None else x[finite]
             self._trial.run(self.model, self.config, images, pixels)
-            self._trial.adapts(self.model, self.config, images)
+            self._trial.warn_of_one_sample(self.model, self.config, images)
             if not differentiable:
                 images = images.clone() if images.is_inference() else images.detach()
 
