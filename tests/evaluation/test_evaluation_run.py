@@ -503,7 +503,10 @@ class _Drifting(AntiAdversary):
 def test_the_given_defenses_are_never_queried_before_a_run_of_uneven_batches() -> None:
     model = make_model()
     tent, drifting = TentOnline(model), _Drifting(model)
-    evaluate(make_subject({"tent": tent, "drifting": drifting}, [Push()], model=model), Settings(n=4, batch_size=3))
+    evaluate(
+        make_subject({"tent": tent, "drifting": drifting}, [Push()], model=model),
+        Settings(n=4, batch_size=3),
+    )
     assert tent.snapshot() is None
     assert drifting.queries == 0
 

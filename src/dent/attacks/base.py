@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dent.attacks.checks import is_count, is_effort, is_later
+from dent.attacks.checks import is_effort, is_later
 from dent.attacks.counting import counted
 from dent.attacks.querier import OnPass, Querier, Queries
 from dent.config import JSONConfig
 from dent.errors import ConfigError, DentError, InputError
+from dent.support.checks import is_count
 from dent.support.devices import own_generator, random_state, seed_generator, set_random_state
 from dent.support.plural import counted as number_of
 
@@ -120,8 +121,11 @@ class Attack(JSONConfig, ABC):
 
     def __post_init__(self) -> None:
         """Set the name of the attack."""
-        if not self.name:
+        name: object = self.name
+        if not name:
             object.__setattr__(self, "name", self.default_name)
+        elif not isinstance(name, str):
+            raise ConfigError(f"name must be a text, got {name!r}")
 
     @property
     def registered(self) -> str | None:

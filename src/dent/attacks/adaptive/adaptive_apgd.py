@@ -14,17 +14,17 @@ from dent.attacks.adaptive.capabilities import NOT_AVAILABLE, Unavailable
 from dent.attacks.adaptive.ladder import THROUGH_STEPS, Rung, RungName
 from dent.attacks.adaptive.model_space import ModelSpace
 from dent.attacks.adaptive.objectives import Aim, through
-from dent.attacks.adaptive.settings import read_losses
 from dent.attacks.adaptive.standing import Parting, rows_of
 from dent.attacks.adaptive.static_ascents import StaticAscent
 from dent.attacks.adaptive.unmasked import Unmasked
 from dent.attacks.base import Attack, Outcome
 from dent.attacks.best import Best
-from dent.attacks.checks import LATER, check_counts, check_flags, check_rho, effort, is_number
-from dent.attacks.losses import LossName, loss_named, runner_up
+from dent.attacks.checks import LATER, check_counts, check_flags, check_rho, effort
+from dent.attacks.losses import LOSSES, LossName, loss_named, runner_up
 from dent.attacks.protocol import DynamicDefense
 from dent.attacks.querier import NoGradientError, Queries
 from dent.errors import ConfigError
+from dent.support.checks import is_number
 
 if TYPE_CHECKING:
     from dent.attacks.querier import Querier, View
@@ -107,7 +107,7 @@ class AdaptiveAPGD(Attack):
         check_counts(0, targets=self.targets, pool=self.pool, rounds=self.rounds)
         check_rho(self.rho)
         check_flags(warm=self.warm, joint=self.joint, unmask=self.unmask)
-        object.__setattr__(self, "losses", read_losses(self.losses))
+        object.__setattr__(self, "losses", _read_losses(self.losses))
         if self.pool and not self.warm:
             raise ConfigError(f"pool is for warm=true, got {self.pool} without it")
         if self.rounds and not self.pool:
@@ -121,9 +121,6 @@ class AdaptiveAPGD(Attack):
         super().__post_init__()
 
     def _check_rung(self) -> None:
-        check_flags(larger=self.larger)
-        if not is_number(self.smooth_signs):
-            raise ConfigError(f"smooth_signs must be a number, got {self.smooth_signs!r}")
         if self.losses_at not in get_args(LossesAt):
             known = " or ".join(get_args(LossesAt))
             raise ConfigError(f"losses_at must be {known}, got {self.losses_at!r}")
@@ -322,3 +319,17 @@ class AdaptiveAPGD(Attack):
         if self.rounds and isinstance(target.defense, DynamicDefense):
             self._space.offer(target, threat, best, parting, draws)
         return best.strongest if self.pool else warm
+
+
+def _read_losses(losses: object) -> tuple[LossName, ...]:
+    """Return the names of losses, from a sequence or from a text such as `ce+margin`.
+
+    Raises:
+        ConfigError: There is no loss of one of these names.
+    """
+    names = losses.split("+") if isinstance(losses, str) else losses
+    if not isinstance(names, list | tuple):
+        raise ConfigError(f"losses must be names such as 'ce+margin', got {losses!r}")
+    for name in names:
+        loss_named(name)
+    return tuple(loss for name in names for loss in LOSSES if loss == name)

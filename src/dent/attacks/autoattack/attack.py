@@ -25,10 +25,10 @@ from dent.attacks.autoattack.parts import (
 )
 from dent.attacks.autoattack.published import run_published
 from dent.attacks.base import Attack, Outcome
-from dent.attacks.checks import LATER, is_count, is_number
+from dent.attacks.checks import LATER, check_counts, check_rho
 from dent.attacks.querier import Queries
-from dent.config import check_choice
 from dent.errors import ConfigError
+from dent.support.checks import check_choice, is_count
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -126,10 +126,10 @@ class AutoAttack(Attack):
     def _check_budget(self) -> None:
         for key in ("iterations", "restarts", "targets", "square_iterations"):
             value = getattr(self, key)
-            if value is not None and not is_count(value):
-                raise ConfigError(f"{key} must be a whole number from 1, got {value!r}")
-        if self.rho is not None and not (is_number(self.rho) and 0 < self.rho < 1):
-            raise ConfigError(f"rho must be in (0, 1), got {self.rho!r}")
+            if value is not None:
+                check_counts(1, **{key: value})
+        if self.rho is not None:
+            check_rho(self.rho)
         is_set, name = self.attack in SETS, str(self.attack)
         useless = {
             "restarts": self.restarts is not None and is_set,

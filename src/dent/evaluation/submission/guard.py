@@ -81,9 +81,7 @@ def put_back(defense: Defense) -> Iterator[None]:
     finally:
         after = defense.state_dict()
         changed = {
-            name: was
-            for name, was in state.items()
-            if name in after and not was.equal(after[name])
+            name: was for name, was in state.items() if name in after and not was.equal(after[name])
         }
         with torch.no_grad():
             defense.load_state_dict(changed, strict=False)
