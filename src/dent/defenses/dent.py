@@ -185,6 +185,9 @@ class Dent(nn.Module):
             ConfigError: `last` is negative, or `last`, `checkpointed` or `on_step` is given without
                 `differentiable`.
             ExportError: a static graph is being recorded (torch.jit.trace, torch.export, ONNX).
+            UnsupportedModelError: on the first batch, a private copy does not give the model's
+                outputs, or these are not logits; or a gradient is cut, or a normalization layer
+                cannot take one scale and shift per sample.
         """
         if _is_recorded():
             raise ExportError(_NO_GRAPH)
@@ -235,6 +238,7 @@ class Dent(nn.Module):
         Raises:
             InputError: the adaptation is from another defense or for another number of samples, or
                 `x` is not valid for the model.
+            UnsupportedModelError: on the first batch, for the reasons in `adapt`.
         """
         _check_batch(x)
         self._check_adaptation(adaptation, len(x))
