@@ -9,7 +9,7 @@ import pytest
 
 from dent.attacks import PGD, Attack, AutoAttack, Outcome, Querier, counting, make, names
 from dent.attacks.adaptive import AdaptiveAPGD
-from dent.attacks.counting import counted
+from dent.attacks.counting import count_passes
 from dent.errors import ConfigError
 from dent.threat import NORMS, Norm, ThreatModel
 from tests.attacks.attack_toys import SMALL
@@ -148,7 +148,7 @@ def test_passes_counted_by_a_run_equal_the_passes_that_the_attack_declares(
     name: str, norm: Norm
 ) -> None:
     attack = make(name, **SMALL[name])
-    assert counted(attack, 5, norm) == attack.queries(5, norm)
+    assert count_passes(attack, 5, norm) == attack.queries(5, norm)
 
 
 def test_attack_without_declared_passes_is_run_to_count_them(

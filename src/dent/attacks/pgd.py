@@ -70,12 +70,12 @@ class PGD(Attack):
         """`pgd`."""
         return "pgd"
 
-    def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
+    def queries(self, num_classes: int, norm: Norm = "linf") -> Queries:
         """Return one forward for the natural images and the passes of every restart.
 
         A restart has one forward more than backwards.
         """
-        del n_classes, norm
+        del num_classes, norm
         per_restart = Queries(self.iterations + 1, self.iterations)
         return Queries(1, 0) + per_restart.times(self.restarts)
 

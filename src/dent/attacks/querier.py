@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 OnPass = Callable[[int, int], None]
 
 View = Callable[[Tensor], Tensor]
-"""A function from a batch (N, C, H, W) to logits (N, classes): a defense or a stand-in for it."""
+"""A function from a batch (N, C, H, W) to logits (N, classes): a defense or a stand-in for it. A
+view of an image is something else (`dent.adaptation.views`)."""
 
 
 class NoGradientError(InputError):

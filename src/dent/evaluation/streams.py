@@ -28,7 +28,7 @@ from dent.support.plural import counted
 from dent.support.rounding import percent, points
 from dent.threat import ThreatModel
 
-Aim = Literal["now", "later"]
+StreamAim = Literal["now", "later"]
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _Count = Annotated[int, Field(ge=0)]
 
@@ -56,7 +56,7 @@ class StreamResult(Record):
     norm: str
     eps: float
     attacks: tuple[str, ...]
-    aim: Aim
+    aim: StreamAim
     batch_size: _Count
     seed: _Count
     batches: tuple[StreamBatch, ...]
@@ -101,7 +101,7 @@ def stream(
     *,
     batch_size: int,
     poisoned: int,
-    aim: Aim = "now",
+    aim: StreamAim = "now",
     seed: int = 0,
 ) -> StreamResult:
     """Attack the first batches of a stream, and measure the effect on them and on later ones.
@@ -264,7 +264,7 @@ def _check(
             f"{type(defense).__name__}. Wrap a method with forward and reset in "
             "dent.defenses.TestTimeAdaptation"
         )
-    if aim not in get_args(Aim):
+    if aim not in get_args(StreamAim):
         raise ConfigError(f"aim must be 'now' or 'later', got {aim!r}")
     if not attacks:
         raise ConfigError("a stream needs at least one attack, got none")

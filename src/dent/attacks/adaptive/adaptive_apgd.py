@@ -148,7 +148,7 @@ class AdaptiveAPGD(Attack):
         plain = replace(plain, losses_at="last", smooth_signs=0.0)
         return replace(plain, warm=False, pool=0, rounds=0, submissions=1)
 
-    def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
+    def queries(self, num_classes: int, norm: Norm = "linf") -> Queries:
         """Return `iterations + 1` passes times `submissions` per run, and three more.
 
         The three are for the natural images, the members' strongest images, and the result. A run
@@ -156,42 +156,42 @@ class AdaptiveAPGD(Attack):
         its pool. Rounds of `gmsa-min` cost the same as in that attack, without its result.
         """
         del norm
-        runs = self._runs_of(n_classes)
+        runs = self._runs_of(num_classes)
         per_run = self._ascent.times(self.submissions)
         if self._is_shared:
             per_run = StaticAscent(iterations=self.iterations).passes()
         if self._seen.stands_in:
             per_run = per_run + Queries(1, 0)
         transferred = self._transfer + Queries(1, 0)
-        transferred = transferred.times(self._transfers_of(n_classes))
+        transferred = transferred.times(self._transfers_of(num_classes))
         total = Queries(3, 0) + per_run.times(runs) + transferred
         if self.rounds:
-            found = self._space.queries(n_classes)
+            found = self._space.queries(num_classes)
             total = total + Queries(found.forwards - 2, found.backwards)
         return total
 
-    def unadapted(self, n_classes: int, norm: Norm = "linf") -> Queries:
+    def unadapted(self, num_classes: int, norm: Norm = "linf") -> Queries:
         """Return the passes of the attacks on the static model."""
         del norm
-        total = self._transfer.times(self._transfers_of(n_classes))
+        total = self._transfer.times(self._transfers_of(num_classes))
         if self.rung == "transfer":
             ascent = self._transfer if self._is_shared else self._ascent.times(self.submissions)
-            total = total + ascent.times(self._runs_of(n_classes))
-        return total + self._space.unadapted(n_classes) if self.rounds else total
+            total = total + ascent.times(self._runs_of(num_classes))
+        return total + self._space.unadapted(num_classes) if self.rounds else total
 
-    def through_adaptation(self, n_classes: int, norm: Norm = "linf") -> int:
+    def through_adaptation(self, num_classes: int, norm: Norm = "linf") -> int:
         """Return the number of gradients of all runs for `unrolled`, else 0."""
         del norm
         exact = self.rung == "unrolled"
-        runs = self._runs_of(n_classes) * self.submissions
+        runs = self._runs_of(num_classes) * self.submissions
         return self._ascent.times(runs).backwards if exact else 0
 
-    def _runs_of(self, n_classes: int) -> int:
-        return len(self.losses) * self.restarts + min(self.targets, n_classes - 1)
+    def _runs_of(self, num_classes: int) -> int:
+        return len(self.losses) * self.restarts + min(self.targets, num_classes - 1)
 
-    def _transfers_of(self, n_classes: int) -> int:
+    def _transfers_of(self, num_classes: int) -> int:
         """Return how many attacks on the static model a warm start takes."""
-        return 1 + min(self.pool, n_classes - 1) if self.warm else 0
+        return 1 + min(self.pool, num_classes - 1) if self.warm else 0
 
     @property
     def _space(self) -> ModelSpace:
@@ -275,11 +275,11 @@ class AdaptiveAPGD(Attack):
         return best.outcome(fooled_after)
 
     def _transfers(
-        self, target: Querier, threat: ThreatModel, best: Best, base: View, classes: int
+        self, target: Querier, threat: ThreatModel, best: Best, base: View, num_classes: int
     ) -> Outcome:
         """Query the defense with the results of ascents on the static model."""
         fooled_after: dict[str, Tensor] = {}
-        for index, run in enumerate(self._planned(classes)):
+        for index, run in enumerate(self._planned(num_classes)):
             if best.complete():
                 break
             ascent = StaticAscent(
@@ -293,11 +293,11 @@ class AdaptiveAPGD(Attack):
             fooled_after[run.name] = best.fooled
         return best.outcome(fooled_after)
 
-    def _planned(self, classes: int) -> Iterator[_Run]:
+    def _planned(self, num_classes: int) -> Iterator[_Run]:
         for loss in self.losses:
             for _ in range(self.restarts):
                 yield _Run(loss, loss, None)
-        for rank in range(1, min(self.targets, classes - 1) + 1):
+        for rank in range(1, min(self.targets, num_classes - 1) + 1):
             yield _Run(f"{self.targeted}-target-{rank}", self.targeted, rank)
 
     def _warm(

@@ -213,18 +213,18 @@ class AutoAttack(Attack):
         """The version of pyautoattack."""
         return {"pyautoattack": version("pyautoattack")}
 
-    def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
+    def queries(self, num_classes: int, norm: Norm = "linf") -> Queries:
         """Return the largest number of passes for one batch, if no member is fooled."""
-        total = sum((part.queries(n_classes) for part in self.parts(norm)), Queries(1, 0))
+        total = sum((part.queries(num_classes) for part in self.parts(norm)), Queries(1, 0))
         if self.protocol == "published":
             # AutoAttack's checks query the first batch seven times. Each attack adds two queries.
             total = total + Queries(7 + 2 * len(self.parts(norm)), 0)
         return total
 
-    def passes(self, n_classes: int, norm: Norm, size: int) -> Queries:
+    def passes(self, num_classes: int, norm: Norm, size: int) -> Queries:
         """Return `queries` times the batches that the published protocol makes of `size` images."""
         batches = math.ceil(size / self.batch_size) if self.batch_size else 1
-        return self.queries(n_classes, norm).times(batches)
+        return self.queries(num_classes, norm).times(batches)
 
     def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
         """Run the parts in order, each against the members that are still correct."""
