@@ -61,9 +61,9 @@ CHANGES: Final = (
     Change("3 times the learning rate", {"lr": 3e-3}),
     Change("SGD with momentum, learning rate 0.01", {"optimizer": "sgd", "lr": 1e-2}),
     Change("dent, 10 steps", {}, model=WIDE),
+    Change("dent+", DENT_PLUS.to_dict(), model=WIDE),
     Change("dent, 10 steps, statistics of the batch", {"statistics": "test"}, model=WIDE),
     Change("dent, 30 steps", {"steps": 30}, model=WIDE),
-    Change("dent+", DENT_PLUS.to_dict(), model=WIDE),
 )
 
 

@@ -38,7 +38,7 @@ from dent import DENT, DENT_PLUS, Dent, ThreatModel, data, models
 from dent.attacks import Attack, from_adv_lib, from_foolbox
 from dent.attacks.losses import margin
 from dent.evaluation.results.intervals import wilson
-from dent.evaluation.suites import BUDGETS, members
+from dent.evaluation.suites import BUDGETS, suite_attacks
 
 THREAT: Final = ThreatModel("linf", "8/255")
 MODEL: Final = "resnet-14-2-linf"
@@ -183,9 +183,9 @@ def pool(
 def options(budget: str) -> Iterator[tuple[str, Attack]]:
     """Yield the suite's warm unrolled attack with one option changed in each."""
     warm = next(
-        member.make(budget)  # type: ignore[arg-type]
-        for member in members("dynamic", budget)  # type: ignore[arg-type]
-        if member.name == "adaptive-unrolled-warm"
+        listed.make(budget)  # type: ignore[arg-type]
+        for listed in suite_attacks("dynamic", budget)  # type: ignore[arg-type]
+        if listed.name == "adaptive-unrolled-warm"
     )
     yield "every-step", replace(warm, losses_at="all")  # type: ignore[call-arg]
     yield "larger-steps", replace(warm, rung="fewer-steps", larger=True)  # type: ignore[call-arg]
@@ -216,8 +216,8 @@ def torchattacks_apgd(defense: Any, x: Tensor, y: Tensor) -> Tensor:
 def contestants(budget: str) -> Iterator[tuple[str, Strong]]:
     """Yield all attacks with their names: the suite's, its options, then those by others."""
     ours = {
-        f"{budget}/{member.name}": member.make(budget)  # type: ignore[arg-type]
-        for member in members("dynamic", budget)  # type: ignore[arg-type]
+        f"{budget}/{listed.name}": listed.make(budget)  # type: ignore[arg-type]
+        for listed in suite_attacks("dynamic", budget)  # type: ignore[arg-type]
     }
     ours |= {f"options/{name}": attack for name, attack in options(budget)}
     for name, made in ours.items():

@@ -196,11 +196,11 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"granularity": "both"}, r"granularity must be one of 'batch', 'sample', got 'both'"),
     ({"statistics": ["test"]}, r"one of 'train', 'test', 'moving', got \['test'\]"),
     ({"reduction": None}, r"reduction must be one of 'mean', 'sum', got None"),
-    ({"adapt_affine": 1}, r"adapt_affine must be True or False, got 1"),
+    ({"adapt_affine": 1}, r"adapt_affine must be true or false, got 1"),
     ({"smoothing": 0.5}, r"smoothing must be a SmoothingConfig or None, got 0\.5"),
     ({"smoothing": {"sigma": 0}}, r"smoothing\.sigma must be finite, greater than 0, got 0"),
     ({"smoothing": {"sigma": 1, "lr": 0}}, r"smoothing\.lr must be finite, greater than 0"),
-    ({"smoothing": {"sigma": 1, "learn": "yes"}}, r"smoothing\.learn must be True or False"),
+    ({"smoothing": {"sigma": 1, "learn": "yes"}}, r"smoothing\.learn must be true or false"),
     (
         {"smoothing": {"sigma": 1, "covariance": "round"}},
         r"smoothing\.covariance must be one of 'spherical', 'diagonal', 'full', got 'round'",

@@ -62,15 +62,17 @@ def _trained(layer: Any) -> Any:
 class _LayerNorm(nn.Module):
     """A handwritten LayerNorm, computed by tensor arithmetic."""
 
-    def __init__(self, features: int = 8) -> None:
+    def __init__(self, features: int = 8, *, shift: bool = True) -> None:
         super().__init__()
+        self.eps = 1e-5
         self.gamma = nn.Parameter(torch.ones(features))
-        self.beta = nn.Parameter(torch.zeros(features))
+        self.beta = nn.Parameter(torch.zeros(features)) if shift else None
 
     def forward(self, x: Tensor) -> Tensor:
         centered = x - x.mean(-1, keepdim=True)
-        deviation = (x.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
-        return self.gamma * centered / deviation + self.beta
+        deviation = (x.var(-1, unbiased=False, keepdim=True) + self.eps).sqrt()
+        normalized = self.gamma * centered / deviation
+        return normalized if self.beta is None else normalized + self.beta
 
 
 class _OnePlus(nn.Module):
@@ -193,6 +195,25 @@ def test_a_registered_layer_with_other_arithmetic_is_refused_sample_wise(x: Tens
     assert not torch.equal(found.parameters["6.weight"], model[6].weight)
 
 
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        ({"scale": "gamma", "shift": "bta"}, "'bta' holds the shift of _LayerNorm.*gamma, beta"),
+        ({"scale": "eps", "shift": "beta"}, "'eps' holds the scale of _LayerNorm.*gamma, beta"),
+    ],
+)
+def test_a_registered_name_that_a_layer_lacks_is_refused(named: dict[str, Any], said: str) -> None:
+    register_norm(_LayerNorm, channels="last", **named)
+    with pytest.raises(UnsupportedModelError, match=said):
+        Dent(_net(nn.BatchNorm2d(8), _LayerNorm()), STEPS)
+
+
+def test_a_registered_attribute_may_be_none_in_a_layer(x: Tensor) -> None:
+    register_norm(_LayerNorm, scale="gamma", shift="beta", channels="last")
+    layer = _LayerNorm(shift=False)
+    assert set(Dent(_net(nn.Identity(), layer), STEPS).adapt(x).parameters) == {"6.gamma"}
+
+
 def test_test_statistics_are_refused_for_a_registered_layer() -> None:
     register_norm(FrozenBatchNorm2d)
     with pytest.raises(UnsupportedModelError, match="statistics='train'"):
@@ -207,6 +228,8 @@ def test_test_statistics_are_refused_for_a_registered_layer() -> None:
         (nn.SyncBatchNorm, {}, "without being registered"),
         (FrozenBatchNorm2d, {"channels": "first"}, "'second' or 'last'"),
         (FrozenBatchNorm2d, {"scale": None, "shift": None}, "nothing to adapt"),
+        (FrozenBatchNorm2d, {"scale": 3}, "scale must be the name .*, got 3"),
+        (FrozenBatchNorm2d, {"shift": False}, "shift must be the name .*, got False"),
     ],
 )
 def test_invalid_registrations_are_refused(given: Any, named: dict[str, Any], said: str) -> None:

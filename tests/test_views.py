@@ -265,7 +265,7 @@ def test_sample_wise_logits_with_views_do_not_depend_on_other_members(objective:
         ({"views": {"count": 1}}, r"views\.count must be a whole number, at least 2, got 1"),
         ({"views": {"count": True}}, r"views\.count must be a whole number, at least 2, got True"),
         ({"views": {"shift": 0}}, r"views\.shift must be a whole number, at least 1, got 0"),
-        ({"views": {"flip": 1}}, r"views\.flip must be True or False, got 1"),
+        ({"views": {"flip": 1}}, r"views\.flip must be true or false, got 1"),
         ({"views": {"predict": "mean"}}, r"views\.predict must be one of 'logits'"),
         ({"views": {"counts": 3}}, r"ViewsConfig has no field 'counts'\. Did you mean 'count'"),
         ({"objective": "agreement"}, r"views is None\. Set views=ViewsConfig\(\)"),

@@ -1,12 +1,12 @@
 """Configuration of a dynamic defense: frozen, validated, and convertible to JSON."""
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Final, Literal, Self, get_args
 
 from dent.errors import ConfigError, UnknownNameError
+from dent.support.checks import check_choice, check_count, check_flag, read_number
 from dent.support.suggest import did_you_mean
 
 OptimizerName = Literal["adam", "adamod", "sgd"]
@@ -65,38 +65,6 @@ class JSONConfig:
         return cls.from_dict(values)
 
 
-def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    """Raise `ConfigError` unless `value` is one of `allowed`."""
-    if value not in allowed:
-        raise ConfigError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}.")
-
-
-def check_count(name: str, value: object, low: int) -> None:
-    """Raise `ConfigError` unless `value` is a whole number of at least `low`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise ConfigError(f"{name} must be a whole number, at least {low}, got {value!r}.")
-
-
-def check_flag(name: str, value: object) -> None:
-    """Raise `ConfigError` unless `value` is True or False."""
-    if not isinstance(value, bool):
-        raise ConfigError(f"{name} must be True or False, got {value!r}.")
-
-
-def _real(name: str, value: object, low: float, high: float = math.inf) -> float:
-    """Return `value` as a float in the open interval (low, high)."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ConfigError(f"{name} must be a number, got {value!r}.")
-    try:
-        number = float(value)
-    except OverflowError:  # an integer that is too large for a float
-        number = math.inf
-    if not low < number < high:
-        bound = f"greater than {low:g}" + (f" and less than {high:g}" if high < math.inf else "")
-        raise ConfigError(f"{name} must be finite, {bound}, got {value!r}.")
-    return number
-
-
 def _decay(name: str, value: object) -> float:
     """Return `value` as a float in [0, 1)."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
@@ -122,8 +90,8 @@ class SmoothingConfig(JSONConfig):
 
     def __post_init__(self) -> None:
         """Check every field."""
-        object.__setattr__(self, "sigma", _real("smoothing.sigma", self.sigma, 0.0))
-        object.__setattr__(self, "lr", _real("smoothing.lr", self.lr, 0.0))
+        object.__setattr__(self, "sigma", read_number("smoothing.sigma", self.sigma, 0.0))
+        object.__setattr__(self, "lr", read_number("smoothing.lr", self.lr, 0.0))
         check_flag("smoothing.learn", self.learn)
         check_choice("smoothing.covariance", self.covariance, get_args(Covariance))
 
@@ -221,7 +189,7 @@ class DentConfig(JSONConfig):
     def __post_init__(self) -> None:
         """Check every field, then their combinations."""
         check_count("steps", self.steps, 0)
-        object.__setattr__(self, "lr", _real("lr", self.lr, 0.0))
+        object.__setattr__(self, "lr", read_number("lr", self.lr, 0.0))
         check_choice("optimizer", self.optimizer, get_args(OptimizerName))
         check_choice("objective", self.objective, get_args(ObjectiveName))
         check_choice("granularity", self.granularity, get_args(Granularity))
@@ -302,7 +270,7 @@ class DentConfig(JSONConfig):
         Raises:
             ConfigError: `steps` or `size` is out of range.
         """
-        size = _real("size", size, 0.0)
+        size = read_number("size", size, 0.0)
         changed = replace(self, steps=steps, lr=size * self.lr)
         if self.smoothing is None:
             return changed

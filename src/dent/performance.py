@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from dent.config import check_choice, check_flag
+from dent.support.checks import check_choice, check_flag
 
 MemoryFormat = Literal["auto", "channels-last", "preserve"]
 Precision = Literal["model", "bfloat16"]

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from dent.errors import BudgetWarning, ConfigError, InputError
+from dent.support.checks import is_number
 from dent.support.devices import wide
 
 Norm = Literal["linf", "l2", "l1"]
@@ -75,7 +76,9 @@ class ThreatModel:
                 invalid.
         """
         norm = as_norm(norm)
-        low, high = _bounds(bounds)
+        low, high = read_bounds(bounds)
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise ConfigError(f"bounds must be finite, got {bounds!r}")
         radius, written = _read_eps(eps)
         _check_size(norm, radius, written, high - low)
         object.__setattr__(self, "norm", norm)
@@ -359,7 +362,7 @@ def _read_eps(eps: str | float | Fraction) -> tuple[float, str]:
         return _as_float(value, hint), written
     if isinstance(eps, Fraction):
         return _as_float(eps, hint), _shortest(_as_float(eps, hint), str(eps))
-    if not math.isfinite(eps):
+    if not is_number(eps):
         raise ConfigError(f"{hint} {eps!r}")
     return _as_float(Fraction(eps), hint), _shortest(float(eps), f"{float(eps)!r}")
 
@@ -380,13 +383,18 @@ def _shortest(value: float, digits: str) -> str:
     return fraction if exact and len(fraction) < len(digits) else digits
 
 
-def _bounds(bounds: tuple[float, float]) -> tuple[float, float]:
+def read_bounds(bounds: tuple[float, float]) -> tuple[float, float]:
+    """Return the smallest and the largest value of a pixel.
+
+    Raises:
+        ConfigError: They are not two numbers in ascending order.
+    """
     try:
         low, high = (float(bound) for bound in bounds)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ConfigError(f"bounds must be two numbers (low, high), got {bounds!r}") from None
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise ConfigError(f"bounds must be finite with low < high, got {bounds!r}")
+    if not low < high:
+        raise ConfigError(f"bounds must be (low, high) with low < high, got {bounds!r}")
     return low, high
 
 

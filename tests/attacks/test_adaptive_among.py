@@ -312,7 +312,7 @@ def test_zero_update_images_are_misclassified_with_low_entropy(
         ({"losses": ()}, "a loss or a target"),
         ({"losses": ("square",)}, "loss must be one of"),
         ({"losses": "ce,margin"}, "loss must be one of"),
-        ({"iterations": 2.5}, "iterations must be a whole number from 1, got 2.5"),
+        ({"iterations": 2.5}, "iterations must be a whole number, at least 1, got 2.5"),
         ({"warm": "yes"}, "warm must be true or false"),
         ({"targeted": "square"}, "loss must be one of"),
         ({"pool": 2}, "pool is for warm=true"),

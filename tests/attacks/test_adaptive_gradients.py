@@ -269,8 +269,8 @@ def test_options_of_adapt_are_detected_from_its_signature() -> None:
     [
         ({"name": "guess"}, "must be one of transfer"),
         ({"name": "unrolled", "steps": 2}, "unrolled has no steps"),
-        ({"name": "fewer-steps", "steps": 0}, "too few"),
-        ({"name": "truncated", "steps": -1}, "too few"),
+        ({"name": "fewer-steps", "steps": 0}, "steps must be a whole number, at least"),
+        ({"name": "truncated", "steps": -1}, "steps must be a whole number, at least"),
     ],
 )
 def test_invalid_rung_settings_are_refused(values: dict[str, Any], match: str) -> None:

@@ -15,8 +15,8 @@ from tests.attacks.attack_toys import Company, Toy, linear, small_images
 @pytest.mark.parametrize(
     ("wrong", "match"),
     [
-        ({"iterations": 0}, "whole numbers from 1"),
-        ({"restarts": 0}, "whole numbers from 1"),
+        ({"iterations": 0}, "iterations must be a whole number, at least 1, got 0"),
+        ({"restarts": 0}, "restarts must be a whole number, at least 1, got 0"),
         ({"step": 0.0}, "step must be"),
         ({"step": float("nan")}, "step must be"),
         ({"restarts": 2, "random_start": False}, "from one start are equal"),

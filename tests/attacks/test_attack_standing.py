@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dent.attacks import AttackResult, make
 from dent.attacks.adaptive import Among, Majority
-from dent.attacks.adaptive.standing import Parting
+from dent.attacks.adaptive.standing import Parting, Standing
 from dent.attacks.querier import Querier, Queries
 from dent.evaluation.submission.fresh import Origin, fresh
 from dent.threat import ThreatModel
@@ -139,6 +139,32 @@ def test_gradient_is_counted_only_for_the_members_that_it_was_asked_for() -> Non
     logits = target(images, asked=torch.tensor([0, 2]), members=torch.tensor([1, 4, 6]))
     torch.autograd.grad(logits.sum(), images)
     assert target.gradients.tolist() == [0, 1, 0, 0, 0, 0, 1, 0]
+
+
+def test_a_querier_of_some_members_has_every_attribute_and_method_of_a_querier() -> None:
+    model, x, y = subject()
+    told: list[tuple[int, int]] = []
+    whole = Querier(
+        model, x, y, THREAT, plan=lambda _: Queries(3, 1), shared_seed=7,
+        progress=lambda done, planned: told.append((done, planned)),
+    )  # fmt: skip
+    members = torch.tensor([1, 4, 6])
+    part = Standing(whole, members)
+    assert part.shared_seed == 7
+    assert vars(whole).keys() <= vars(part).keys()
+    images = x[members].requires_grad_()
+    logits, finite = part.submit(images, asked=torch.tensor([0, 2]))
+    torch.testing.assert_close(logits, model(x[members]))
+    assert finite.tolist() == [True] * 3
+    torch.autograd.grad(logits.sum(), images)
+    part.count(Queries(1, 0))
+    assert part.done == whole.done == Queries(2, 1)
+    assert part.gradients.tolist() == [1, 0, 1]
+    assert whole.gradients.tolist() == [0, 1, 0, 0, 0, 0, 1, 0]
+    assert part.zero_by_member.tolist() == [0, 0, 0]
+    assert part.non_finite == whole.non_finite == 0
+    part.finish()
+    assert told[-2:] == [(3, 4), (4, 4)]
 
 
 def test_queries_of_some_members_count_as_whole_passes() -> None:

@@ -11,7 +11,7 @@ from dent.cli import running
 from dent.cli.running import How
 from dent.errors import DentError
 from dent.evaluation import EvaluationResult, Settings, Subject, load_run, suite
-from dent.evaluation.suites import exactly
+from dent.evaluation.suites import named_suite
 from tests.board.conftest import Put
 from tests.board.toys import HERE, toy
 from tests.cli.here import dent
@@ -37,7 +37,7 @@ def test_run_without_a_nonce_uses_the_fixed_half_and_with_a_nonce_both_halves(
     assert ids[0] == list(range(4))
     assert ids[1] == list(track("toy-v1").ids("1f"))
     assert claim.plan.batches[0] == row.plan.batches[0]
-    assert exactly(row.run.spec) == ("dynamic", "small")
+    assert named_suite(row.run.spec) == ("dynamic", "small")
     assert row.run.spec.schedule == "by-attack"
     assert row.run.spec.threat.eps == toy().eps
     assert [each.name for each in row.run.spec.defenses] == ["static", f"{HERE}:shifted"]

@@ -53,7 +53,7 @@ class Unsure(Step):
     def run(self, target, threat, seed):
         return Outcome(target.natural, target(target.natural).softmax(dim=1).amax(dim=1))
 
-    def queries(self, n_classes, norm="linf"):
+    def queries(self, num_classes, norm="linf"):
         from dent.attacks import Queries
 
         return Queries(1, 0)

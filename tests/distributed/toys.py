@@ -24,8 +24,8 @@ class _Toy(Attack):
         del norm
         return {}
 
-    def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
-        return Push().queries(n_classes, norm)
+    def queries(self, num_classes: int, norm: Norm = "linf") -> Queries:
+        return Push().queries(num_classes, norm)
 
 
 @final

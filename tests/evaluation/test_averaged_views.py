@@ -12,7 +12,7 @@ from dent.cli.showing import show
 from dent.evaluation import EvaluationResult, Settings, Subject, evaluate, load_run
 from dent.evaluation.records.journal import JOURNAL
 from dent.evaluation.records.spec import DefenseSpec
-from dent.evaluation.results.averaged_views import forwards_of, views_of
+from dent.evaluation.results.averaged_views import forwards_of, number_of_views
 from dent.evaluation.results.result import Dependence
 from dent.evaluation.results.scoring import Piece, Scores, score
 from dent.evaluation.results.worst_case import worst_case, worst_cases
@@ -57,7 +57,7 @@ def test_views_and_forwards_are_counted_from_a_dent_configuration(
     config: DentConfig, views: int | None, forwards: int
 ) -> None:
     defense = described(config)
-    assert views_of(defense) == views
+    assert number_of_views(defense) == views
     assert forwards_of(defense, 99.0) == forwards
 
 

@@ -33,7 +33,7 @@ from dent.evaluation.results.power import detectable_gain
 from dent.evaluation.results.recorded_run import RecordedRun
 from dent.evaluation.results.scoring import piece_of
 from dent.evaluation.results.summary import summarize
-from dent.evaluation.suites import exactly, kind_of_attack
+from dent.evaluation.suites import kind_of_attack, named_suite
 from dent.storage.canonical import canonical, digest
 from dent.threat import ThreatModel
 from tests.attacks.known_defenses import Identity
@@ -128,7 +128,7 @@ def test_defenses_without_steps_run_attacks_redundant_on_static_models_last() ->
         ordered = [name for name in names if name not in same] + [*filter(same.get, names)]
         assert got == (ordered if without else names)
         assert [name for name in got if name not in same] == ordered[: -len(same)]
-        assert exactly(spec) == ("dynamic", "small")
+        assert named_suite(spec) == ("dynamic", "small")
 
 
 def test_rounds_attack_the_static_model_first_and_then_run_one_attack_each() -> None:

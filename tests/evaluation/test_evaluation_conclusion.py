@@ -40,7 +40,7 @@ from dent.evaluation.results.verdict import (
     ground_of,
     with_verdicts,
 )
-from dent.evaluation.suites import VERSION, _asked, members, stand_of
+from dent.evaluation.suites import VERSION, _asked, stand_of, suite_attacks
 from tests.evaluation.subjects import make_subject
 
 SIDES: dict[str, tuple[float, float] | None] = {
@@ -69,7 +69,7 @@ def difference(side: str) -> Difference:
 
 
 def gate(name: str, *, is_open: bool) -> Gate:
-    return Gate(name=name, open=is_open, follow_ups=(), sentence="")
+    return Gate(name=name, open=is_open, sentence="")
 
 
 CLOSED, OPEN = gate("zero gradient", is_open=False), gate("zero gradient", is_open=True)
@@ -150,7 +150,7 @@ def diagnostic(name: str, state: Any) -> Diagnostic:
     return Diagnostic(name=name, state=state, value=None, threshold=None, sentence="It is so.")
 
 
-ALL = [member.name for member in members("dynamic", "small")]
+ALL = [each.name for each in suite_attacks("dynamic", "small")]
 GONE = Symptoms(samples=200, black_box=-3, transfer=0, blind=0, standing=90)
 
 

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dent.defenses import AntiAdversary, TentOnline
 from dent.errors import InputError
 from dent.evaluation import Settings, estimate, evaluate, load_run
 from dent.evaluation.submission.guard import put_back
 from dent.models.weights import weights_digest
-from tests.evaluation.subjects import Push, Wrapper, make_model, make_subject
+from tests.evaluation.subjects import SIDE, Push, Wrapper, make_model, make_subject
 
 TWO = Settings(n=8, batch_size=4)
 
@@ -120,6 +121,31 @@ def test_a_defense_may_write_into_its_own_model_or_undo_its_writes() -> None:
 
     same = Writing(model, touch_and_put_back, after=0)
     evaluate(make_subject({"same": same}, [Push()], model=model), TWO)
+
+
+class Counting(AntiAdversary):
+    """A reference defense that writes into its own buffer."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.register_buffer("count", torch.zeros(()))
+
+    def _start(self, x: Tensor) -> Tensor:
+        self.get_buffer("count").add_(1)
+        return super()._start(x)
+
+
+def test_put_back_restores_a_reference_defense_and_does_not_write_to_its_model() -> None:
+    model = make_model()
+    defense = Counting(model)
+    counts = [weight._version for weight in model.parameters()]
+    with put_back(defense):
+        defense(torch.rand(2, 3, SIDE, SIDE))
+        assert defense.get_buffer("count") == 1
+    assert defense.get_buffer("count") == 0
+    with put_back(TentOnline(model)):
+        pass
+    assert [weight._version for weight in model.parameters()] == counts
 
 
 def test_put_back_restores_the_weights_after_an_exception() -> None:

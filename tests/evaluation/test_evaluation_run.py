@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dent import Dent, DentConfig
 from dent.attacks import make
+from dent.defenses import AntiAdversary, TentOnline
 from dent.errors import ConfigError, DataError, InputError
 from dent.evaluation import (
     EvaluationResult,
@@ -487,6 +488,27 @@ def test_model_that_fails_on_the_smallest_batch_is_refused_before_the_start(tmp_
     _AtLeastTwo.batches.clear()
     evaluate(subject, Settings(n=8, batch_size=4))
     assert 1 not in _AtLeastTwo.batches
+
+
+class _Drifting(AntiAdversary):
+    """A reference defense that keeps state, without the methods of a stream."""
+
+    queries = 0
+
+    def _start(self, x: Tensor) -> Tensor:
+        self.queries += 1
+        return super()._start(x)
+
+
+def test_the_given_defenses_are_never_queried_before_a_run_of_uneven_batches() -> None:
+    model = make_model()
+    tent, drifting = TentOnline(model), _Drifting(model)
+    evaluate(
+        make_subject({"tent": tent, "drifting": drifting}, [Push()], model=model),
+        Settings(n=4, batch_size=3),
+    )
+    assert tent.snapshot() is None
+    assert drifting.queries == 0
 
 
 def test_batch_of_one_with_test_statistics_is_refused_before_the_start() -> None:

@@ -1,4 +1,4 @@
-"""The dynamic suite: its members, budgets and page, and how a specification is recognized."""
+"""The dynamic suite: its attacks, budgets and page, and how a specification is recognized."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,15 +20,15 @@ from dent.evaluation.suites import (
     VERSION,
     VERSIONS,
     Budget,
-    Member,
+    SuiteAttack,
     budget_of,
     coverage_of,
-    exactly,
     looks_through,
-    members,
     name_of,
+    named_suite,
     ran_as,
     stand_of,
+    suite_attacks,
 )
 from dent.threat import Norm, ThreatModel
 from tests.evaluation.subjects import SIDE, batch_of, make_dataset, make_subject
@@ -37,36 +37,36 @@ from tests.on_device import DEVICE
 PAGE = Path(__file__).parents[2] / "docs" / "evaluation" / "suite.md"
 
 
-def row(member: Member) -> str:
-    """Return the row of a member in the table of the page."""
+def row(attack: SuiteAttack) -> str:
+    """Return the row of an attack in the table of the page."""
 
     def listed(settings: dict[str, Any]) -> str:
         return ", ".join(f"{key} {value}" for key, value in settings.items())
 
-    fixed = listed({key: str(value).lower() for key, value in member.fixed.items()})
-    begins = BUDGETS.index(member.begins)
-    made = f" = {member.attack}" if member.attack != member.name else ""
-    made += ", on mixed batches" if member.mixed else ""
+    fixed = listed({key: str(value).lower() for key, value in attack.fixed.items()})
+    begins = BUDGETS.index(attack.begins)
+    made = f" = {attack.attack}" if attack.attack != attack.name else ""
+    made += ", on mixed batches" if attack.on_clean else ""
     cells = [
-        listed({key: values[at] for key, values in member.counts.items()}) if at >= begins else ""
+        listed({key: values[at] for key, values in attack.counts.items()}) if at >= begins else ""
         for at in range(len(BUDGETS))
     ]
-    name = f"`{member.name}`{made}" + (f" ({fixed})" if fixed else "")
+    name = f"`{attack.name}`{made}" + (f" ({fixed})" if fixed else "")
     return f"| {' | '.join([name, *cells])} |".replace("|  |", "| |").replace("|  |", "| |")
 
 
-def test_table_in_the_suite_page_matches_the_members() -> None:
+def test_table_in_the_suite_page_matches_the_suite() -> None:
     _, _, after = PAGE.read_text().partition("| attack | small | standard | full |\n")
     written = after.partition("\n\n")[0].splitlines()[1:]
-    rows = [row(member) for member in DYNAMIC]
+    rows = [row(attack) for attack in DYNAMIC]
     assert written == rows, "\n".join(rows)
 
 
 def test_counts_never_decrease_with_the_budget_and_only_full_adds_an_attack() -> None:
-    for member in DYNAMIC:
-        for values in member.counts.values():
-            assert list(values) == sorted(values), member.name
-    kinds = [{member.name for member in members("dynamic", budget)} for budget in BUDGETS]
+    for attack in DYNAMIC:
+        for values in attack.counts.values():
+            assert list(values) == sorted(values), attack.name
+    kinds = [{each.name for each in suite_attacks("dynamic", budget)} for budget in BUDGETS]
     assert kinds[0] == kinds[1]
     assert kinds[2] - kinds[1] == {"gmsa-min-unrolled"}
 
@@ -77,11 +77,11 @@ def test_run_of_the_suite_is_identified_from_its_specification(budget: Budget, n
     subject = make_subject(attacks=suite("dynamic", budget))
     subject = replace(subject, threat=ThreatModel(norm, "8/255"))
     spec = describe(subject, Settings(n=8, batch_size=8))
-    assert (exactly(spec), budget_of(spec)) == (("dynamic", budget), budget)
+    assert (named_suite(spec), budget_of(spec)) == (("dynamic", budget), budget)
     assert looks_through(spec)
     assert list(ran_as(spec, budget) or ()) == [attack.name for attack in subject.attacks]
     other_order = spec.model_copy(update={"attacks": spec.attacks[::-1]})
-    assert (exactly(other_order), budget_of(other_order)) == (("dynamic", budget), budget)
+    assert (named_suite(other_order), budget_of(other_order)) == (("dynamic", budget), budget)
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
@@ -92,7 +92,7 @@ def test_run_of_an_older_suite_version_is_identified(version: int, budget: Budge
     found = coverage_of(spec)
     assert found is not None
     assert (found.version, found.budget) == (version, budget)
-    assert exactly(spec) == (f"dynamic-{version}", budget)
+    assert named_suite(spec) == (f"dynamic-{version}", budget)
     newest = describe(make_subject(attacks=suite("dynamic", budget)), Settings(n=8, batch_size=8))
     assert coverage_of(newest) == replace(found, version=VERSION, ran_as=ran_as(newest, budget))
 
@@ -146,7 +146,7 @@ def test_missing_or_weaker_attacks_are_no_suite_and_stronger_attacks_are() -> No
     def found(attacks: Any) -> tuple[Budget | None, Any]:
         spec = describe(make_subject(attacks=attacks), Settings(n=8, batch_size=8))
         known = coverage_of(spec)
-        return known.budget if known and known.version == VERSION else None, exactly(spec)
+        return known.budget if known and known.version == VERSION else None, named_suite(spec)
 
     for at, attack in enumerate(whole):
         less = [*whole[:at], *whole[at + 1 :]]
@@ -155,7 +155,7 @@ def test_missing_or_weaker_attacks_are_no_suite_and_stronger_attacks_are() -> No
     short, long = make("rays", iterations=99), make("rays", iterations=101)
     assert found([*others, short]) == (None, None)
     assert found([*others, long]) == ("small", None)
-    # A custom attack covers no member, even with the name and settings of one.
+    # A custom attack covers no attack of the suite, even with the name and settings of one.
     assert found([*others, Impostor()]) == (None, None)
     others = [attack for attack in whole if attack.name != "adaptive-bpda"]
     less, more = (make("adaptive-bpda", iterations=20, losses=each) for each in ("ce", ALL_LOSSES))
@@ -175,10 +175,10 @@ def test_suite_for_mixed_batches_requires_the_collateral_attack() -> None:
     assert {each.name for each in mixed} - {each.name for each in alone} == {"collateral"}
     half = Settings(n=8, batch_size=8, mix=0.5)
     spec = describe(make_subject(attacks=mixed), half)
-    assert (budget_of(spec), exactly(spec)) == ("small", ("dynamic", "small"))
+    assert (budget_of(spec), named_suite(spec)) == ("small", ("dynamic", "small"))
     assert budget_of(describe(make_subject(attacks=alone), half)) is None
     whole = describe(make_subject(attacks=mixed), Settings(n=8, batch_size=8))
-    assert (budget_of(whole), exactly(whole)) == ("small", None)  # more than the suite
+    assert (budget_of(whole), named_suite(whole)) == ("small", None)  # more than the suite
 
 
 def test_unknown_suite_and_budget_names_are_refused() -> None:
@@ -211,7 +211,7 @@ def test_every_suite_version_has_its_own_name() -> None:
     assert sorted(names) == sorted(SUITES)
     assert name_of(max(VERSIONS)) == "dynamic"
     for name in SUITES:
-        assert {member.name for member in members(name)}
+        assert {each.name for each in suite_attacks(name)}
 
 
 def test_surrogates_are_the_three_small_bundled_models_except_the_evaluated_one() -> None:

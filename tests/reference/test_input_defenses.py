@@ -212,10 +212,10 @@ def test_perturbation_for_another_batch_size_is_refused(
     [
         (AntiAdversary, {"steps": 0}, "steps of anti-adversary .* at least 1, got 0"),
         (AntiAdversary, {"steps": True}, "got True"),
-        (AntiAdversary, {"alpha": 0.0}, "step_size"),
+        (AntiAdversary, {"alpha": 0.0}, "alpha must be finite, greater than 0, got 0.0"),
         (Hedge, {"steps": 2.0}, "steps of hedge .* got 2.0"),
         (Hedge, {"step_size": float("nan")}, "step_size"),
-        (Hedge, {"eps": float("inf")}, "eps must be a finite"),
+        (Hedge, {"eps": float("inf")}, "eps must be finite"),
         (Hedge, {"bounds": (1.0, 0.0)}, "low < high"),
         (Hedge, {"seed": "0"}, "seed must be a whole number"),
     ],

@@ -415,7 +415,7 @@ def test_models_and_images_that_cannot_be_sparsified_are_refused(batch: Tensor) 
 
 @pytest.mark.parametrize("alpha", [0, -1.0, True, float("nan"), "0.2"])
 def test_invalid_alpha_is_refused(alpha: float, net: Net) -> None:
-    with pytest.raises(ConfigError, match="alpha must be a finite number"):
+    with pytest.raises(ConfigError, match="alpha must be"):
         MeanSparse(net, alpha=alpha)
 
 

@@ -77,7 +77,7 @@ def test_the_one_cycle_schedule_rises_once_and_then_falls_once(
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
-    ({"epochs": 0}, "epochs must be a whole number from 1, got 0"),
+    ({"epochs": 0}, "epochs must be a whole number, at least 1, got 0"),
     ({"epochs": True}, "epochs must be a whole number"),
     ({"lr": 0.0}, "lr must be a number in \\(0"),
     ({"lr": float("nan")}, "lr must be a number"),

@@ -97,12 +97,10 @@ def minimize(
                 predicted = prediction(logits if keep_graph else logits.detach(), config.views)
                 predictions.append(predicted)
             objective = loss(logits, config.objective, config.reduction)
-            gradients = _gradients(objective, learned, keep_graph=keep_graph)
+            slopes = gradients(objective, [*learned.values()], keep_graph=keep_graph)
             with torch.set_grad_enabled(keep_graph):
-                for name, optimizer in optimizers.items():
-                    values[name], states[name] = optimizer.step(
-                        learned[name], gradients[name], states[name]
-                    )
+                for (name, optimizer), slope in zip(optimizers.items(), slopes, strict=True):
+                    values[name], states[name] = optimizer.step(learned[name], slope, states[name])
                 updated = {name: values[name] for name in optimizers}
                 values |= gate.accept(updated, start, _entropies(logits.detach()))
                 values |= _moved(model, running, start, values, states, gate)
@@ -255,17 +253,25 @@ def _optimizers(config: DentConfig, start: Values) -> dict[str, Optimizer]:
     return optimizers
 
 
-def _gradients(objective: Tensor, learned: Values, *, keep_graph: bool) -> Values:
+def gradients(
+    objective: Tensor, of: Sequence[Tensor], *, keep_graph: bool = False
+) -> tuple[Tensor, ...]:
+    """Return the gradients of a scalar, without writing to any `.grad`.
+
+    Args:
+        objective: () scalar.
+        of: the tensors to differentiate with respect to, of any shape.
+        keep_graph: keep the graph, so that the gradients themselves can be differentiated.
+
+    Raises:
+        UnsupportedModelError: the model cuts the graph, so `objective` has no gradient.
+    """
     if not objective.requires_grad:
         raise UnsupportedModelError(
-            "The model's output does not depend differentiably on what is adapted: does its "
+            "The model's output does not depend differentiably on what is optimized: does its "
             "forward use torch.no_grad(), detach() or NumPy, or skip its normalization layers?"
         )
-    # Not backward(): it would also write to the .grad of every other leaf of the graph.
-    gradients = torch.autograd.grad(
-        objective, list(learned.values()), create_graph=keep_graph, materialize_grads=True
-    )
-    return dict(zip(learned, gradients, strict=True))
+    return torch.autograd.grad(objective, of, create_graph=keep_graph, materialize_grads=True)
 
 
 def flatten(trained: Mapping[str, Tensor]) -> Tensor:

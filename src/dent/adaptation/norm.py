@@ -56,18 +56,20 @@ def register_norm(
     """Let every `Dent` of this process adapt your own kind of normalization layer.
 
     The layer must compute normalized * scale + shift. A `Dent` checks this on its first batch, and
-    refuses a kind that computes something else.
+    refuses a kind that computes something else. It also refuses a layer that lacks one of the
+    attributes.
 
     Args:
         kind: the class of the layers; subclasses are included.
         scale: the attribute that holds the scale, a parameter or buffer; None if it has no scale.
+            The attribute may itself be None in some layers of the kind.
         shift: the same for the shift.
         channels: the axis of the output that they belong to: `"second"`, as in BatchNorm, or
             `"last"`, as in LayerNorm.
 
     Raises:
         ConfigError: `kind` is not a module class, is adapted already, or has nothing to adapt, or
-            `channels` is neither of the two.
+            `scale` or `shift` is no name, or `channels` is neither of the two.
 
     Example:
         >>> dent.register_norm(torchvision.ops.FrozenBatchNorm2d)
@@ -80,6 +82,13 @@ def register_norm(
         raise ConfigError(f"{kind.__name__} is adapted without being registered.")
     if channels not in ("second", "last"):
         raise ConfigError(f"channels must be 'second' or 'last', got {channels!r}.")
+    for name, attribute in {"scale": scale, "shift": shift}.items():
+        given: object = attribute
+        if given is not None and not isinstance(given, str):
+            raise ConfigError(
+                f"{name} must be the name of an attribute of {kind.__name__}, or None, got "
+                f"{given!r}."
+            )
     if scale is None and shift is None:
         raise ConfigError(f"{kind.__name__} without scale and shift has nothing to adapt.")
     _REGISTERED[kind] = NormKind(scale, shift, channels)
@@ -114,7 +123,8 @@ def affine_attributes(layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield the name and tensor of a layer's scale and shift, if it has them.
 
     Raises:
-        UnsupportedModelError: the layer computes its parameters from others.
+        UnsupportedModelError: the layer computes its parameters from others, or lacks an attribute
+            that its registered kind names.
     """
     kind = registered_kind(layer)
     names = ("weight", "bias") if kind is None else (kind.scale, kind.shift)
@@ -124,6 +134,8 @@ def affine_attributes(layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
         parametrized = isinstance(getattr(type(layer), attribute, None), property)
         value = own_tensor(layer, attribute)
         if value is None and not parametrized:
+            if kind is not None:
+                _check_named(layer, kind, attribute)
             continue
         # The older torch.nn.utils.weight_norm leaves a plain tensor that a hook overwrites; in a
         # replica of torch.nn.DataParallel every parameter is a plain tensor.
@@ -136,6 +148,19 @@ def affine_attributes(layer: nn.Module) -> Iterator[tuple[str, Tensor]]:
             )
         if value is not None:
             yield attribute, value
+
+
+def _check_named(layer: nn.Module, kind: NormKind, attribute: str) -> None:
+    """Check that a layer has an attribute that its kind names, if only as None."""
+    if getattr(layer, attribute, layer) is None:  # the layer itself stands for no attribute
+        return
+    own = [*layer._parameters, *layer._buffers]
+    raise UnsupportedModelError(
+        f"dent.register_norm was told that {attribute!r} holds the "
+        f"{'scale' if attribute == kind.scale else 'shift'} of {type(layer).__name__}, which has "
+        f"no such parameter or buffer, only {', '.join(own) or 'none at all'}. Register it with "
+        "the right names, and with None for what it lacks."
+    )
 
 
 def affine_layers(model: nn.Module) -> list[tuple[str, list[tuple[str, Tensor]]]]:

@@ -1,13 +1,12 @@
 """Sign functions with exact values and the gradient of a smooth function."""
 
-import math
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from dent.errors import ConfigError
+from dent.support.checks import read_number
 
 _SIGNS: Final = (torch.sign, torch.sgn, Tensor.sign, Tensor.sgn)
 _TINY: Final = 1e-30
@@ -76,6 +75,4 @@ def check_temperature(value: object) -> None:
     Raises:
         ConfigError: it is not a finite number greater than 0.
     """
-    real = isinstance(value, int | float) and not isinstance(value, bool)
-    if not real or not 0 < value < math.inf:  # type: ignore[operator]
-        raise ConfigError(f"smooth_signs must be a finite number greater than 0, got {value!r}.")
+    read_number("smooth_signs", value, 0.0)

@@ -70,7 +70,7 @@ class Trial:
         del memo
         return self
 
-    def adapts(self, model: nn.Module, config: DentConfig, x: Tensor) -> None:
+    def warn_of_one_sample(self, model: nn.Module, config: DentConfig, x: Tensor) -> None:
         """Warn once of a batch of one sample that is not adapted, or whose prediction is noise."""
         if self.warned_of_one or len(x) != 1 or are_own_batches():
             return

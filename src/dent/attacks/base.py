@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 
 from dent.adaptation.random_state import shared_states
-from dent.attacks.checks import is_count, is_effort, is_later
-from dent.attacks.counting import counted
+from dent.attacks.checks import is_effort, is_later
+from dent.attacks.counting import count_passes
 from dent.attacks.querier import OnPass, Querier, Queries
 from dent.config import JSONConfig
 from dent.errors import ConfigError, DentError, InputError
+from dent.support.checks import is_count
 from dent.support.devices import own_generator, seed_generator
-from dent.support.plural import counted as number_of
+from dent.support.plural import counted
 
 if TYPE_CHECKING:
     from dent.attacks.history import History
@@ -121,8 +122,11 @@ class Attack(JSONConfig, ABC):
 
     def __post_init__(self) -> None:
         """Set the name of the attack."""
-        if not self.name:
+        name: object = self.name
+        if not name:
             object.__setattr__(self, "name", self.default_name)
+        elif not isinstance(name, str):
+            raise ConfigError(f"name must be a text, got {name!r}")
 
     @property
     def registered(self) -> str | None:
@@ -190,7 +194,7 @@ class Attack(JSONConfig, ABC):
             if entry.name != "name"
         )
 
-    def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
+    def queries(self, num_classes: int, norm: Norm = "linf") -> Queries:
         """Return the largest number of passes for one batch.
 
         The attack makes fewer if all members are fooled early. Unless a subclass overrides this
@@ -199,19 +203,19 @@ class Attack(JSONConfig, ABC):
         Raises:
             ConfigError: The passes cannot be counted in this way.
         """
-        return counted(self, n_classes, norm)
+        return count_passes(self, num_classes, norm)
 
-    def unadapted(self, n_classes: int, norm: Norm = "linf") -> Queries:
+    def unadapted(self, num_classes: int, norm: Norm = "linf") -> Queries:
         """Return the passes among `queries` without adaptation. Each costs one static pass.
 
         They use the static model, or a model that the defense has already adapted.
         """
-        del n_classes, norm
+        del num_classes, norm
         return Queries(0, 0)
 
-    def through_adaptation(self, n_classes: int, norm: Norm = "linf") -> int:
+    def through_adaptation(self, num_classes: int, norm: Norm = "linf") -> int:
         """Return how many backwards of `queries` go through the whole adaptation: the costliest."""
-        del n_classes, norm
+        del num_classes, norm
         return 0
 
     def sized(self, batch_size: int) -> Attack:
@@ -241,10 +245,10 @@ class Attack(JSONConfig, ABC):
         changes: dict[str, Any] = {"iterations": 2 * iterations}
         return replace(self, **changes)
 
-    def passes(self, n_classes: int, norm: Norm, size: int) -> Queries:
+    def passes(self, num_classes: int, norm: Norm, size: int) -> Queries:
         """Return the passes for `size` images in one call. An attack may split them in batches."""
         del size
-        return self.queries(n_classes, norm)
+        return self.queries(num_classes, norm)
 
     @final
     def __call__(
@@ -426,13 +430,13 @@ def _inside(
     if float(excess.max()) > _ROUNDING * threat.eps:
         raise AttackError(
             f"{name} left the threat model {threat}: {int(outside.sum())} of "
-            f"{number_of(len(x), 'image')} are "
+            f"{counted(len(x), 'image')} are "
             f"outside by up to {float(excess.max()):.3g}"
         )
     adversarial = adversarial.clone()
     adversarial[outside] = threat.project(adversarial[outside], x[outside])
     return adversarial, (
-        f"{number_of(int(outside.sum()), 'image')} put back inside {threat} after rounding",
+        f"{counted(int(outside.sum()), 'image')} put back inside {threat} after rounding",
     )
 
 

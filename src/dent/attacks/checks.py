@@ -1,10 +1,10 @@
 """Checks of hyper-parameters that a user sets, and the metadata of their fields."""
 
-import math
 from dataclasses import Field, field
 from typing import Any, Final, TypeVar
 
 from dent.errors import ConfigError
+from dent.support.checks import check_count, check_flag, is_number
 
 _T = TypeVar("_T")
 _EFFORT: Final = "effort"
@@ -29,16 +29,6 @@ def is_later(setting: "Field[Any]") -> bool:
     return bool(setting.metadata.get(_LATER))
 
 
-def is_count(value: object) -> bool:
-    """Return whether a value is a whole number of at least 1."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def is_number(value: object) -> bool:
-    """Return whether a value is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def check_counts(least: int, **values: object) -> None:
     """Check that all values are whole numbers of at least `least`.
 
@@ -46,17 +36,16 @@ def check_counts(least: int, **values: object) -> None:
         ConfigError: A value is not a whole number, or is less than `least`.
     """
     for key, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ConfigError(f"{key} must be a whole number from {least}, got {value!r}")
+        check_count(key, value, least)
 
 
-def check_rho(rho: object) -> None:
+def check_rho(rho: float) -> None:
     """Check that APGD's share of successful steps is in (0, 1).
 
     Raises:
         ConfigError: It is not.
     """
-    if isinstance(rho, bool) or not isinstance(rho, int | float) or not 0 < rho < 1:
+    if not (is_number(rho) and 0 < rho < 1):
         raise ConfigError(f"rho must be in (0, 1), got {rho!r}")
 
 
@@ -67,5 +56,4 @@ def check_flags(**values: object) -> None:
         ConfigError: A value is neither True nor False.
     """
     for key, value in values.items():
-        if not isinstance(value, bool):
-            raise ConfigError(f"{key} must be true or false, got {value!r}")
+        check_flag(key, value)

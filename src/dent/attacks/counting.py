@@ -42,9 +42,9 @@ class _Unfoolable(nn.Module):
 
     batch_dependent = True
 
-    def __init__(self, labels: Tensor, n_classes: int) -> None:
+    def __init__(self, labels: Tensor, num_classes: int) -> None:
         super().__init__()
-        self._logits = torch.nn.functional.one_hot(labels, n_classes).float()
+        self._logits = torch.nn.functional.one_hot(labels, num_classes).float()
         self._asked = 0
         self.eval()
 
@@ -70,23 +70,23 @@ class _Unfoolable(nn.Module):
 
 
 @lru_cache(maxsize=256)
-def counted(attack: _Attack, n_classes: int, norm: Norm) -> Queries:
+def count_passes(attack: _Attack, num_classes: int, norm: Norm) -> Queries:
     """Return the passes for one batch of two 32 x 32 images that are never fooled.
 
     Args:
         attack: The attack.
-        n_classes: Number of classes of the defense.
+        num_classes: Number of classes of the defense.
         norm: Norm of the threat model.
 
     Raises:
         ConfigError: The attack fails on this batch, or makes more than 100,000 queries.
         MissingExtraError: The attack needs a package that is not installed.
     """
-    labels = torch.arange(2) % n_classes
+    labels = torch.arange(2) % num_classes
     images = torch.full((2, 3, _SIDE, _SIDE), 0.5)
     try:
         result = attack(
-            _Unfoolable(labels, n_classes), images, labels, ThreatModel(norm, 0.01), seed=0
+            _Unfoolable(labels, num_classes), images, labels, ThreatModel(norm, 0.01), seed=0
         )
     except MissingExtraError:
         raise
@@ -100,6 +100,6 @@ def counted(attack: _Attack, n_classes: int, norm: Norm) -> Queries:
 def _uncountable(attack: _Attack, why: str) -> ConfigError:
     return ConfigError(
         f"what the attack {attack.name!r} costs cannot be counted by running it on two images of "
-        f"{_SIDE} x {_SIDE} that nothing fools ({why}): give its class a method queries(n_classes, "
-        "norm) that returns the passes of one batch at most"
+        f"{_SIDE} x {_SIDE} that nothing fools ({why}): give its class a method "
+        "queries(num_classes, norm) that returns the passes of one batch at most"
     )

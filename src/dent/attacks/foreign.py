@@ -18,10 +18,9 @@ from torch import Tensor, nn
 
 from dent.attacks.base import Attack, Outcome
 from dent.attacks.best import Best
-from dent.attacks.checks import is_count
 from dent.attacks.losses import margin
-from dent.config import check_choice
 from dent.errors import ConfigError, DentError, MissingExtraError
+from dent.support.checks import check_choice, is_count
 from dent.support.extras import installing, require
 from dent.support.suggest import did_you_mean
 
@@ -66,14 +65,13 @@ class Foreign(Attack):
         attack: object = self.attack
         if not isinstance(attack, str) or not attack.isidentifier():
             raise ConfigError(f"attack must be the name of an attack, got {attack!r}")
-        keywords: dict[Any, Any] = dict(self.keywords)
-        for key, value in keywords.items():
+        for key, value in _pairs(self.keywords):
             if not isinstance(key, str) or not isinstance(value, bool | int | float | str | None):
                 raise ConfigError(
                     f"keywords of {self.attack} must be numbers, texts, true, false or None, so "
                     f"that a record can say them, got {key!r}: {value!r}"
                 )
-        object.__setattr__(self, "keywords", tuple(sorted(keywords.items())))
+        object.__setattr__(self, "keywords", tuple(sorted(dict(self.keywords).items())))
         super().__post_init__()
 
     @property
@@ -182,6 +180,15 @@ class _Door(nn.Module):
         wrong = inside & (logits.argmax(dim=1) != target.labels)
         loss = torch.where(inside, margin(logits, target.labels), -torch.inf)
         self._best.offer(images, wrong, loss)
+
+
+def _pairs(keywords: object) -> list[tuple[object, object]]:
+    try:
+        return [*dict(keywords).items()]  # type: ignore[call-overload]
+    except (TypeError, ValueError):
+        raise ConfigError(
+            f"keywords must be a mapping, such as {{'steps': 10}}, got {keywords!r}"
+        ) from None
 
 
 class _Apart(torch.autograd.Function):

@@ -64,7 +64,8 @@ def loss_named(name: str) -> Loss:
         "hinge": hinge,
         "confident": confident,
     }
-    if name not in losses:
+    given: object = name
+    if not isinstance(given, str) or given not in losses:
         raise ConfigError(f"loss must be one of {', '.join(LOSSES)}, got {name!r}")
     return losses[name]
 

@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dent.attacks.base import Attack, Outcome
-from dent.attacks.checks import check_flags, effort, is_count, is_number
+from dent.attacks.checks import check_counts, check_flags, effort
 from dent.attacks.querier import Querier, Queries
 from dent.attacks.steps import ascent, uniform_in_ball
 from dent.errors import ConfigError
+from dent.support.checks import is_number
 
 if TYPE_CHECKING:
     from dent.threat import Norm, ThreatModel
@@ -53,11 +54,7 @@ class PGD(Attack):
     def __post_init__(self) -> None:
         """Check every field."""
         super().__post_init__()
-        if not (is_count(self.iterations) and is_count(self.restarts)):
-            raise ConfigError(
-                "iterations and restarts must be whole numbers from 1, "
-                f"got {self.iterations!r} and {self.restarts!r}"
-            )
+        check_counts(1, iterations=self.iterations, restarts=self.restarts)
         if not (is_number(self.step) and self.step > 0):
             raise ConfigError(f"step must be a number above 0, relative to eps, got {self.step!r}")
         if self.restarts > 1 and not self.random_start:
@@ -73,12 +70,12 @@ class PGD(Attack):
         """`pgd`."""
         return "pgd"
 
-    def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
+    def queries(self, num_classes: int, norm: Norm = "linf") -> Queries:
         """Return one forward for the natural images and the passes of every restart.
 
         A restart has one forward more than backwards.
         """
-        del n_classes, norm
+        del num_classes, norm
         per_restart = Queries(self.iterations + 1, self.iterations)
         return Queries(1, 0) + per_restart.times(self.restarts)
 

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 OnPass = Callable[[int, int], None]
 
 View = Callable[[Tensor], Tensor]
-"""A function from a batch (N, C, H, W) to logits (N, classes): a defense or a stand-in for it."""
+"""A function from a batch (N, C, H, W) to logits (N, classes): a defense or a stand-in for it. A
+view of an image is something else (`dent.adaptation.views`)."""
 
 
 class NoGradientError(InputError):
@@ -73,6 +74,16 @@ class QueriedBatch:
         return fooled > other_fooled or (fooled == other_fooled and self.loss > other.loss)
 
 
+@dataclass
+class Counts:
+    """What an attack on one batch has taken so far; see the attributes of `Querier`."""
+
+    done: Queries
+    non_finite: int
+    gradients: Tensor
+    zero_by_member: Tensor
+
+
 class Querier:
     """A defense as an attack sees it: it takes queries and counts their cost.
 
@@ -90,10 +101,7 @@ class Querier:
         labels: int64 (N,).
         classes: Number of classes, None before the first query.
         shared_seed: Seed of computations that several attacks on the batch share.
-        done: Number of passes so far.
-        non_finite: Number of rows of logits so far that were not finite.
-        gradients: Number of gradients taken so far for each member, int64 (N,).
-        zero_by_member: Number of those that were exactly zero, int64 (N,).
+        counts: What the attack has taken so far.
         worst: For a batch-dependent defense, the worst queried batch inside the threat model.
         recorder: Records the progress of the attack.
     """
@@ -127,16 +135,33 @@ class Querier:
         self.labels = labels
         self.classes: int | None = None
         self.shared_seed = shared_seed
-        self.done = Queries(0, 0)
-        self.non_finite = 0
-        self.gradients = torch.zeros_like(labels)
-        self.zero_by_member = torch.zeros_like(labels)
+        self.counts = Counts(Queries(0, 0), 0, torch.zeros_like(labels), torch.zeros_like(labels))
         self.worst: QueriedBatch | None = None
         self.recorder = Recorder(labels, batch_dependent=self.batch_dependent)
         self._threat = threat
         self._plan = plan
         self._planned = 0
         self._progress = progress
+
+    @property
+    def done(self) -> Queries:
+        """Number of passes so far."""
+        return self.counts.done
+
+    @property
+    def non_finite(self) -> int:
+        """Number of rows of logits so far that were not finite."""
+        return self.counts.non_finite
+
+    @property
+    def gradients(self) -> Tensor:
+        """Number of gradients taken so far for each member, int64 (N,)."""
+        return self.counts.gradients
+
+    @property
+    def zero_by_member(self) -> Tensor:
+        """Number of those that were exactly zero, int64 (N,)."""
+        return self.counts.zero_by_member
 
     def __call__(
         self,
@@ -194,7 +219,7 @@ class Querier:
             )
         logits = logits.float()
         finite = torch.isfinite(logits).all(dim=1)
-        self.non_finite += int((~finite).sum())
+        self.counts.non_finite += int((~finite).sum())
         self.count(Queries(1, 0))
         return logits, finite
 
@@ -210,9 +235,9 @@ class Querier:
             gradient: (M, ...).
             of: The members of these rows, int64 (M,).
         """
-        self.gradients.index_add_(0, of, torch.ones_like(of))
+        self.counts.gradients.index_add_(0, of, torch.ones_like(of))
         zero = gradient.flatten(1).count_nonzero(dim=1) == 0
-        self.zero_by_member.index_add_(0, of, zero.to(of))
+        self.counts.zero_by_member.index_add_(0, of, zero.to(of))
 
     def _on_backward(
         self, asked: Tensor | None, members: Tensor | None, gradient: Tensor
@@ -230,7 +255,7 @@ class Querier:
 
     def count(self, passes: Queries) -> None:
         """Add passes to the count, such as those that an attack made without this object."""
-        self.done = self.done + passes
+        self.counts.done = self.done + passes
         if self._progress is not None:
             self._progress(min(sum(self.done), self._planned), self._planned)
 

@@ -46,7 +46,7 @@ def make(name: str, **settings: Any) -> Attack:
         UnknownNameError: If there is no such attack; the message suggests one.
         ConfigError: If the attack has no such setting, or a value is out of range.
     """
-    name = full_attack(name)
+    name = _full(name)
     accepted = settings_of(name)
     for key in settings:
         if key not in accepted:
@@ -63,7 +63,7 @@ def settings_of(name: str) -> tuple[str, ...]:
     Raises:
         UnknownNameError: If there is no such attack; the message suggests one.
     """
-    name = full_attack(name)
+    name = _full(name)
     if name not in _FACTORIES:
         raise UnknownNameError(unknown_attack(name, names()))
     return tuple(key for key in inspect.signature(_FACTORIES[name]).parameters if key != "name")
@@ -88,7 +88,7 @@ def make_from(
             of range.
     """
     typed_name, settings = _parse(text)
-    name = full_attack(typed_name)
+    name = _full(typed_name)
     accepted = settings_of(name)
     if "iterations" not in settings:
         settings["iterations"] = iterations
@@ -124,7 +124,19 @@ def from_factory(spec: str) -> Attack:
     return replace(attack, name=spec)
 
 
+def _full(name: object) -> str:
+    """Return the full name for an alias, and any other name unchanged."""
+    if not isinstance(name, str):
+        raise ConfigError(
+            f"an attack is made by its name, such as 'apgd-ce', got {type_name(name)}: an attack "
+            "that is made already needs no name"
+        )
+    return full_attack(name)
+
+
 def _parse(text: str) -> tuple[str, dict[str, Any]]:
+    if not isinstance(text, str):
+        raise ConfigError(f"an attack is written NAME:SETTING=VALUE, got {type_name(text)}")
     name, colon, listed = "".join(text.split()).partition(":")
     settings: dict[str, Any] = {}
     for item in listed.split(",") if colon else ():

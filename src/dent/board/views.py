@@ -30,9 +30,9 @@ def less_views(row: RecordedRun, views: RecordedRun) -> Difference | None:
     return paired(
         {index: ours[index] for index in batches},
         {index: theirs[index] for index in batches},
-        samples and theirs_by_sample,
-        theirs_by_sample,
-        bootstrap_seed(row.run.spec),
+        independent=samples and theirs_by_sample,
+        static_by_sample=theirs_by_sample,
+        seed=bootstrap_seed(row.run.spec),
     )
 
 

@@ -85,7 +85,7 @@ def _on_cpu(part: Any) -> Any:
     return part.detach().cpu() if isinstance(part, Tensor) else part
 
 
-def _check_batch(images: Any, labels: Any, rows: int, classes: int, where: str) -> None:
+def _check_batch(images: Any, labels: Any, rows: int, num_classes: int, where: str) -> None:
     if (
         not isinstance(images, Tensor)
         or images.dtype != torch.float32
@@ -107,11 +107,11 @@ def _check_batch(images: Any, labels: Any, rows: int, classes: int, where: str) 
     if not bool(((images >= 0) & (images <= 1)).all()):  # also refuses NaN
         low, high = (float(edge) for edge in images.aminmax())
         raise DataError(f"{where}: expected pixels in [0, 1], got {low:g} to {high:g}")
-    if not bool(((labels >= 0) & (labels < classes)).all()):
+    if not bool(((labels >= 0) & (labels < num_classes)).all()):
         low, high = (int(edge) for edge in labels.aminmax())
         raise DataError(
-            f"{where}: expected labels in 0 to {classes - 1}, one of "
-            f"{counted(classes, 'class')}, got {low} "
+            f"{where}: expected labels in 0 to {num_classes - 1}, one of "
+            f"{counted(num_classes, 'class')}, got {low} "
             f"to {high}"
         )
 

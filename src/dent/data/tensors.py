@@ -22,8 +22,8 @@ class TensorDataset(ImageDataset):
 
     Args:
         images: Float (N, C, H, W) in [0, 1], on any device; kept as float32 on the CPU.
-        labels: Integers (N,), each in `range(classes)`.
-        classes: The number of classes.
+        labels: Integers (N,), each in `range(num_classes)`.
+        num_classes: The number of classes.
         name: Its name in records.
 
     Raises:
@@ -31,12 +31,12 @@ class TensorDataset(ImageDataset):
     """
 
     def __init__(
-        self, images: Tensor, labels: Tensor, classes: int, *, name: str = "tensors"
+        self, images: Tensor, labels: Tensor, num_classes: int, *, name: str = "tensors"
     ) -> None:
         images = as_images(images)
-        _check_labels(labels, len(images), classes)
+        _check_labels(labels, len(images), num_classes)
         self.name, self.split = name, "test"
-        self.classes = tuple(map(str, range(classes)))
+        self.classes = tuple(map(str, range(num_classes)))
         self._images = images.clone()
         self._labels = labels.detach().to("cpu", torch.int64).clone()
         content = hashlib.sha256(self._images.numpy().astype("<f4", copy=False).tobytes())
@@ -104,8 +104,8 @@ def _conversion(value: object, name: str) -> str:
     return f": pass torch.tensor({name})" if isinstance(value, list | tuple) else ""
 
 
-def _check_labels(labels: object, rows: int, classes: int) -> None:
-    expected = f"labels must be a tensor of {rows} integers from 0 to {classes - 1}"
+def _check_labels(labels: object, rows: int, num_classes: int) -> None:
+    expected = f"labels must be a tensor of {rows} integers from 0 to {num_classes - 1}"
     if not isinstance(labels, Tensor):
         raise InputError(f"{expected}, got {type(labels).__name__}{_conversion(labels, 'labels')}")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
@@ -113,5 +113,5 @@ def _check_labels(labels: object, rows: int, classes: int) -> None:
     if labels.shape != (rows,):
         raise InputError(f"{expected}, one for each image, got shape {tuple(labels.shape)}")
     low, high = int(labels.min()), int(labels.max())
-    if not 0 <= low <= high < classes:
+    if not 0 <= low <= high < num_classes:
         raise InputError(f"{expected}, got values from {low} to {high}")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dent.config import DentConfig
 from dent.defenses.dent import Dent
-from dent.errors import InputError, UnsupportedModelError
+from dent.errors import InputError
 
 STATIC = DentConfig(steps=0)
 """The static model: no steps, train statistics, no smoothing."""
@@ -119,25 +119,3 @@ def finite_rows(x: Tensor) -> Tensor:
         )
     with torch.inference_mode(False):
         return x.detach().flatten(1).isfinite().all(1)
-
-
-def gradient(objective: Tensor, of: Tensor, *, keep_graph: bool = False) -> Tensor:
-    """Return the gradient of a scalar, without writing to any `.grad`.
-
-    Args:
-        objective: () scalar.
-        of: the tensor to differentiate with respect to, any shape.
-        keep_graph: keep the graph, so that the gradient itself can be differentiated.
-
-    Raises:
-        UnsupportedModelError: the model cuts the graph, so `objective` has no gradient.
-    """
-    if not objective.requires_grad:
-        raise UnsupportedModelError(
-            "The model's output does not depend differentiably on what is optimized: does its "
-            "forward use torch.no_grad(), detach() or NumPy?"
-        )
-    (derivative,) = torch.autograd.grad(
-        objective, [of], create_graph=keep_graph, materialize_grads=True
-    )
-    return derivative

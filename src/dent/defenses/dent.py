@@ -185,6 +185,9 @@ class Dent(nn.Module):
             ConfigError: `last` is negative, or `last`, `checkpointed` or `on_step` is given without
                 `differentiable`.
             ExportError: a static graph is being recorded (torch.jit.trace, torch.export, ONNX).
+            UnsupportedModelError: on the first batch, a private copy does not give the model's
+                outputs, or these are not logits; or a gradient is cut, or a normalization layer
+                cannot take one scale and shift per sample.
         """
         if _is_recorded():
             raise ExportError(_NO_GRAPH)
@@ -197,7 +200,7 @@ class Dent(nn.Module):
             finite, pixels = _finite_rows(x)
             images = x if finite is None else x[finite]
             self._trial.run(self.model, self.config, images, pixels)
-            self._trial.adapts(self.model, self.config, images)
+            self._trial.warn_of_one_sample(self.model, self.config, images)
             if not differentiable:
                 images = images.clone() if images.is_inference() else images.detach()
 
@@ -235,6 +238,7 @@ class Dent(nn.Module):
         Raises:
             InputError: the adaptation is from another defense or for another number of samples, or
                 `x` is not valid for the model.
+            UnsupportedModelError: on the first batch, for the reasons in `adapt`.
         """
         _check_batch(x)
         self._check_adaptation(adaptation, len(x))

@@ -6,8 +6,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from dent.defenses.perturbation import InputDefense, positive
-from dent.errors import ConfigError
+from dent.defenses.perturbation import InputDefense
+from dent.support.checks import read_number
+from dent.threat import read_bounds
 
 _PUBLISHED = math.sqrt(3 * 224 * 224)
 """Divisor that converts the authors' l2 lengths for ImageNet into root mean squares."""
@@ -56,11 +57,8 @@ class ET3(InputDefense):
         bounds: tuple[float, float] = (0.0, 1.0),
     ) -> None:
         super().__init__(model, steps=steps, step_size=step_size)
-        self.eps = positive("eps", eps)
-        low, high = bounds
-        if not low < high:
-            raise ConfigError(f"bounds must be (low, high) with low < high, got {bounds!r}.")
-        self.bounds = (float(low), float(high))
+        self.eps = read_number("eps", eps, 0.0)
+        self.bounds = read_bounds(bounds)
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -5,8 +5,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from dent.defenses.perturbation import InputDefense, positive
+from dent.defenses.perturbation import InputDefense
 from dent.errors import ConfigError
+from dent.support.checks import read_number
+from dent.threat import read_bounds
 
 
 class Hedge(InputDefense):
@@ -52,11 +54,8 @@ class Hedge(InputDefense):
         seed: int | None = None,
     ) -> None:
         super().__init__(model, steps=steps, step_size=step_size)
-        self.eps = positive("eps", eps)
-        low, high = bounds
-        if not low < high:
-            raise ConfigError(f"bounds must be (low, high) with low < high, got {bounds!r}.")
-        self.bounds = (float(low), float(high))
+        self.eps = read_number("eps", eps, 0.0)
+        self.bounds = read_bounds(bounds)
         value: object = seed
         if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
             raise ConfigError(f"seed must be a whole number or None, got {seed!r}.")

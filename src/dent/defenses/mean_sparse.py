@@ -14,8 +14,8 @@ from dent.adaptation.adaptation import Adaptation, Status
 from dent.adaptation.private_copy import private_copy
 from dent.defenses.base import STATIC, ReferenceDefense, finite_rows
 from dent.defenses.dent import Dent
-from dent.defenses.perturbation import positive
-from dent.errors import InputError, UnsupportedModelError
+from dent.errors import ConfigError, InputError, UnsupportedModelError
+from dent.support.checks import read_number
 from dent.support.devices import device_of, wide
 from dent.support.plural import counted
 
@@ -102,7 +102,7 @@ class MeanSparse(ReferenceDefense):
             another input are then left unchanged.
 
     Raises:
-        ConfigError: `alpha` is out of range.
+        ConfigError: `alpha` is out of range, or `images` are no tensors.
         UnsupportedModelError: the model is not supported, it computes SiLU as `x * sigmoid(x)` or
             Hardswish as `x * hardsigmoid(x)`, or there is nothing to sparsify. Without `images`,
             only a prediction raises the last two.
@@ -119,7 +119,11 @@ class MeanSparse(ReferenceDefense):
         alpha: float = 0.2,
         images: Tensor | Iterable[Tensor] | None = None,
     ) -> None:
-        threshold = positive("alpha", alpha)
+        threshold = read_number("alpha", alpha, 0.0)
+        if not isinstance(model, nn.Module):
+            raise UnsupportedModelError(
+                f"MeanSparse expected a torch.nn.Module, got {type(model).__name__}."
+            )
         given = None if images is None else _measure(model, images)
         super().__init__(_Sparse(model, threshold, given, exact=False))
         self.alpha = threshold
@@ -345,9 +349,15 @@ class _Measuring(_Activations):
 
 def _measure(model: nn.Module, images: Tensor | Iterable[Tensor]) -> list[tuple[Tensor, Tensor]]:
     """Return mean and standard deviation, (C,) each, of the input of each activation function."""
+    try:
+        batches = iter(images.split(_ROWS) if isinstance(images, Tensor) else images)
+    except TypeError:
+        raise _no_images(images) from None
     copy, sums = private_copy(model), dict[int, Tensor]()
     dtype = next((each.dtype for each in model.parameters()), torch.float32)
-    for batch in images.split(_ROWS) if isinstance(images, Tensor) else images:
+    for batch in batches:
+        if not isinstance(batch, Tensor):
+            raise _no_images(batch)
         with _versions(), torch.no_grad(), _Measuring(sums):
             copy(_with_version(batch))
     if not sums:
@@ -361,6 +371,13 @@ def _measure(model: nn.Module, images: Tensor | Iterable[Tensor]) -> list[tuple[
         deviation = (squares / count - mean.square()).clamp(min=0).sqrt()
         statistics.append((mean.to(dtype).to(device), deviation.to(dtype).to(device)))
     return statistics
+
+
+def _no_images(given: object) -> ConfigError:
+    return ConfigError(
+        "images must be a tensor of images (N, ...) or an iterable of such batches, got "
+        f"{type(given).__name__}: leave out the labels of a loader."
+    )
 
 
 _ROWS = 256

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from dent.adaptation.adaptation import Adaptation, Status
 from dent.adaptation.adapted_model import AdaptedModel
 from dent.adaptation.isolation import isolated
-from dent.adaptation.minimize import OnStep, spread_to
+from dent.adaptation.minimize import OnStep, gradients, spread_to
 from dent.adaptation.objectives import entropy
 from dent.adaptation.signs import SmoothSigns
-from dent.defenses.base import STATIC, ReferenceDefense, finite_rows, gradient
+from dent.defenses.base import STATIC, ReferenceDefense, finite_rows
 from dent.errors import ConfigError, InputError
+from dent.support.checks import is_count, read_number
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,15 +73,14 @@ class InputDefense(ReferenceDefense):
     """The name of the setting for the step size."""
 
     def __init__(self, model: nn.Module, *, steps: int, step_size: float) -> None:
-        value: object = steps
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if not is_count(steps):
             raise ConfigError(
                 f"steps of {self.name} must be a whole number, at least 1, got {steps!r}. "
                 "Without steps, use 'static'."
             )
         super().__init__(model)
         self.steps = steps
-        self.step_size = positive("step_size", step_size)
+        self.step_size = read_number(self.sized_by, step_size, 0.0)
 
     @property
     def batch_dependent(self) -> bool:
@@ -98,7 +98,7 @@ class InputDefense(ReferenceDefense):
         Raises:
             ConfigError: `steps` or `size` is out of range.
         """
-        changes = {"steps": steps, self.sized_by: positive("size", size) * self.step_size}
+        changes = {"steps": steps, self.sized_by: read_number("size", size, 0.0) * self.step_size}
         return type(self)(self.unwrap(), **(self.settings | changes))
 
     @abstractmethod
@@ -207,7 +207,7 @@ class InputDefense(ReferenceDefense):
             first = logits.detach() if first is None else first
             # Summed, not averaged: a sample's gradient must not depend on the batch size.
             loss = self._loss(logits, first).sum()
-            slope = gradient(loss, point, keep_graph=through_steps)
+            (slope,) = gradients(loss, [point], keep_graph=through_steps)
             alive = alive & slope.detach().flatten(1).isfinite().all(1)
             entropies.append(entropy(logits.detach()))
             value = self._project(x, value - self.step_size * self._direction(slope))
@@ -219,16 +219,3 @@ class InputDefense(ReferenceDefense):
 def _over_pixels(samples: Tensor, like: Tensor) -> Tensor:
     """Return values per sample, (N,), reshaped to broadcast over a batch shaped as `like`."""
     return samples.reshape(-1, *[1] * (like.dim() - 1))
-
-
-def positive(name: str, value: float) -> float:
-    """Return `value` as a float.
-
-    Raises:
-        ConfigError: it is not a finite number greater than 0.
-    """
-    number: object = value
-    real = isinstance(number, int | float) and not isinstance(number, bool)
-    if not real or not 0 < value < math.inf:
-        raise ConfigError(f"{name} must be a finite number greater than 0, got {value!r}.")
-    return float(value)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dent.adaptation.adaptation import Adaptation
 from dent.defenses.base import ReferenceDefense
+from dent.errors import UnsupportedModelError
 from dent.support.devices import device_of
 
 BUNDLED: Final = Path(__file__).parent / "weights" / "denoiser-cifar10.safetensors"
@@ -59,7 +60,7 @@ class Purifier(ReferenceDefense):
             images with 3 channels in [0, 1].
 
     Raises:
-        UnsupportedModelError: the model is not supported.
+        UnsupportedModelError: the model is not supported, or `denoiser` is no module.
     """
 
     name: ClassVar[str] = "purifier"
@@ -67,6 +68,10 @@ class Purifier(ReferenceDefense):
 
     def __init__(self, model: nn.Module, denoiser: nn.Module | None = None) -> None:
         super().__init__(model)
+        if denoiser is not None and not isinstance(denoiser, nn.Module):
+            raise UnsupportedModelError(
+                f"the denoiser must be a torch.nn.Module, got {type(denoiser).__name__}."
+            )
         if denoiser is None:
             denoiser = Denoiser()
             denoiser.load_state_dict(_safetensors().load_file(BUNDLED))

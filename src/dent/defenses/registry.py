@@ -20,7 +20,7 @@ from dent.defenses.tent_online import TentOnline
 from dent.errors import ConfigError, UnknownNameError, UnsupportedModelError
 from dent.kinds import path_of, recorded_kind
 from dent.names import unknown_defense
-from dent.support.factories import call_factory
+from dent.support.factories import call_factory, type_name
 
 if TYPE_CHECKING:
     from dent.attacks.protocol import DynamicDefense
@@ -70,10 +70,12 @@ def make(spec: str, model: nn.Module) -> "DynamicDefense":
 
     Raises:
         UnknownNameError: there is no such defense, module or factory.
-        ConfigError: the JSON file is missing, unreadable, or not a configuration.
+        ConfigError: the JSON file is missing, unreadable, or not a configuration; or `spec` is not
+            a text.
         UnsupportedModelError: the defense does not support this model, or the factory failed or
-            returned something else.
+            returned something else; or `model` is no module.
     """
+    _check_arguments(spec, model)
     if spec in CONFIGS:
         return Dent(model, CONFIGS[spec])
     if spec in _CLASSES:
@@ -90,6 +92,22 @@ def make(spec: str, model: nn.Module) -> "DynamicDefense":
         )
         return _own(spec, defense)
     raise UnknownNameError(unknown_defense(spec, names()))
+
+
+def _check_arguments(spec: object, model: object) -> None:
+    if isinstance(spec, DentConfig):
+        raise ConfigError(
+            "make takes the name of a defense: for a DentConfig, call Dent(model, config)."
+        )
+    if not isinstance(spec, str):
+        raise ConfigError(
+            "make takes the name of a defense, the path of a .json file or package.module:factory "
+            f"as text, and then the model, got {type_name(spec)} first."
+        )
+    if not isinstance(model, nn.Module):
+        raise UnsupportedModelError(
+            f"make({spec!r}, model) expected a torch.nn.Module, got {type_name(model)}."
+        )
 
 
 def describe(defense: "DynamicDefense | nn.Module") -> dict[str, Any]:
@@ -152,7 +170,7 @@ def _own(spec: str, defense: object) -> "DynamicDefense":
     raise UnsupportedModelError(
         f"{spec} must give a defense with adapt(x), predict(x, adaptation) and batch_dependent, or "
         "a torch.nn.Module that takes a batch and returns logits, got "
-        f"{type(defense).__module__}.{type(defense).__qualname__} without {', '.join(missing)}."
+        f"{type_name(defense)} without {', '.join(missing)}."
     )
 
 
@@ -165,8 +183,11 @@ def load_config(path: str | Path) -> DentConfig:
 
     Raises:
         ConfigError: the file is missing or unreadable, is not JSON, or holds an unknown key or a
-            value out of range. The message names the file.
+            value out of range, and the message names the file; or `path` is not a path.
     """
+    given: object = path
+    if not isinstance(given, str | Path):
+        raise ConfigError(f"load_config takes the path of a JSON file, got {type_name(given)}.")
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")

@@ -1,6 +1,5 @@
 """Normalization by a mix of train and test statistics (Schneider et al., NeurIPS 2020)."""
 
-import math
 from typing import Any, ClassVar
 
 import torch
@@ -8,6 +7,7 @@ from torch import Tensor, nn
 
 from dent.defenses.batch_norm import BatchNormDefense
 from dent.errors import ConfigError
+from dent.support.checks import is_number
 
 
 class StatisticsPrior(BatchNormDefense):
@@ -35,9 +35,7 @@ class StatisticsPrior(BatchNormDefense):
     name: ClassVar[str] = "statistics-prior"
 
     def __init__(self, model: nn.Module, *, strength: float = 16.0) -> None:
-        number: object = strength
-        real = isinstance(number, int | float) and not isinstance(number, bool)
-        if not real or not 0 <= strength < math.inf:
+        if not is_number(strength) or strength < 0:
             raise ConfigError(f"strength must be a finite number, at least 0, got {strength!r}.")
         super().__init__(model)
         self.strength = float(strength)

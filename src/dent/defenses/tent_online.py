@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from dent.adaptation.adaptation import Adaptation, Status
 from dent.adaptation.adapted_model import AdaptedModel, norm_parameters
 from dent.adaptation.isolation import isolated
-from dent.adaptation.minimize import OnStep, flatten, spread_to, unflatten
+from dent.adaptation.minimize import OnStep, flatten, gradients, spread_to, unflatten
 from dent.adaptation.objectives import entropy, loss
 from dent.adaptation.optim import State, make_optimizer
 from dent.config import DentConfig
-from dent.defenses.base import ReferenceDefense, finite_rows, gradient
+from dent.defenses.base import ReferenceDefense, finite_rows
 from dent.errors import ConfigError
 
 TENT = DentConfig(steps=1, statistics="test")
@@ -51,13 +51,18 @@ class TentOnline(ReferenceDefense):
             smoothing, no views.
 
     Raises:
-        ConfigError: `config` does not meet these conditions.
+        ConfigError: `config` is no `DentConfig` that meets these conditions.
         UnsupportedModelError: the model has nothing to adapt.
     """
 
     name: ClassVar[str] = "tent-online"
 
     def __init__(self, model: nn.Module, config: DentConfig = TENT) -> None:
+        if not isinstance(config, DentConfig):
+            raise ConfigError(
+                f"tent-online expected a DentConfig, got {config!r}: pass TENT, or "
+                "DentConfig(steps=1, statistics='test') with your own changes."
+            )
         if (
             config.granularity != "batch"
             or config.steps < 1
@@ -147,7 +152,7 @@ class TentOnline(ReferenceDefense):
             if on_step is not None:
                 on_step(logits)
             objective = loss(logits, self.config.objective, self.config.reduction)
-            slope = gradient(objective, used, keep_graph=differentiable)
+            (slope,) = gradients(objective, [used], keep_graph=differentiable)
             with torch.set_grad_enabled(differentiable):
                 value, memory = optimizer.step(used, slope, memory)
             entropies.append(entropy(logits.detach()))

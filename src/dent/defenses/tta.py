@@ -49,8 +49,8 @@ class TestTimeAdaptation(nn.Module):
 
     Raises:
         ConfigError: `settings` is no dict of plain JSON types.
-        UnsupportedModelError: The method lacks one of these or cannot be copied, or `model` is in
-            training mode.
+        UnsupportedModelError: The method lacks one of these or cannot be copied, or `model` is no
+            module or in training mode.
     """
 
     __test__: ClassVar[bool] = False  # otherwise pytest collects the class, because of its name
@@ -70,6 +70,11 @@ class TestTimeAdaptation(nn.Module):
                 "TestTimeAdaptation expects a torch.nn.Module with forward(x), reset() and the "
                 f"classifier that it adapts as `model`, got {type(method).__name__} without "
                 f"{', '.join(missing)}."
+            )
+        if not isinstance(model, nn.Module):
+            raise UnsupportedModelError(
+                "TestTimeAdaptation expects the static classifier, a torch.nn.Module, got "
+                f"{type(model).__name__}."
             )
         if any(module.training for module in model.modules()):
             raise UnsupportedModelError(

@@ -145,14 +145,14 @@ class _Driver:
     def run(self) -> None:
         for record in self._work.store.done.values():
             self._refuse_memory(record)
-        for groups in self._work.begun():
+        for groups in self._work.rounds_to_run():
             self._run(groups)
         self._work.tell()
 
     def _run(self, groups: Sequence[Group]) -> None:
         """Run independent groups."""
         for group in groups:
-            if self._work.left(group):
+            if self._work.unrecorded(group):
                 self._todo.append(group)
             else:
                 self._work.close(group)
@@ -233,7 +233,7 @@ class _Driver:
                 f"{cause}. All other records are safe, and the same command resumes. If memory "
                 "was the problem, give each worker more of a machine, or use smaller batches"
             )
-        if self._work.left(group):
+        if self._work.unrecorded(group):
             self._todo.appendleft(group)
         else:
             self._work.close(group)
@@ -243,7 +243,7 @@ class _Driver:
         heard = self._pool.within()
         running = []
         for worker, group in reversed(self._busy.items()):
-            remaining = self._work.left(group)
+            remaining = self._work.unrecorded(group)
             if not remaining:
                 continue
             unit, share = heard.get(worker, (remaining[0], 0.0))

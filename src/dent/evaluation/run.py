@@ -95,14 +95,21 @@ class Work:
     progress: OnProgress | None
     is_shard: bool = False
 
-    def begun(self) -> Iterator[tuple[Group, ...]]:
-        """Yield the rounds one after another, without defenses that are already decided."""
+    def rounds_to_run(self) -> Iterator[tuple[Group, ...]]:
+        """Yield the rounds one after another, without defenses that are already decided.
+
+        Before each round, this tells the tracker which units are left out. After the last one, it
+        drops all tensors.
+        """
         decided: set[str] = set()
         for groups_of_round in self.rounds:
             fresh = self._decided() - decided
             decided |= fresh
             self.tracker.leave_out(
-                unit for group in self._all() for unit in self.left(group) if unit.defense in fresh
+                unit
+                for group in self._all()
+                for unit in self.unrecorded(group)
+                if unit.defense in fresh
             )
             yield tuple(group for group in groups_of_round if group[0].defense not in decided)
         for group in self._all():
@@ -116,7 +123,7 @@ class Work:
     def _all(self) -> Iterator[Group]:
         return chain.from_iterable(self.rounds)
 
-    def left(self, group: Sequence[Unit]) -> tuple[Unit, ...]:
+    def unrecorded(self, group: Sequence[Unit]) -> tuple[Unit, ...]:
         """Return the units of a group that are not recorded."""
         return tuple(unit for unit in group if unit.key not in self.store.done)
 
@@ -241,9 +248,9 @@ def here(work: Work) -> None:
     run = open_run(work.prepared, work.store)
     batches = Batches(run)
     worker = work.sessions.open(new_session(device_of(work.prepared.subject.model)))
-    for unit_groups in work.begun():
+    for unit_groups in work.rounds_to_run():
         for group in unit_groups:
-            for unit in work.left(group):
+            for unit in work.unrecorded(group):
                 work.tell((unit, 0.0))
                 execute(run, unit, batches, _within(work, unit))
                 work.count(unit, worker)

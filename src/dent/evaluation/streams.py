@@ -14,20 +14,21 @@ from pydantic import Field
 from torch import Tensor
 
 from dent.attacks import Attack, Defense
-from dent.attacks.checks import check_counts, is_count
+from dent.attacks.checks import check_counts
 from dent.data.tensors import as_images
 from dent.errors import ConfigError, InputError, UnsupportedModelError
 from dent.evaluation.records.plan import seed_of
 from dent.evaluation.results.result import Count
-from dent.evaluation.submission.fresh import Origin, fresh
-from dent.evaluation.submission.submission import reset, submit
+from dent.evaluation.submission.fresh import Origin, fresh, reset
+from dent.evaluation.submission.submission import submit
 from dent.outputs import described
 from dent.storage.canonical import Record
+from dent.support.checks import is_count
 from dent.support.plural import counted
 from dent.support.rounding import percent, points
 from dent.threat import ThreatModel
 
-Aim = Literal["now", "later"]
+StreamAim = Literal["now", "later"]
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _Count = Annotated[int, Field(ge=0)]
 
@@ -55,7 +56,7 @@ class StreamResult(Record):
     norm: str
     eps: float
     attacks: tuple[str, ...]
-    aim: Aim
+    aim: StreamAim
     batch_size: _Count
     seed: _Count
     batches: tuple[StreamBatch, ...]
@@ -100,7 +101,7 @@ def stream(
     *,
     batch_size: int,
     poisoned: int,
-    aim: Aim = "now",
+    aim: StreamAim = "now",
     seed: int = 0,
 ) -> StreamResult:
     """Attack the first batches of a stream, and measure the effect on them and on later ones.
@@ -263,7 +264,7 @@ def _check(
             f"{type(defense).__name__}. Wrap a method with forward and reset in "
             "dent.defenses.TestTimeAdaptation"
         )
-    if aim not in get_args(Aim):
+    if aim not in get_args(StreamAim):
         raise ConfigError(f"aim must be 'now' or 'later', got {aim!r}")
     if not attacks:
         raise ConfigError("a stream needs at least one attack, got none")

@@ -25,7 +25,7 @@ BUDGETS: Final[tuple[Budget, ...]] = get_args(Budget)
 
 
 @dataclass(frozen=True)
-class Member:
+class SuiteAttack:
     """One attack of a suite.
 
     Attributes:
@@ -34,7 +34,7 @@ class Member:
         fixed: Settings that are the same in every budget.
         counts: Settings that depend on the budget: one value for each of `BUDGETS`.
         begins: The smallest budget with this attack.
-        mixed: Whether the attack targets the clean members of mixed batches. Runs without mixed
+        on_clean: Whether the attack targets the clean members of mixed batches. Runs without mixed
             batches leave it out.
     """
 
@@ -43,7 +43,7 @@ class Member:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     counts: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
     begins: Budget = "small"
-    mixed: bool = False
+    on_clean: bool = False
 
     def settings(self, budget: Budget) -> dict[str, Any]:
         """Return the settings of the attack under a budget."""
@@ -70,66 +70,66 @@ _RUNS: Final = {"iterations": (20, 50, 100), "restarts": (1, 2, 4)}
 
 DYNAMIC: Final = (
     # These follow other models only: their passes do not adapt.
-    Member(
+    SuiteAttack(
         "adaptive-transfer",
         "adaptive-transfer",
         {"losses": "margin", "targeted": "margin"},
         {"iterations": (20, 50, 100), "targets": (9, 9, 9)},
     ),
-    Member("zero-update", "zero-update", {}, {"iterations": (20, 50, 100)}),
+    SuiteAttack("zero-update", "zero-update", {}, {"iterations": (20, 50, 100)}),
     # Of defenses that adapt, these break the most remaining members with few adaptations.
-    Member("gmsa-min", "gmsa-min", {}, _AIMED_ROUNDS),
-    Member("adaptive-fewer-steps", "adaptive-fewer-steps", _MARGIN, _RUNS),
-    Member(
+    SuiteAttack("gmsa-min", "gmsa-min", {}, _AIMED_ROUNDS),
+    SuiteAttack("adaptive-fewer-steps", "adaptive-fewer-steps", _MARGIN, _RUNS),
+    SuiteAttack(
         "adaptive-unrolled-warm",
         "adaptive-unrolled",
         {"losses": "hinge", "warm": True, "pool": 9, "rounds": 3, "stride": 0.5},
         {"iterations": (20, 50, 100), "restarts": (1, 1, 2)},
     ),
     # Of other defenses, these break the most remaining members.
-    Member("apgd-t", "apgd-t", {}, {"iterations": (20, 50, 100), "targets": (1, 3, 9)}),
-    Member("apgd-ce", "apgd-ce", {}, {"iterations": (20, 50, 100), "restarts": (1, 1, 5)}),
+    SuiteAttack("apgd-t", "apgd-t", {}, {"iterations": (20, 50, 100), "targets": (1, 3, 9)}),
+    SuiteAttack("apgd-ce", "apgd-ce", {}, {"iterations": (20, 50, 100), "restarts": (1, 1, 5)}),
     # These break defenses with useless gradients, and few members of others.
-    Member(
+    SuiteAttack(
         "surrogates",
         "surrogates",
         {},
         {"iterations": (20, 50, 100), "lessons": (2, 4, 8), "epochs": (4, 8, 8)},
     ),
-    Member("square", "square", {}, {"iterations": (100, 1000, 5000)}),
-    Member(
+    SuiteAttack("square", "square", {}, {"iterations": (100, 1000, 5000)}),
+    SuiteAttack(
         "eot",
         "adaptive-stop-gradient",
         {"losses": "margin", "unmask": True},
         {"iterations": (10, 20, 50), "submissions": (3, 8, 16)},
     ),
     # These break only a few more members.
-    Member("adaptive-bpda", "adaptive-bpda", _MARGIN, _RUNS),
-    Member("fpa", "fpa", {}, _AIMED_ROUNDS),
-    Member("gmsa-avg", "gmsa-avg", {}, _AIMED_ROUNDS),
-    Member(
+    SuiteAttack("adaptive-bpda", "adaptive-bpda", _MARGIN, _RUNS),
+    SuiteAttack("fpa", "fpa", {}, _AIMED_ROUNDS),
+    SuiteAttack("gmsa-avg", "gmsa-avg", {}, _AIMED_ROUNDS),
+    SuiteAttack(
         "adaptive-stop-gradient",
         "adaptive-stop-gradient",
         {**_MARGIN, "unmask": True},
         {**_RUNS, "targets": (0, 3, 9)},
     ),
-    Member("adaptive-truncated", "adaptive-truncated", _MARGIN, _RUNS),
-    Member("fab-t", "fab-t", {}, {"iterations": (10, 30, 100), "targets": (1, 3, 9)}),
-    Member(
+    SuiteAttack("adaptive-truncated", "adaptive-truncated", _MARGIN, _RUNS),
+    SuiteAttack("fab-t", "fab-t", {}, {"iterations": (10, 30, 100), "targets": (1, 3, 9)}),
+    SuiteAttack(
         "adaptive-unrolled",
         "adaptive-unrolled",
         {"losses": "ce"},
         {"iterations": (10, 50, 100), "restarts": (1, 1, 2), "targets": (0, 3, 9)},
     ),
-    Member(
+    SuiteAttack(
         "gmsa-min-unrolled",
         "gmsa-min",
         {"unrolled": True},
         {"rounds": (10, 10, 10), "iterations": (20, 20, 20)},
         begins="full",
     ),
-    Member("collateral", "collateral", {}, _APGD, mixed=True),
-    Member("rays", "rays", {}, {"iterations": (100, 1000, 5000)}),
+    SuiteAttack("collateral", "collateral", {}, _APGD, on_clean=True),
+    SuiteAttack("rays", "rays", {}, {"iterations": (100, 1000, 5000)}),
 )
 """The newest suite, in the order in which it runs: cheap and strong attacks first, according to
 published records. The engine submits the adversarial images of the static model to every defense. A
@@ -138,103 +138,105 @@ others may change."""
 
 _SECOND: Final = (
     # These follow other models only: their passes do not adapt.
-    Member(
+    SuiteAttack(
         "adaptive-transfer",
         "adaptive-transfer",
         {"losses": "margin", "targeted": "margin"},
         {"iterations": (20, 50, 100), "targets": (0, 3, 9)},
     ),
-    Member("zero-update", "zero-update", {}, {"iterations": (20, 50, 100)}),
-    Member(
+    SuiteAttack("zero-update", "zero-update", {}, {"iterations": (20, 50, 100)}),
+    SuiteAttack(
         "surrogates",
         "surrogates",
         {},
         {"iterations": (20, 50, 100), "lessons": (2, 4, 8), "epochs": (4, 8, 8)},
     ),
     # These adapt once per round.
-    Member("fpa", "fpa", {}, _ROUNDS),
-    Member("gmsa-avg", "gmsa-avg", {}, _ROUNDS),
-    Member("gmsa-min", "gmsa-min", {}, _ROUNDS),
+    SuiteAttack("fpa", "fpa", {}, _ROUNDS),
+    SuiteAttack("gmsa-avg", "gmsa-avg", {}, _ROUNDS),
+    SuiteAttack("gmsa-min", "gmsa-min", {}, _ROUNDS),
     # These adapt at every pass.
-    Member("apgd-ce", "apgd-ce", {}, {"iterations": (20, 50, 100), "restarts": (1, 1, 5)}),
-    Member("apgd-t", "apgd-t", {}, {"iterations": (20, 50, 100), "targets": (1, 3, 9)}),
-    Member("adaptive-stop-gradient", "adaptive-stop-gradient", {**_LOSSES, "unmask": True}, _AIMED),
-    Member("adaptive-bpda", "adaptive-bpda", _LOSSES, _APGD),
-    Member("adaptive-fewer-steps", "adaptive-fewer-steps", _LOSSES, _APGD),
-    Member("adaptive-truncated", "adaptive-truncated", _LOSSES, _APGD),
-    Member("fab-t", "fab-t", {}, {"iterations": (10, 30, 100), "targets": (1, 3, 9)}),
-    Member(
+    SuiteAttack("apgd-ce", "apgd-ce", {}, {"iterations": (20, 50, 100), "restarts": (1, 1, 5)}),
+    SuiteAttack("apgd-t", "apgd-t", {}, {"iterations": (20, 50, 100), "targets": (1, 3, 9)}),
+    SuiteAttack(
+        "adaptive-stop-gradient", "adaptive-stop-gradient", {**_LOSSES, "unmask": True}, _AIMED
+    ),
+    SuiteAttack("adaptive-bpda", "adaptive-bpda", _LOSSES, _APGD),
+    SuiteAttack("adaptive-fewer-steps", "adaptive-fewer-steps", _LOSSES, _APGD),
+    SuiteAttack("adaptive-truncated", "adaptive-truncated", _LOSSES, _APGD),
+    SuiteAttack("fab-t", "fab-t", {}, {"iterations": (10, 30, 100), "targets": (1, 3, 9)}),
+    SuiteAttack(
         "eot",
         "adaptive-stop-gradient",
         {"losses": "margin", "unmask": True},
         {"iterations": (10, 20, 50), "submissions": (3, 8, 16)},
     ),
     # These differentiate through the adaptation.
-    Member("adaptive-unrolled", "adaptive-unrolled", {"losses": "ce"}, _AIMED),
-    Member(
+    SuiteAttack("adaptive-unrolled", "adaptive-unrolled", {"losses": "ce"}, _AIMED),
+    SuiteAttack(
         "adaptive-unrolled-warm",
         "adaptive-unrolled",
         {"losses": "margin", "warm": True},
         {"iterations": (20, 50, 100), "restarts": (1, 1, 2)},
     ),
-    Member(
+    SuiteAttack(
         "gmsa-min-unrolled",
         "gmsa-min",
         {"unrolled": True},
         {"rounds": (10, 10, 10), "iterations": (20, 20, 20)},
         begins="full",
     ),
-    Member("collateral", "collateral", {}, _APGD, mixed=True),
+    SuiteAttack("collateral", "collateral", {}, _APGD, on_clean=True),
     # These only query.
-    Member("square", "square", {}, {"iterations": (100, 1000, 5000)}),
-    Member("rays", "rays", {}, {"iterations": (100, 1000, 5000)}),
+    SuiteAttack("square", "square", {}, {"iterations": (100, 1000, 5000)}),
+    SuiteAttack("rays", "rays", {}, {"iterations": (100, 1000, 5000)}),
 )
 """Version 2 of the suite, kept for older runs."""
 
 _FIRST: Final = (
     # These follow the static model only: their passes do not adapt.
-    Member(
+    SuiteAttack(
         "adaptive-transfer",
         "adaptive-transfer",
         {"losses": "margin", "targeted": "margin"},
         {"iterations": (20, 50, 100), "targets": (0, 3, 9)},
     ),
-    Member("zero-update", "zero-update", {}, {"iterations": (20, 50, 100)}),
+    SuiteAttack("zero-update", "zero-update", {}, {"iterations": (20, 50, 100)}),
     # These adapt once per round.
-    Member("fpa", "fpa", {}, _ROUNDS),
-    Member("gmsa-avg", "gmsa-avg", {}, _ROUNDS),
-    Member("gmsa-min", "gmsa-min", {}, _ROUNDS),
+    SuiteAttack("fpa", "fpa", {}, _ROUNDS),
+    SuiteAttack("gmsa-avg", "gmsa-avg", {}, _ROUNDS),
+    SuiteAttack("gmsa-min", "gmsa-min", {}, _ROUNDS),
     # These adapt at every pass.
-    Member("apgd-ce", "apgd-ce", {}, {"iterations": (20, 50, 100), "restarts": (1, 1, 5)}),
-    Member("apgd-t", "apgd-t", {}, {"iterations": (20, 50, 100), "targets": (1, 3, 9)}),
-    Member("adaptive-stop-gradient", "adaptive-stop-gradient", _LOSSES, _AIMED),
-    Member("adaptive-bpda", "adaptive-bpda", _LOSSES, _APGD),
-    Member("adaptive-fewer-steps", "adaptive-fewer-steps", _LOSSES, _APGD),
-    Member("adaptive-truncated", "adaptive-truncated", _LOSSES, _APGD),
-    Member("fab-t", "fab-t", {}, {"iterations": (10, 30, 100), "targets": (1, 3, 9)}),
-    Member(
+    SuiteAttack("apgd-ce", "apgd-ce", {}, {"iterations": (20, 50, 100), "restarts": (1, 1, 5)}),
+    SuiteAttack("apgd-t", "apgd-t", {}, {"iterations": (20, 50, 100), "targets": (1, 3, 9)}),
+    SuiteAttack("adaptive-stop-gradient", "adaptive-stop-gradient", _LOSSES, _AIMED),
+    SuiteAttack("adaptive-bpda", "adaptive-bpda", _LOSSES, _APGD),
+    SuiteAttack("adaptive-fewer-steps", "adaptive-fewer-steps", _LOSSES, _APGD),
+    SuiteAttack("adaptive-truncated", "adaptive-truncated", _LOSSES, _APGD),
+    SuiteAttack("fab-t", "fab-t", {}, {"iterations": (10, 30, 100), "targets": (1, 3, 9)}),
+    SuiteAttack(
         "eot",
         "adaptive-stop-gradient",
         {"losses": "margin"},
         {"iterations": (10, 20, 50), "submissions": (3, 8, 16)},
     ),
     # These differentiate through the adaptation.
-    Member("adaptive-unrolled", "adaptive-unrolled", {**_LOSSES, "warm": True}, _AIMED),
-    Member(
+    SuiteAttack("adaptive-unrolled", "adaptive-unrolled", {**_LOSSES, "warm": True}, _AIMED),
+    SuiteAttack(
         "gmsa-min-unrolled",
         "gmsa-min",
         {"unrolled": True},
         {"rounds": (10, 10, 10), "iterations": (20, 20, 20)},
         begins="full",
     ),
-    Member("collateral", "collateral", {}, _APGD, mixed=True),
+    SuiteAttack("collateral", "collateral", {}, _APGD, on_clean=True),
     # These only query.
-    Member("square", "square", {}, {"iterations": (100, 1000, 5000)}),
-    Member("rays", "rays", {}, {"iterations": (100, 1000, 5000)}),
+    SuiteAttack("square", "square", {}, {"iterations": (100, 1000, 5000)}),
+    SuiteAttack("rays", "rays", {}, {"iterations": (100, 1000, 5000)}),
 )
 """Version 1 of the suite, kept for older runs."""
 
-VERSIONS: Final[Mapping[int, tuple[Member, ...]]] = {1: _FIRST, 2: _SECOND, 3: DYNAMIC}
+VERSIONS: Final[Mapping[int, tuple[SuiteAttack, ...]]] = {1: _FIRST, 2: _SECOND, 3: DYNAMIC}
 _BY_ATTACK: Final = 3
 """The first version of the suite that runs attack by attack."""
 VERSION: Final = max(VERSIONS)
@@ -254,10 +256,10 @@ def name_of(version: int) -> SuiteName:
     return _NAMES[version]
 
 
-def members(
+def suite_attacks(
     name: SuiteName = "dynamic", budget: Budget = "small", *, mixed: bool = False
-) -> tuple[Member, ...]:
-    """Return the members of a suite under a budget.
+) -> tuple[SuiteAttack, ...]:
+    """Return the attacks of a suite under a budget, as the suite lists them.
 
     Args:
         name: `dynamic`, or an older version of it.
@@ -273,9 +275,9 @@ def members(
         raise UnknownNameError(f"no budget is called {budget!r}; there are {', '.join(BUDGETS)}")
     level = BUDGETS.index(budget)
     return tuple(
-        member
-        for member in VERSIONS[_VERSION_OF[name]]
-        if BUDGETS.index(member.begins) <= level and (mixed or not member.mixed)
+        each
+        for each in VERSIONS[_VERSION_OF[name]]
+        if BUDGETS.index(each.begins) <= level and (mixed or not each.on_clean)
     )
 
 
@@ -297,7 +299,7 @@ def suite(
         >>> subject = Subject(model, dataset, {"dent+": Dent(model)}, suite("dynamic"), threat)
         >>> evaluate(subject).defenses["dent+"].verdict
     """
-    return tuple(member.make(budget) for member in members(name, budget, mixed=mixed))
+    return tuple(each.make(budget) for each in suite_attacks(name, budget, mixed=mixed))
 
 
 @dataclass(frozen=True)
@@ -307,7 +309,7 @@ class Coverage:
     Attributes:
         version: Version of the suite.
         budget: The largest budget of which all attacks are covered.
-        ran_as: For each member of the suite, the name of the attack that covers it.
+        ran_as: For each attack of the suite, the name of the attack that covers it.
     """
 
     version: int
@@ -321,7 +323,7 @@ def coverage_of(spec: EvaluationSpec) -> Coverage | None:
     These are the suite and budget with exactly the attacks of the evaluation. If there are none,
     it is the newest suite that its attacks cover, with the largest budget that they cover.
     """
-    named = exactly(spec)
+    named = named_suite(spec)
     if named is not None:
         version, budget = _VERSION_OF[named[0]], named[1]
         return Coverage(version, budget, {attack.name: attack.name for attack in spec.attacks})
@@ -334,17 +336,17 @@ def coverage_of(spec: EvaluationSpec) -> Coverage | None:
 
 
 def ran_as(spec: EvaluationSpec, budget: Budget, version: int = VERSION) -> dict[str, str] | None:
-    """Return which attacks of an evaluation cover the members of the suite.
+    """Return which attacks of an evaluation cover those of the suite.
 
-    An attack covers a member if it is of the same kind and runs at least as long. So a run with a
+    An attack covers another if it is of the same kind and runs at least as long. So a run with a
     larger budget, or one that names every attack individually, is also a run of the suite.
 
     Returns:
-        By member, the name of the attack that covers it; None if a member is not covered.
+        By attack of the suite, the name of the one that covers it; None if one is not covered.
     """
     covered: dict[str, str] = {}
     norm = spec.threat.norm
-    for attack in suite(name_of(version), budget, mixed=_mixed(spec)):
+    for attack in suite(name_of(version), budget, mixed=_has_clean_members(spec)):
         name = next((entry.name for entry in spec.attacks if _covers(entry, attack, norm)), None)
         if name is None:
             return None
@@ -358,7 +360,7 @@ def budget_of(spec: EvaluationSpec) -> Budget | None:
     return None if coverage is None else coverage.budget
 
 
-def exactly(spec: EvaluationSpec) -> tuple[SuiteName, Budget] | None:
+def named_suite(spec: EvaluationSpec) -> tuple[SuiteName, Budget] | None:
     """Return the suite and budget with exactly the attacks of an evaluation, in any order.
 
     None if there are none.
@@ -366,8 +368,8 @@ def exactly(spec: EvaluationSpec) -> tuple[SuiteName, Budget] | None:
     recorded = _described(spec.attacks)
     for version in sorted(VERSIONS, reverse=True):
         for budget in BUDGETS:
-            suite_attacks = _asked(budget, spec.threat.norm, _mixed(spec), version)
-            if _described(suite_attacks) == recorded:
+            expected = _asked(budget, spec.threat.norm, _has_clean_members(spec), version)
+            if _described(expected) == recorded:
                 return name_of(version), budget
     return None
 
@@ -402,16 +404,16 @@ def _same_on_static(spec: EvaluationSpec) -> dict[str, str]:
     return same_on_static(attacks, len(spec.dataset.classes), spec.threat.norm)
 
 
-def same_on_static(attacks: Sequence[Attack], classes: int, norm: Norm) -> dict[str, str]:
+def same_on_static(attacks: Sequence[Attack], num_classes: int, norm: Norm) -> dict[str, str]:
     """Return, for each attack that is redundant on a static model, the attack that covers it.
 
     Args:
         attacks: The attacks, with different names.
-        classes: Number of classes.
+        num_classes: Number of classes.
         norm: Norm of the threat model.
     """
     there = {attack.name: attack.on_static() for attack in attacks}
-    cost = {attack.name: sum(attack.queries(classes, norm)) for attack in attacks}
+    cost = {attack.name: sum(attack.queries(num_classes, norm)) for attack in attacks}
     same: dict[str, str] = {}
     # Of equal attacks, the cheapest stays.
     for name in sorted(there, key=lambda each: -cost[each]):
@@ -461,7 +463,7 @@ def stand_of(attack: AttackSpec, *, on_static: bool = False) -> Stand:
     if attack.attack == "surrogates" or (attack.attack == "adaptive-transfer" and not on_static):
         return "transfer"
     weaker = attack.attack == "adaptive-fewer-steps" or attack.settings.get("warm") is True
-    return "other" if weaker or _is_mixed(attack) else "white-box"
+    return "other" if weaker or _may_query(attack) else "white-box"
 
 
 def stands_of(
@@ -485,10 +487,10 @@ def stands_of(
     )
     if any(follows):
         return stands
-    return stands | {attack.name: "white-box" for attack in attacks if _is_mixed(attack)}
+    return stands | {attack.name: "white-box" for attack in attacks if _may_query(attack)}
 
 
-def _is_mixed(attack: AttackSpec) -> bool:
+def _may_query(attack: AttackSpec) -> bool:
     """Return whether an attack may break members by queries as well as by gradients."""
     return attack.attack is None or attack.attack in SETS
 
@@ -521,7 +523,7 @@ def is_model_space(attack: AttackSpec) -> bool:
     return attack.attack in ("fpa", "gmsa-avg", "gmsa-min")
 
 
-def _mixed(spec: EvaluationSpec) -> bool:
+def _has_clean_members(spec: EvaluationSpec) -> bool:
     return spec.settings.mix is not None
 
 

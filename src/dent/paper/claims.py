@@ -88,7 +88,8 @@ def _by_sample(first: MeasuredCell, second: MeasuredCell) -> Compared:
     for sample in common:
         ours[coarse[sample]] = (*ours.get(coarse[sample], ()), first.right[sample])
         theirs[coarse[sample]] = (*theirs.get(coarse[sample], ()), second.right[sample])
-    difference = paired(ours, theirs, not shared, True, seed_of(0, "paper", len(common)))
+    seed = seed_of(0, "paper", len(common))
+    difference = paired(ours, theirs, independent=not shared, static_by_sample=True, seed=seed)
     if difference.value is None or difference.interval is None:
         return Compared(None, None, "no sample in common", few=True)
     low, high = difference.interval

@@ -5,7 +5,6 @@ from typing import Any, Final
 
 import gradio as gr
 
-from dent.attacks.checks import is_number
 from dent.errors import ConfigError
 from dent.playground.setup import (
     DEFENSES,
@@ -18,6 +17,7 @@ from dent.playground.setup import (
     offered_models,
     usual_threat,
 )
+from dent.support.checks import is_number
 from dent.threat import Norm, ThreatModel, usual_eps
 
 _USUAL: Final = Setup(usual_threat("resnet-14-2-linf"))

@@ -11,7 +11,7 @@ from dent.errors import DentError
 from dent.evaluation.attack_specs import attack_spec
 from dent.evaluation.records.spec import STATIC, AttackSpec, DefenseSpec, EvaluationSpec, Settings
 from dent.evaluation.subject import threat_of
-from dent.evaluation.suites import VERSION, exactly, name_of
+from dent.evaluation.suites import VERSION, name_of, named_suite
 from dent.names import CATALOGUES
 from dent.report.loading import LoadedRun
 from dent.support import ranges
@@ -76,7 +76,7 @@ def _dataset(spec: EvaluationSpec) -> tuple[list[str], list[str]]:
     words = ["--dataset", dataset.name]
     ids = spec.settings.ids
     # With --suite, the default of --n is not the whole dataset.
-    n = spec.settings.n or (spec.samples if exactly(spec) else None)
+    n = spec.settings.n or (spec.samples if named_suite(spec) else None)
     if ids is not None:
         words += ["--ids", ranges.written(ids)]
     elif n is not None:
@@ -106,7 +106,7 @@ def _defense(spec: DefenseSpec, *, alone: bool) -> tuple[list[str], list[str]]:
 def _attacks(spec: EvaluationSpec) -> tuple[list[str], list[str]]:
     if not spec.attacks:
         return [], ["that there is no attack"]
-    suite = exactly(spec)
+    suite = named_suite(spec)
     if suite is not None and suite[0] == name_of(VERSION):
         name, budget = suite
         words = ["--suite", name, "--budget", budget]

@@ -19,8 +19,8 @@ from dent.defenses.dent import Dent
 from dent.errors import ConfigError
 from dent.evaluation.probe.questions import Probe
 from dent.evaluation.records.readings import moved
-from dent.evaluation.submission.fresh import Origin
-from dent.evaluation.submission.submission import reset, statuses, submit
+from dent.evaluation.submission.fresh import Origin, reset
+from dent.evaluation.submission.submission import statuses, submit
 from dent.serving.cost import StepCost
 from dent.support.devices import wide
 

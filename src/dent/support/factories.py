@@ -38,11 +38,12 @@ def call_factory(spec: str, *arguments: Any, kind: str, called: str) -> Any:
         UnsupportedModelError: If importing the module or calling the factory raises, or the name
             is no function or class. A `DentError` that the factory itself raises passes through.
     """
-    match = _SPEC.fullmatch(spec)
+    given: object = spec
+    match = _SPEC.fullmatch(given) if isinstance(given, str) else None
     if match is None or match[1].endswith(".py"):
         raise UnknownNameError(
             f"expected package.module:factory, with dots between the parts, got {spec!r}"
-            + _module_of_a_file(spec)
+            + _module_of_a_file(str(spec))
         )
     with _current_folder_first():
         factory = _find(_import(match[1], spec), match[2], spec, kind)

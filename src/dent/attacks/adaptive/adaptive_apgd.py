@@ -14,17 +14,17 @@ from dent.attacks.adaptive.capabilities import NOT_AVAILABLE, Unavailable
 from dent.attacks.adaptive.ladder import THROUGH_STEPS, Rung, RungName
 from dent.attacks.adaptive.model_space import ModelSpace
 from dent.attacks.adaptive.objectives import Aim, through
-from dent.attacks.adaptive.settings import read_losses
 from dent.attacks.adaptive.standing import Parting, rows_of
 from dent.attacks.adaptive.static_ascents import StaticAscent
 from dent.attacks.adaptive.unmasked import Unmasked
 from dent.attacks.base import Attack, Outcome
 from dent.attacks.best import Best
-from dent.attacks.checks import LATER, check_counts, check_flags, check_rho, effort, is_number
-from dent.attacks.losses import LossName, loss_named, runner_up
+from dent.attacks.checks import LATER, check_counts, check_flags, check_rho, effort
+from dent.attacks.losses import LOSSES, LossName, loss_named, runner_up
 from dent.attacks.protocol import DynamicDefense
 from dent.attacks.querier import NoGradientError, Queries
 from dent.errors import ConfigError
+from dent.support.checks import is_number
 
 if TYPE_CHECKING:
     from dent.attacks.querier import Querier, View
@@ -107,7 +107,7 @@ class AdaptiveAPGD(Attack):
         check_counts(0, targets=self.targets, pool=self.pool, rounds=self.rounds)
         check_rho(self.rho)
         check_flags(warm=self.warm, joint=self.joint, unmask=self.unmask)
-        object.__setattr__(self, "losses", read_losses(self.losses))
+        object.__setattr__(self, "losses", _read_losses(self.losses))
         if self.pool and not self.warm:
             raise ConfigError(f"pool is for warm=true, got {self.pool} without it")
         if self.rounds and not self.pool:
@@ -121,9 +121,6 @@ class AdaptiveAPGD(Attack):
         super().__post_init__()
 
     def _check_rung(self) -> None:
-        check_flags(larger=self.larger)
-        if not is_number(self.smooth_signs):
-            raise ConfigError(f"smooth_signs must be a number, got {self.smooth_signs!r}")
         if self.losses_at not in get_args(LossesAt):
             known = " or ".join(get_args(LossesAt))
             raise ConfigError(f"losses_at must be {known}, got {self.losses_at!r}")
@@ -151,7 +148,7 @@ class AdaptiveAPGD(Attack):
         plain = replace(plain, losses_at="last", smooth_signs=0.0)
         return replace(plain, warm=False, pool=0, rounds=0, submissions=1)
 
-    def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
+    def queries(self, num_classes: int, norm: Norm = "linf") -> Queries:
         """Return `iterations + 1` passes times `submissions` per run, and three more.
 
         The three are for the natural images, the members' strongest images, and the result. A run
@@ -159,42 +156,42 @@ class AdaptiveAPGD(Attack):
         its pool. Rounds of `gmsa-min` cost the same as in that attack, without its result.
         """
         del norm
-        runs = self._runs_of(n_classes)
+        runs = self._runs_of(num_classes)
         per_run = self._ascent.times(self.submissions)
         if self._is_shared:
             per_run = StaticAscent(iterations=self.iterations).passes()
         if self._seen.stands_in:
             per_run = per_run + Queries(1, 0)
         transferred = self._transfer + Queries(1, 0)
-        transferred = transferred.times(self._transfers_of(n_classes))
+        transferred = transferred.times(self._transfers_of(num_classes))
         total = Queries(3, 0) + per_run.times(runs) + transferred
         if self.rounds:
-            found = self._space.queries(n_classes)
+            found = self._space.queries(num_classes)
             total = total + Queries(found.forwards - 2, found.backwards)
         return total
 
-    def unadapted(self, n_classes: int, norm: Norm = "linf") -> Queries:
+    def unadapted(self, num_classes: int, norm: Norm = "linf") -> Queries:
         """Return the passes of the attacks on the static model."""
         del norm
-        total = self._transfer.times(self._transfers_of(n_classes))
+        total = self._transfer.times(self._transfers_of(num_classes))
         if self.rung == "transfer":
             ascent = self._transfer if self._is_shared else self._ascent.times(self.submissions)
-            total = total + ascent.times(self._runs_of(n_classes))
-        return total + self._space.unadapted(n_classes) if self.rounds else total
+            total = total + ascent.times(self._runs_of(num_classes))
+        return total + self._space.unadapted(num_classes) if self.rounds else total
 
-    def through_adaptation(self, n_classes: int, norm: Norm = "linf") -> int:
+    def through_adaptation(self, num_classes: int, norm: Norm = "linf") -> int:
         """Return the number of gradients of all runs for `unrolled`, else 0."""
         del norm
         exact = self.rung == "unrolled"
-        runs = self._runs_of(n_classes) * self.submissions
+        runs = self._runs_of(num_classes) * self.submissions
         return self._ascent.times(runs).backwards if exact else 0
 
-    def _runs_of(self, n_classes: int) -> int:
-        return len(self.losses) * self.restarts + min(self.targets, n_classes - 1)
+    def _runs_of(self, num_classes: int) -> int:
+        return len(self.losses) * self.restarts + min(self.targets, num_classes - 1)
 
-    def _transfers_of(self, n_classes: int) -> int:
+    def _transfers_of(self, num_classes: int) -> int:
         """Return how many attacks on the static model a warm start takes."""
-        return 1 + min(self.pool, n_classes - 1) if self.warm else 0
+        return 1 + min(self.pool, num_classes - 1) if self.warm else 0
 
     @property
     def _space(self) -> ModelSpace:
@@ -278,11 +275,11 @@ class AdaptiveAPGD(Attack):
         return best.outcome(fooled_after)
 
     def _transfers(
-        self, target: Querier, threat: ThreatModel, best: Best, base: View, classes: int
+        self, target: Querier, threat: ThreatModel, best: Best, base: View, num_classes: int
     ) -> Outcome:
         """Query the defense with the results of ascents on the static model."""
         fooled_after: dict[str, Tensor] = {}
-        for index, run in enumerate(self._planned(classes)):
+        for index, run in enumerate(self._planned(num_classes)):
             if best.complete():
                 break
             ascent = StaticAscent(
@@ -296,11 +293,11 @@ class AdaptiveAPGD(Attack):
             fooled_after[run.name] = best.fooled
         return best.outcome(fooled_after)
 
-    def _planned(self, classes: int) -> Iterator[_Run]:
+    def _planned(self, num_classes: int) -> Iterator[_Run]:
         for loss in self.losses:
             for _ in range(self.restarts):
                 yield _Run(loss, loss, None)
-        for rank in range(1, min(self.targets, classes - 1) + 1):
+        for rank in range(1, min(self.targets, num_classes - 1) + 1):
             yield _Run(f"{self.targeted}-target-{rank}", self.targeted, rank)
 
     def _warm(
@@ -322,3 +319,17 @@ class AdaptiveAPGD(Attack):
         if self.rounds and isinstance(target.defense, DynamicDefense):
             self._space.offer(target, threat, best, parting, draws)
         return best.strongest if self.pool else warm
+
+
+def _read_losses(losses: object) -> tuple[LossName, ...]:
+    """Return the names of losses, from a sequence or from a text such as `ce+margin`.
+
+    Raises:
+        ConfigError: There is no loss of one of these names.
+    """
+    names = losses.split("+") if isinstance(losses, str) else losses
+    if not isinstance(names, list | tuple):
+        raise ConfigError(f"losses must be names such as 'ce+margin', got {losses!r}")
+    for name in names:
+        loss_named(name)
+    return tuple(loss for name in names for loss in LOSSES if loss == name)

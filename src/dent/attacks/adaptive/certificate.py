@@ -8,6 +8,9 @@ d, the gradient of a view gives one slope, ⟨∇, d⟩, and the predictions of 
 A defense that takes gradient steps is discontinuous where a ReLU switches during a step. So with a
 large h, the difference contains jumps that no gradient shows; with a small h, rounding errors. The
 check tries several h and reports the one with the best agreement. A wrong gradient agrees at none.
+
+This check is for use by hand (docs/tutorials/break-a-defense.md). The certificate that a verdict
+needs checks each member (`dent.evaluation.probe.gradient_check`).
 """
 
 from __future__ import annotations

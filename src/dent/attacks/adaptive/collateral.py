@@ -63,15 +63,15 @@ class Collateral(Attack):
         """`collateral`."""
         return "collateral"
 
-    def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
+    def queries(self, num_classes: int, norm: Norm = "linf") -> Queries:
         """Return `iterations + 1` passes per restart, two before the first, and one at the end."""
-        del n_classes, norm
+        del num_classes, norm
         per_restart = Queries(self.iterations + 1, self.iterations + 1)
         return Queries(3, 0) + per_restart.times(self.restarts)
 
-    def through_adaptation(self, n_classes: int, norm: Norm = "linf") -> int:
+    def through_adaptation(self, num_classes: int, norm: Norm = "linf") -> int:
         """Return all backwards of `queries`, as if the defense offers an exact gradient."""
-        return self.queries(n_classes, norm).backwards
+        return self.queries(num_classes, norm).backwards
 
     def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
         """Run all restarts, but stop once no clean member is correct."""

@@ -69,7 +69,7 @@ _NO_BEHAVIOR: Final = frozenset(
 _FOREIGN: Final = frozenset(sys.stdlib_module_names) - {"__main__"} | {"dent", "torch"}
 """Packages whose classes are described by name. So are those of installed packages."""
 
-Path = tuple[str, str]
+AttributePath = tuple[str, str]
 """The name of a module, and that of an attribute."""
 
 
@@ -85,7 +85,7 @@ class DescribedAttribute(NamedTuple):
     has_code: bool
 
 
-Description = Mapping[Path, DescribedAttribute]
+Description = Mapping[AttributePath, DescribedAttribute]
 
 
 def described(model: object) -> Description | None:
@@ -134,11 +134,11 @@ class _Describer:
         self._known: dict[int, str] = {}
         self._held: list[object] = []  # so that no id is reused
 
-    def entries(self) -> dict[Path, DescribedAttribute]:
+    def entries(self) -> dict[AttributePath, DescribedAttribute]:
         """Return the description of the model, by module and attribute."""
         return dict(self._entries(self._model))
 
-    def _entries(self, model: object) -> Iterator[tuple[Path, DescribedAttribute]]:
+    def _entries(self, model: object) -> Iterator[tuple[AttributePath, DescribedAttribute]]:
         if not isinstance(model, nn.Module):
             yield ("", ""), self._entry(model)
             return

@@ -33,6 +33,7 @@ from dent.attacks.adaptive.capabilities import (
     static_base,
     with_fewer_steps,
 )
+from dent.attacks.checks import check_counts, check_flags
 from dent.attacks.protocol import Defense, DynamicDefense
 from dent.errors import ConfigError
 from dent.support.straight_through import straight_through
@@ -78,17 +79,17 @@ class Rung:
     def __post_init__(self) -> None:
         if self.name not in RUNGS:
             raise ConfigError(f"rung must be one of {', '.join(RUNGS)}, got {self.name!r}")
+        check_flags(larger=self.larger)
         if self.larger and self.name != "fewer-steps":
             raise ConfigError(f"larger is for fewer-steps, got it with {self.name}")
-        if self.smooth_signs:
+        if self.smooth_signs != 0:
             check_temperature(self.smooth_signs)
             self._check_through("smooth_signs")
         if self.steps is None:
             return
         if self.name not in ("fewer-steps", "truncated"):
             raise ConfigError(f"{self.name} has no steps; fewer-steps and truncated have")
-        if self.steps < (1 if self.name == "fewer-steps" else 0):
-            raise ConfigError(f"steps of {self.name} are too few, got {self.steps}")
+        check_counts(1 if self.name == "fewer-steps" else 0, steps=self.steps)
 
     def _check_through(self, what: str) -> None:
         if self.name not in THROUGH_STEPS:

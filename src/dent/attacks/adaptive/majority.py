@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, final
 import torch
 from torch import Tensor
 
-from dent.errors import ConfigError
+from dent.attacks.checks import check_counts
 from dent.support.straight_through import exactly
 
 if TYPE_CHECKING:
@@ -38,10 +38,9 @@ class Majority:
             submissions: Number of submissions, at least 2.
 
         Raises:
-            ConfigError: `submissions` is less than 2.
+            ConfigError: `submissions` is no whole number, or less than 2.
         """
-        if submissions < 2:
-            raise ConfigError(f"a majority needs at least 2 submissions, got {submissions}")
+        check_counts(2, submissions=submissions)
         self.inner = defense
         self.submissions = submissions
 

@@ -106,33 +106,33 @@ class ModelSpace(Attack):
         """Return the attack on a static model. With one model, all ensembles are the same."""
         return replace(self, ensemble="fpa", unrolled=False)
 
-    def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
+    def queries(self, num_classes: int, norm: Norm = "linf") -> Queries:
         """Return three passes and, per round, those of each model's iterations and one query.
 
         For the smallest loss, `gmsa-min` queries all models before it takes a gradient.
         """
         del norm
-        runs = self._runs_of(n_classes)
+        runs = self._runs_of(num_classes)
         total = Queries(3, 0) + Queries(1, 0).times(self.rounds * runs)
         for count in self._models:
             loss_only = count if self.ensemble == "gmsa-min" and count > 1 else 0
             total = total + Queries(count + loss_only, count).times((self.iterations + 1) * runs)
         return total
 
-    def unadapted(self, n_classes: int, norm: Norm = "linf") -> Queries:
+    def unadapted(self, num_classes: int, norm: Norm = "linf") -> Queries:
         """Return the passes through models that are already adapted."""
-        adapted = Queries(3 + self.rounds * self._runs_of(n_classes), 0)
+        adapted = Queries(3 + self.rounds * self._runs_of(num_classes), 0)
         if self.unrolled:
             loss_only = 1 if self.ensemble == "gmsa-min" else 0
             per_run = Queries(1 + loss_only, 1).times(self.rounds * (self.iterations + 1))
-            adapted = adapted + per_run.times(self._runs_of(n_classes))
-        total = self.queries(n_classes, norm)
+            adapted = adapted + per_run.times(self._runs_of(num_classes))
+        total = self.queries(num_classes, norm)
         return Queries(total.forwards - adapted.forwards, total.backwards - adapted.backwards)
 
-    def through_adaptation(self, n_classes: int, norm: Norm = "linf") -> int:
+    def through_adaptation(self, num_classes: int, norm: Norm = "linf") -> int:
         """Return one backward per iteration if the defense itself is in the ensemble, else 0."""
         del norm
-        ascents = self.rounds * self._runs_of(n_classes)
+        ascents = self.rounds * self._runs_of(num_classes)
         return ascents * (self.iterations + 1) if self.unrolled else 0
 
     @property
@@ -141,8 +141,8 @@ class ModelSpace(Attack):
         counts = [1 if self.ensemble == "fpa" else index + 1 for index in range(self.rounds)]
         return [count + int(self.unrolled) for count in counts]
 
-    def _runs_of(self, n_classes: int) -> int:
-        return self.restarts + min(self.targets, n_classes - 1)
+    def _runs_of(self, num_classes: int) -> int:
+        return self.restarts + min(self.targets, num_classes - 1)
 
     def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
         """Run all restarts and targets, but stop once all members are fooled."""

@@ -59,9 +59,9 @@ class RayS(Attack):
         """`rays`."""
         return "rays"
 
-    def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
+    def queries(self, num_classes: int, norm: Norm = "linf") -> Queries:
         """Return one pass for the natural images, those of the search, and three at the end."""
-        del n_classes, norm
+        del num_classes, norm
         return Queries(self.iterations + 4, 0)
 
     def longer(self, norm: Norm = "linf") -> None:

@@ -57,7 +57,7 @@ class Parting:
 
 @final
 class Standing(Querier):
-    """A querier of some members of a batch. It counts passes for the whole batch."""
+    """A querier of some members of a batch. All counts are those of the whole batch."""
 
     def __init__(self, whole: Querier, members: Tensor) -> None:
         """Select some members.
@@ -66,15 +66,29 @@ class Standing(Querier):
             whole: The querier of the whole batch.
             members: Indices of the members, int64 (M,).
         """
+        super().__init__(
+            whole.defense,
+            whole.natural[members],
+            whole.labels[members],
+            whole._threat,
+            plan=whole._plan,
+            shared_seed=whole.shared_seed,
+        )
         self._whole = whole
         self.members = self._rows = members
-        self.defense = whole.defense
-        self.batch_dependent = False
-        self.natural = whole.natural[members]
-        self.labels = whole.labels[members]
         self.classes = whole.classes
-        self.worst = None
+        self.counts = whole.counts
         self.recorder = whole.recorder
+
+    @property
+    def gradients(self) -> Tensor:
+        """Number of gradients taken so far for each of the members, int64 (M,)."""
+        return self._whole.gradients[self._rows]
+
+    @property
+    def zero_by_member(self) -> Tensor:
+        """Number of those that were exactly zero, int64 (M,)."""
+        return self._whole.zero_by_member[self._rows]
 
     def __call__(
         self,
@@ -84,8 +98,21 @@ class Standing(Querier):
         members: Tensor | None = None,
     ) -> Tensor:
         """Return logits (M, classes) of the members' images."""
-        own = self._rows if members is None else self._rows[members]
-        return self._whole(images, asked, view, own)
+        return self._whole(images, asked, view, self._in_whole(members))
+
+    def submit(
+        self,
+        images: Tensor,
+        asked: Tensor | None = None,
+        view: View | None = None,
+        members: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return raw logits (M, classes) of the members' images, and which rows are finite."""
+        return self._whole.submit(images, asked, view, self._in_whole(members))
+
+    def finish(self) -> None:
+        """Report all planned passes as done."""
+        self._whole.finish()
 
     def took(self, gradient: Tensor, of: Tensor) -> None:
         """Count a gradient of the rows `of`."""
@@ -94,6 +121,9 @@ class Standing(Querier):
     def count(self, passes: Queries) -> None:
         """Count passes."""
         self._whole.count(passes)
+
+    def _in_whole(self, members: Tensor | None) -> Tensor:
+        return self._rows if members is None else self._rows[members]
 
 
 def rows_of(target: Querier, whole: Tensor) -> Tensor:

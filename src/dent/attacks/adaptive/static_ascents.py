@@ -184,9 +184,10 @@ class _Found:
     """Progress of the ascent, as an attack on the models themselves."""
 
     def count(self, target: Querier) -> None:
-        target.gradients += self.gradients.to(target.gradients)
-        target.zero_by_member += self.zero_by_member.to(target.zero_by_member)
-        target.non_finite += self.non_finite
+        counts = target.counts
+        counts.gradients += self.gradients.to(counts.gradients)
+        counts.zero_by_member += self.zero_by_member.to(counts.zero_by_member)
+        counts.non_finite += self.non_finite
         target.count(self.passes)
 
     def to_plain(self) -> dict[str, Any]:

@@ -70,14 +70,14 @@ class Surrogates(Attack):
         """`surrogates`."""
         return "surrogates"
 
-    def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
+    def queries(self, num_classes: int, norm: Norm = "linf") -> Queries:
         """Return the queries of the defense, plus the passes of `unadapted`.
 
         The defense gets the natural images, the result of each model and of all together, two
         batches per lesson, and two at the end.
         """
         total = Queries(3 + _MOST + 1 + 2 * self.lessons, 0)
-        return total + self.unadapted(n_classes, norm)
+        return total + self.unadapted(num_classes, norm)
 
     def on_static(self) -> Attack:
         """Return the attack on the static model itself, about which other models reveal less."""
@@ -85,9 +85,9 @@ class Surrogates(Attack):
             "transfer", losses=("margin",), targeted="margin", iterations=self.iterations
         )
 
-    def unadapted(self, n_classes: int, norm: Norm = "linf") -> Queries:
+    def unadapted(self, num_classes: int, norm: Norm = "linf") -> Queries:
         """Return the passes through the models, and those that train the copy."""
-        del n_classes, norm
+        del num_classes, norm
         # Each model is attacked alone, then all of them together.
         ascents = self._ascent.passes(2 * _MOST)
         lessons = Queries(self.iterations + 1, self.iterations + 1).times(self.lessons)

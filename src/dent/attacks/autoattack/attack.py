@@ -25,10 +25,10 @@ from dent.attacks.autoattack.parts import (
 )
 from dent.attacks.autoattack.published import run_published
 from dent.attacks.base import Attack, Outcome
-from dent.attacks.checks import LATER, is_count, is_number
+from dent.attacks.checks import LATER, check_counts, check_rho
 from dent.attacks.querier import Queries
-from dent.config import check_choice
 from dent.errors import ConfigError
+from dent.support.checks import check_choice, is_count
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -126,10 +126,10 @@ class AutoAttack(Attack):
     def _check_budget(self) -> None:
         for key in ("iterations", "restarts", "targets", "square_iterations"):
             value = getattr(self, key)
-            if value is not None and not is_count(value):
-                raise ConfigError(f"{key} must be a whole number from 1, got {value!r}")
-        if self.rho is not None and not (is_number(self.rho) and 0 < self.rho < 1):
-            raise ConfigError(f"rho must be in (0, 1), got {self.rho!r}")
+            if value is not None:
+                check_counts(1, **{key: value})
+        if self.rho is not None:
+            check_rho(self.rho)
         is_set, name = self.attack in SETS, str(self.attack)
         useless = {
             "restarts": self.restarts is not None and is_set,
@@ -213,18 +213,18 @@ class AutoAttack(Attack):
         """The version of pyautoattack."""
         return {"pyautoattack": version("pyautoattack")}
 
-    def queries(self, n_classes: int, norm: Norm = "linf") -> Queries:
+    def queries(self, num_classes: int, norm: Norm = "linf") -> Queries:
         """Return the largest number of passes for one batch, if no member is fooled."""
-        total = sum((part.queries(n_classes) for part in self.parts(norm)), Queries(1, 0))
+        total = sum((part.queries(num_classes) for part in self.parts(norm)), Queries(1, 0))
         if self.protocol == "published":
             # AutoAttack's checks query the first batch seven times. Each attack adds two queries.
             total = total + Queries(7 + 2 * len(self.parts(norm)), 0)
         return total
 
-    def passes(self, n_classes: int, norm: Norm, size: int) -> Queries:
+    def passes(self, num_classes: int, norm: Norm, size: int) -> Queries:
         """Return `queries` times the batches that the published protocol makes of `size` images."""
         batches = math.ceil(size / self.batch_size) if self.batch_size else 1
-        return self.queries(n_classes, norm).times(batches)
+        return self.queries(num_classes, norm).times(batches)
 
     def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
         """Run the parts in order, each against the members that are still correct."""

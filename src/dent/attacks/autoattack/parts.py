@@ -57,16 +57,16 @@ class Part:
         """Whether the part follows gradients. All parts but Square do."""
         return self.name != "square"
 
-    def ranks(self, n_classes: int) -> tuple[int | None, ...]:
+    def ranks(self, num_classes: int) -> tuple[int | None, ...]:
         """Return the ranks of the targets, or (None,) if untargeted.
 
         Rank 2 is the runner-up. There are at most as many ranks as classes but the first.
         """
         if not self.targets:
             return (None,)
-        return tuple(range(2, min(self.targets, n_classes - 1) + 2))
+        return tuple(range(2, min(self.targets, num_classes - 1) + 2))
 
-    def queries(self, n_classes: int) -> Queries:
+    def queries(self, num_classes: int) -> Queries:
         """Return the largest number of passes of the frozen protocol, if no member is fooled.
 
         In each run, one forward finds the members that are still correct. In FAB and Square,
@@ -77,12 +77,12 @@ class Part:
             points = n + (3 if self.large_radii else 1)
             run = Queries(points + 1, points)
         elif self.name.startswith("fab"):
-            run = Queries(2 * n + 3, n * (1 if self.targets else n_classes))
+            run = Queries(2 * n + 3, n * (1 if self.targets else num_classes))
         else:
             run = Queries(n + 3, 0)
         if self.targets:
             run = run + Queries(1, 0)  # one more forward finds the target
-        return run.times(self.restarts * len(self.ranks(n_classes)))
+        return run.times(self.restarts * len(self.ranks(num_classes)))
 
     def covers(self, other: Part) -> bool:
         """Return whether this is the same attack as another part, with at least its effort."""
@@ -156,9 +156,9 @@ def _square_tiles(height: int, width: int) -> bool:
     )
 
 
-def dlr_is_undefined(part: Part, n_classes: int) -> bool:
+def dlr_is_undefined(part: Part, num_classes: int) -> bool:
     """Return whether the loss needs more classes. DLR needs three, targeted DLR four."""
-    return n_classes < {"apgd-dlr": 3, "apgd-t": 4}.get(part.name, 0)
+    return num_classes < {"apgd-dlr": 3, "apgd-t": 4}.get(part.name, 0)
 
 
 def build_apgd(

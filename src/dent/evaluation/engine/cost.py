@@ -19,9 +19,9 @@ from dent.evaluation.probe.unit import certificate_passes, probe_passes
 from dent.evaluation.records.plan import APART, Plan, Unit, before_decision, units
 from dent.evaluation.records.spec import Settings
 from dent.evaluation.subject import Prepared, Subject, prepare
-from dent.evaluation.submission.fresh import Origin
+from dent.evaluation.submission.fresh import Origin, reset
 from dent.evaluation.submission.guard import Guard, put_back
-from dent.evaluation.submission.submission import clock, reset
+from dent.evaluation.submission.submission import clock
 from dent.evaluation.submission.submitter import submissions_per_batch
 from dent.storage.canonical import Record
 from dent.support.devices import device_of

@@ -138,16 +138,16 @@ def execute(run: Run, unit: Unit, batches: Batches, within: Within | None = None
         run.guard.check(unit.defense, thorough=True)
         run.store.put(certificate)
         return
-    members = members_of(run.plan, unit)
+    unit_batches = batches_of(run.plan, unit)
     seed = unit_seed(run.spec, unit)
-    adversarial, extra, attack_seconds = _submission(run, unit, members, batches, seed, within)
+    adversarial, extra, attack_seconds = _submission(run, unit, unit_batches, batches, seed, within)
     static = None
     if unit.kind == "natural" and unit.defense != STATIC:
-        static = _static_seconds(run, batches.load(members[0])[0])
+        static = _static_seconds(run, batches.load(unit_batches[0])[0])
     answers = submit_unit(run, unit, adversarial, batches)
     run.guard.check(unit.defense)
     if unit.kind == "attack" and adversarial is not None:
-        natural = torch.cat([batches.load(batch)[0][: batch.attacked] for batch in members])
+        natural = torch.cat([batches.load(batch)[0][: batch.attacked] for batch in unit_batches])
         attack, classes = run.subject.attack(unit.attack or ""), answers[0].first.logits.shape[1]
         extra |= tells.of_attack(attack, run.threat, adversarial, natural, classes)
     record = record_of(
@@ -184,9 +184,9 @@ def record_of(
         batch=unit.batch,
         seed=unit_seed(run.spec, unit),
         served=tuple(prediction for answer in answers for prediction in answer.first.predictions),
-        **views_of(answers),
+        **answer_fields(answers),
         trace=merge_traces([answer.first.trace for answer in answers]),
-        loss=tells.loss_of([answer.first for answer in answers], members_of(run.plan, unit)),
+        loss=tells.loss_of([answer.first for answer in answers], batches_of(run.plan, unit)),
         timing=UnitTiming(
             total=clock(device_of(run.subject.model)) - start,
             attack=attack,
@@ -236,7 +236,7 @@ def submit_unit(
         batches: The source of the batches.
     """
     answers, start = [], 0
-    for batch in members_of(run.plan, unit):
+    for batch in batches_of(run.plan, unit):
         natural, _ = batches.load(batch)
         x = natural
         if adversarial is not None:
@@ -250,7 +250,7 @@ def submit_unit(
 
 def submit_once(run: Run, unit: Unit, adversarial: Tensor, batches: Batches) -> Submission:
     """Submit the only batch of a unit to one fresh copy, and query no other copy."""
-    (batch,) = members_of(run.plan, unit)
+    (batch,) = batches_of(run.plan, unit)
     x, _ = batches.load(batch)
     seed = serve_seed(run.spec.settings.seed, batch.index)
     defense = run.stream.origin(unit.defense, batch.index).new(seed).defense
@@ -280,7 +280,7 @@ def _submitter(run: Run, defense: str, batch: Batch, natural: Tensor) -> Submitt
     return run.submitters[key]
 
 
-def views_of(answers: Sequence[Answers]) -> dict[str, Any]:
+def answer_fields(answers: Sequence[Answers]) -> dict[str, Any]:
     """Return the fields of `UnitRecord` with the answers to several batches other than `served`."""
     names = {name for answer in answers for name in answer.views}
     views = {
@@ -304,7 +304,7 @@ def views_of(answers: Sequence[Answers]) -> dict[str, Any]:
     return {"views": views, "apart": apart, "draws": draws}
 
 
-def members_of(plan: Plan, unit: Unit) -> tuple[Batch, ...]:
+def batches_of(plan: Plan, unit: Unit) -> tuple[Batch, ...]:
     """Return the batches of a unit."""
     return plan.batches if unit.batch is None else (plan.batches[unit.batch],)
 
@@ -317,7 +317,7 @@ def unit_seed(spec: EvaluationSpec, unit: Unit) -> int:
 def _submission(
     run: Run,
     unit: Unit,
-    members: tuple[Batch, ...],
+    unit_batches: tuple[Batch, ...],
     batches: Batches,
     seed: int,
     within: Within | None,
@@ -329,7 +329,7 @@ def _submission(
         source = _unit_record(run, Unit("attack", STATIC, unit.attack, unit.batch))
         return run.store.adversarial(source), {"tensor": source.tensor}, 0.0
     if unit.kind == "assembled":
-        adversarial, sources = assembled(run, unit, members[0])
+        adversarial, sources = assembled(run, unit, unit_batches[0])
         return adversarial, {"sources": sources}, 0.0
     attack = partial(
         _attack(run, unit),
@@ -338,10 +338,10 @@ def _submission(
         progress=within,
         shared_seed=seed_of(run.spec.settings.seed, "static", unit.batch),
     )
-    defense = as_attacked(run, unit.defense, members[0], seed, run.surrogates)
-    if len(members) == 1:
-        return _attack_batch(run, unit, members[0], batches, defense, attack)
-    loaded = [batches.load(batch) for batch in members]
+    defense = as_attacked(run, unit.defense, unit_batches[0], seed, run.surrogates)
+    if len(unit_batches) == 1:
+        return _attack_batch(run, unit, unit_batches[0], batches, defense, attack)
+    loaded = [batches.load(batch) for batch in unit_batches]
     x, y = (torch.cat(tensors) for tensors in zip(*loaded, strict=True))
     result = attack(defense, x, y)
     return result.adversarial, _of_attack(result), result.seconds

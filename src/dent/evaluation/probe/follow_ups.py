@@ -73,12 +73,12 @@ def more_iterations(
     return after.model_copy(update={"before": before.correct})
 
 
-def passes(attacks: Sequence[Attack], classes: int, norm: Norm, size: int) -> Queries:
+def passes(attacks: Sequence[Attack], num_classes: int, norm: Norm, size: int) -> Queries:
     """Return the maximum passes of `more_iterations` for all attacks, with `size` members."""
     total = Queries(0, 0)
     for attack in attacks:
         for variant in _both_lengths(attack, norm):
-            total = total + variant.passes(classes, norm, size) + Queries(1, 0)
+            total = total + variant.passes(num_classes, norm, size) + Queries(1, 0)
     return total
 
 

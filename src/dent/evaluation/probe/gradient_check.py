@@ -13,12 +13,16 @@ with the change that the gradient predicts:
               hides the slope over larger steps.
 
 Every query goes to a fresh copy, so a defense cannot tell the check from an attack.
+
+This is the certificate of the suite's verdict. `dent.attacks.adaptive.certificate` is a simpler
+check for use by hand: of one rung, at one batch, for the summed loss.
 """
 
 import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import torch
@@ -97,7 +101,8 @@ class _DefenseView:
             torch.enable_grad(),
         ):
             leaf = x.detach().to(self.dtype).requires_grad_()
-            logits = exact_view(self.defense())(as_queried(leaf))
+            _, view = best_gradient(self.defense())
+            logits = view(as_queried(leaf))
             if not logits.requires_grad:
                 return None
             total = _loss(logits, y, targets).sum()
@@ -109,17 +114,14 @@ class _DefenseView:
         return wide(_loss(self.served(x), y, targets))
 
 
-def exact_view(defense: Defense) -> View:
-    """Return a view of the defense with its best gradient: through the adaptation if possible."""
+def best_gradient(defense: Defense) -> tuple[str, View]:
+    """Return a view of the defense with its best gradient: through the adaptation if possible.
+
+    The name of the gradient in records comes first: `unrolled`, or else `plain`.
+    """
     if isinstance(defense, DynamicDefense) and adapt_accepts(defense, "differentiable"):
-        return Rung("unrolled").view(defense)
-    return lambda x: query(defense, x)
-
-
-def name_of(defense: Defense) -> str:
-    """Return the name in records of the gradient of `exact_view`: `unrolled` or `plain`."""
-    offers = isinstance(defense, DynamicDefense) and adapt_accepts(defense, "differentiable")
-    return "unrolled" if offers else "plain"
+        return "unrolled", Rung("unrolled").view(defense)
+    return "plain", partial(query, defense)
 
 
 def check_gradient(
@@ -137,7 +139,7 @@ def check_gradient(
     defense = origin.defense
     dependent = isinstance(defense, DynamicDefense) and bool(defense.batch_dependent)
     native = _DefenseView(origin, x.dtype, dependent, seed)
-    rung = name_of(defense)
+    rung, _ = best_gradient(defense)
     try:
         natural = _attack_point(native, x, y)
         reached = _short_attack(native, natural, threat, seed)

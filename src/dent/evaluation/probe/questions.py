@@ -8,7 +8,7 @@ from dent.attacks import Defense, answer
 from dent.attacks.base import isolated_random_state
 from dent.attacks.losses import margin
 from dent.attacks.protocol import as_queried
-from dent.evaluation.probe.gradient_check import exact_view
+from dent.evaluation.probe.gradient_check import best_gradient
 from dent.evaluation.records.plan import seed_of
 from dent.evaluation.records.schema import Comparison
 from dent.evaluation.submission.fresh import Origin, footprint
@@ -125,7 +125,8 @@ class Probe:
             torch.enable_grad(),
         ):
             leaf = x.detach().clone().requires_grad_()
-            logits = exact_view(defense)(as_queried(leaf))
+            _, view = best_gradient(defense)
+            logits = view(as_queried(leaf))
             if not logits.requires_grad:
                 return None
             gradient: Tensor | None = torch.autograd.grad(

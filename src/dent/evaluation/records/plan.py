@@ -186,12 +186,12 @@ def rounds(spec: EvaluationSpec, plan: Plan) -> Iterator[tuple[Group, ...]]:
     yield tuple((unit,) for unit in _probes(spec))
     yield tuple(tuple(_on_static(spec, batch.index)) for batch in plan.batches)
     others = _others(spec)
-    for members in _by_attack(spec):
+    for part in _by_attack(spec):
         yield tuple(
             group
             for batch in plan.batches
             for defense in others
-            if (group := tuple(members(defense, batch.index)))
+            if (group := tuple(part(defense, batch.index)))
         )
     published = tuple(_published(spec))
     if published:
@@ -213,8 +213,8 @@ def groups(spec: EvaluationSpec, plan: Plan) -> Iterator[Group]:
             yield tuple(_of_batch(spec, batch.index))
         else:
             others = _others(spec)
-            members = [part(each, batch.index) for part in _by_attack(spec) for each in others]
-            yield tuple(chain(_on_static(spec, batch.index), *members))
+            parts = [part(each, batch.index) for part in _by_attack(spec) for each in others]
+            yield tuple(chain(_on_static(spec, batch.index), *parts))
     yield from _published(spec)
     if spec.schedule == "by-attack":
         yield from _certificates(spec)

@@ -14,7 +14,7 @@ from dent.evaluation.results.scoring import Scores
 from dent.evaluation.results.worst_case import dependence_of, difference_to
 
 
-def views_of(defense: DefenseSpec) -> int | None:
+def number_of_views(defense: DefenseSpec) -> int | None:
     """Return the number of views that a defense averages; None unless this is all that it does."""
     settings = _settings(defense)
     views = settings.get("views")
@@ -69,7 +69,7 @@ def over_views(
         seed: Seed of the intervals over batches.
     """
     specs = {each.name: each for each in defenses}
-    baselines = {each.name: count for each in defenses if (count := views_of(each))}
+    baselines = {each.name: count for each in defenses if (count := number_of_views(each))}
     compared = dict(results)
     for defense in defenses:
         name = defense.name

@@ -265,8 +265,9 @@ class Gate(Record):
     """Name of the diagnostic, or of another doubt."""
     open: bool
     """Whether the doubt remains."""
-    follow_ups: tuple[str, ...]
-    """The attacks that ran because of it."""
+    follow_ups: tuple[str, ...] = ()
+    """The attacks that ran because of it, in older records. Suites after the first run every attack
+    anyway."""
     sentence: str
 
 

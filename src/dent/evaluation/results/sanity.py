@@ -30,24 +30,24 @@ or to 1 nat, whichever is larger."""
 _HALF: Final = 0.5
 
 
-def suspicions(natural: Count, classes: int, scores: Scores) -> tuple[Diagnostic, ...]:
+def suspicions(natural: Count, num_classes: int, scores: Scores) -> tuple[Diagnostic, ...]:
     """Return the two diagnostics of one defense, each only if it is raised.
 
     Args:
         natural: The natural images that the defense classified correctly.
-        classes: The number of classes.
+        num_classes: The number of classes.
         scores: The records of the defense.
     """
     records = [record for units in scores.records.values() for record in units]
     # Online adaptation predicts before its step, so a step changes only the batches after it.
     online = scores.probe is not None and stateful(scores.probe)
-    return (*_at_chance(natural, classes), *(() if online else _nothing_moved(records)))
+    return (*_at_chance(natural, num_classes), *(() if online else _nothing_moved(records)))
 
 
-def _at_chance(natural: Count, classes: int) -> Iterator[Diagnostic]:
-    if natural.total < _FEWEST or classes < 2:
+def _at_chance(natural: Count, num_classes: int) -> Iterator[Diagnostic]:
+    if natural.total < _FEWEST or num_classes < 2:
         return
-    chance = 1 / classes
+    chance = 1 / num_classes
     guessing = min(_BETTER * chance, chance + _SKILL * (1 - chance))
     luck = float(binom.sf(natural.correct - 1, natural.total, guessing))
     if luck > _SIGNIFICANT:

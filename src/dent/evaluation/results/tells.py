@@ -56,7 +56,11 @@ def loss_of(answers: Sequence["Submission"], batches: Sequence["Batch"]) -> floa
 
 
 def of_attack(
-    attack: "Attack", threat: "ThreatModel", adversarial: "Tensor", natural: "Tensor", classes: int
+    attack: "Attack",
+    threat: "ThreatModel",
+    adversarial: "Tensor",
+    natural: "Tensor",
+    num_classes: int,
 ) -> dict[str, Any]:
     """Return the record fields `planned` and `used`: how far an attack was to go, and went.
 
@@ -65,9 +69,9 @@ def of_attack(
         threat: The threat model.
         adversarial: The adversarial images (N, C, H, W).
         natural: The natural images that it started from, of the same shape.
-        classes: The number of classes.
+        num_classes: The number of classes.
     """
-    planned: int | None = attack.passes(classes, threat.norm, len(natural)).forwards
+    planned: int | None = attack.passes(num_classes, threat.norm, len(natural)).forwards
     if attack.registered == "surrogates":  # its queries depend on the number of models
         planned = None
     return {"planned": planned, "used": used_of(threat, adversarial, natural)}

@@ -466,21 +466,20 @@ def _gates(diagnostics: Sequence[Diagnostic], evidence: Evidence) -> Iterator[Ga
             f"It answers {counted(evidence.surplus, 'logit')} more than the dataset has classes. "
             "Attacks may follow classes that can never win: cut the others off."
         )
-        yield Gate(name=MORE_CLASSES, open=True, follow_ups=(), sentence=sentence)
+        yield Gate(name=MORE_CLASSES, open=True, sentence=sentence)
     for diagnostic in diagnostics:
         if diagnostic.name == CERTIFICATE:
             yield from _certificate(diagnostic, diagnostics, evidence)
         elif diagnostic.name == HUGE_EPS and diagnostic.state == "not-run":
-            yield Gate(name=HUGE_EPS, open=True, follow_ups=(), sentence=diagnostic.sentence)
+            yield Gate(name=HUGE_EPS, open=True, sentence=diagnostic.sentence)
         elif diagnostic.name == SIGHTED and diagnostic.state == "not-run":
             if _seen(evidence) is not None:
-                yield Gate(name=SIGHTED, open=True, follow_ups=(), sentence=diagnostic.sentence)
+                yield Gate(name=SIGHTED, open=True, sentence=diagnostic.sentence)
         elif diagnostic.raised and diagnostic.name in SYMPTOMS:
             problem = SYMPTOMS[diagnostic.name](evidence)
             yield Gate(
                 name=diagnostic.name,
                 open=problem is not None,
-                follow_ups=(),
                 sentence=_closed(diagnostic.name, evidence)
                 if problem is None
                 else f"{problem[0].upper()}{problem[1:]}.",
@@ -497,7 +496,7 @@ def _certificate(
     if diagnostic.state == "passed":
         if not evidence.large_steps:
             sentence = _NOT_CHECKED if evidence.large_steps is None else _LOST
-            yield Gate(name=LARGE_STEPS, open=True, follow_ups=(), sentence=sentence)
+            yield Gate(name=LARGE_STEPS, open=True, sentence=sentence)
         return
     ground = ground_of(diagnostics, evidence)
     sentence = diagnostic.sentence
@@ -506,11 +505,11 @@ def _certificate(
             " But over large steps the gradient predicts the answers, no other attack breaks more, "
             "and a huge eps breaks all."
         )
-    yield Gate(name=CERTIFICATE, open=ground is None, follow_ups=(), sentence=sentence)
+    yield Gate(name=CERTIFICATE, open=ground is None, sentence=sentence)
 
 
 def _unfinished() -> Gate:
-    return Gate(name=UNFINISHED, open=True, follow_ups=(), sentence="The run is not finished.")
+    return Gate(name=UNFINISHED, open=True, sentence="The run is not finished.")
 
 
 def _few_batches(result: DefenseResult, batches: int) -> tuple[Gate, ...]:
@@ -522,4 +521,4 @@ def _few_batches(result: DefenseResult, batches: int) -> tuple[Gate, ...]:
         f"{agreeing(batches, 'are')} too few for an interval that accounts for this: "
         f"{MIN_CLUSTERS} are needed."
     )
-    return (Gate(name=FEW_BATCHES, open=True, follow_ups=(), sentence=sentence),)
+    return (Gate(name=FEW_BATCHES, open=True, sentence=sentence),)

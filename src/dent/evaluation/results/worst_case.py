@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from math import comb
-from typing import Final
+from typing import Final, NamedTuple
 
 from dent.evaluation.records.readings import depends
 from dent.evaluation.records.spec import DefenseSpec, EvaluationSpec
@@ -103,8 +103,10 @@ def difference_to(
     """Return the worst case of a defense minus the static model's; see `worst_cases`."""
     ours, theirs = worst_cases(static, defended, dependence, of_static)
     theirs_by_sample = _static_samples(defended, dependence, of_static)
-    samples = by_sample(dependence) and by_sample(of_static)
-    return paired(ours, theirs, samples, theirs_by_sample, seed)
+    independent = by_sample(dependence) and by_sample(of_static)
+    return paired(
+        ours, theirs, independent=independent, static_by_sample=theirs_by_sample, seed=seed
+    )
 
 
 def worst_cases(
@@ -141,17 +143,18 @@ def natural_difference(
     return paired(
         {index: ours[index].attacked for index in batches},
         {index: theirs[index].attacked for index in batches},
-        by_sample(dependence),
-        True,
-        seed,
+        independent=by_sample(dependence),
+        static_by_sample=True,
+        seed=seed,
     )
 
 
 def paired(
     ours: Mapping[int, Rights],
     theirs: Mapping[int, Rights],
-    samples: bool,
-    static_samples: bool,
+    *,
+    independent: bool,
+    static_by_sample: bool,
     seed: int,
 ) -> Difference:
     """Return the difference of two sets of answers to the same batches: ours minus theirs.
@@ -159,53 +162,80 @@ def paired(
     Args:
         ours: For each batch index, whether each member was correct.
         theirs: The same for the same members.
-        samples: Whether members of one batch are independent. If not, the interval accounts for
-            their dependence if there are at least `MIN_CLUSTERS` batches. A bootstrap is too narrow
-            for few batches, so Student's interval over batches counts as well.
-        static_samples: Whether `theirs` is a per-sample worst case.
+        independent: Whether members of one batch are independent.
+        static_by_sample: Whether `theirs` is a per-sample worst case.
         seed: Seed of the bootstrap over batches.
     """
-    pairs = {index: list(zip(ours[index], theirs[index], strict=True)) for index in ours}
-    differences = {index: [float(a) - float(b) for a, b in pairs[index]] for index in pairs}
-    all_differences = [difference for rows in differences.values() for difference in rows]
-    total = len(all_differences)
-    only_defended, only_static = (
-        sum(d > 0.5 for d in all_differences),
-        sum(d < -0.5 for d in all_differences),
-    )
-    drawn_at_random = any(difference not in (-1, 0, 1) for difference in all_differences)
-    interval, method = None, "tango"
-    assumes = "that samples are independent"
-    if total:
-        interval = tango(only_defended, only_static, total)
-    if interval is not None and drawn_at_random:
-        means = of_mean(all_differences)
-        interval = (min(interval[0], means[0]), max(interval[1], means[1]))
-        method = "wider of tango on the majority of draws and student on their means"
-    if interval is not None and not samples:
-        if len(pairs) >= MIN_CLUSTERS:
-            sums = [sum(differences[index]) for index in pairs]
-            sizes = [len(differences[index]) for index in pairs]
-            interval = over_clusters(interval, sums, sizes, seed)
-            method = BY_BATCH.format(method)
-            assumes = BATCHES_INDEPENDENT
-        else:
-            assumes += (
-                ", though members of one batch share an adaptation: "
-                f"{counted(len(pairs), 'batch')} {agreeing(len(pairs), 'are')} "
-                f"too few to draw anew ({MIN_CLUSTERS} needed)"
-            )
+    batches = [
+        [float(a) - float(b) for a, b in zip(ours[index], theirs[index], strict=True)]
+        for index in ours
+    ]
+    differences = [difference for batch in batches for difference in batch]
+    interval = _interval(batches, independent=independent, seed=seed)
     return Difference(
-        value=sum(all_differences) / total if total else None,
-        interval=interval,
-        method=method,
-        assumes=assumes,
-        total=total,
-        only_defended=only_defended,
-        only_static=only_static,
+        value=sum(differences) / len(differences) if differences else None,
+        interval=interval.ends,
+        method=interval.method,
+        assumes=interval.assumes,
+        total=len(differences),
+        only_defended=sum(map(_only_defended, differences)),
+        only_static=sum(map(_only_static, differences)),
         static=_count(theirs.values()),
-        static_unit="sample" if static_samples else "batch",
+        static_unit="sample" if static_by_sample else "batch",
     )
+
+
+class _Interval(NamedTuple):
+    """An interval of a mean difference, and what to say about it."""
+
+    ends: tuple[float, float] | None
+    method: str
+    assumes: str
+
+
+def _interval(batches: Sequence[Sequence[float]], *, independent: bool, seed: int) -> _Interval:
+    """Return the interval of the mean of paired differences.
+
+    Differences of a randomized defense are means of draws, so Student's interval counts as well.
+    If members of one batch are not independent, the interval accounts for it from `MIN_CLUSTERS`
+    batches on. A bootstrap over batches is too narrow for few of them, so Student's interval over
+    batches counts as well.
+
+    Args:
+        batches: For each batch, the difference of each member.
+        independent: Whether members of one batch are independent.
+        seed: Seed of the bootstrap over batches.
+    """
+    differences = [difference for batch in batches for difference in batch]
+    method, assumes = "tango", "that samples are independent"
+    if not differences:
+        return _Interval(None, method, assumes)
+    more, less = sum(map(_only_defended, differences)), sum(map(_only_static, differences))
+    ends = tango(more, less, len(differences))
+    if any(difference not in (-1, 0, 1) for difference in differences):
+        means = of_mean(differences)
+        ends = min(ends[0], means[0]), max(ends[1], means[1])
+        method = "wider of tango on the majority of draws and student on their means"
+    if independent:
+        return _Interval(ends, method, assumes)
+    if len(batches) < MIN_CLUSTERS:
+        count = f"{counted(len(batches), 'batch')} {agreeing(len(batches), 'are')}"
+        assumes += (
+            f", though members of one batch share an adaptation: {count} too few to draw anew "
+            f"({MIN_CLUSTERS} needed)"
+        )
+        return _Interval(ends, method, assumes)
+    sums, sizes = [sum(batch) for batch in batches], [len(batch) for batch in batches]
+    ends = over_clusters(ends, sums, sizes, seed)
+    return _Interval(ends, BY_BATCH.format(method), BATCHES_INDEPENDENT)
+
+
+def _only_defended(difference: float) -> bool:
+    return difference > 0.5
+
+
+def _only_static(difference: float) -> bool:
+    return difference < -0.5
 
 
 def bootstrap_seed(spec: EvaluationSpec) -> int:

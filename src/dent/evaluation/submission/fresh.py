@@ -53,12 +53,6 @@ class Instance:
         """Return a value that changes whenever one of the kept generators draws."""
         return states_of(self.generators)
 
-    def forget(self) -> None:
-        """Call `reset()` if the defense has it, to forget what it keeps between batches."""
-        reset = getattr(self.defense, "reset", None)
-        if callable(reset):
-            reset()
-
 
 class Origin:
     """A defense as it was before its first query.
@@ -100,7 +94,7 @@ class Origin:
         """
         if self.missing is not None:
             instance = Instance(self._defense, None, self._generators)
-            instance.forget()
+            reset(self._defense)
         else:
             memo: dict[int, Any] = {}
             defense = copy.deepcopy(self._defense, memo)
@@ -283,6 +277,13 @@ def fresh(
     if isinstance(origin.defense, DynamicDefense):
         return FreshDefense(queries)
     return FreshModule(queries)
+
+
+def reset(defense: Defense) -> None:
+    """Call `reset()` if the defense has it, to forget what it keeps between batches."""
+    forget = getattr(defense, "reset", None)
+    if callable(forget):
+        forget()
 
 
 def footprint(root: object) -> int:

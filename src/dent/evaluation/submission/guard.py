@@ -6,10 +6,9 @@ from itertools import chain
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dent.attacks import Defense
-from dent.defenses import ReferenceDefense
 from dent.defenses.dent import Dent
 from dent.errors import InputError
 from dent.evaluation.submission.fresh import Instance
@@ -67,16 +66,25 @@ class Guard:
 
 @contextmanager
 def put_back(defense: Defense) -> Iterator[None]:
-    """Restore a defense's own weights and buffers after queries outside of a run."""
-    if not isinstance(defense, nn.Module) or isinstance(defense, Dent | ReferenceDefense):
-        yield  # there is no state dict, or nothing ever writes to it
+    """Restore a defense's own weights and buffers, if they changed in queries outside of a run."""
+    # Not for a subclass of Dent, which may write to its state dict.
+    if not isinstance(defense, nn.Module) or type(defense) is Dent:
+        yield
         return
-    state = {name: tensor.detach().clone() for name, tensor in defense.state_dict().items()}
+    state = {
+        name: value.detach().clone()
+        for name, value in defense.state_dict().items()
+        if isinstance(value, Tensor)  # the state of a module may be of any type
+    }
     try:
         yield
     finally:
+        after = defense.state_dict()
+        changed = {
+            name: was for name, was in state.items() if name in after and not was.equal(after[name])
+        }
         with torch.no_grad():
-            defense.load_state_dict(state)
+            defense.load_state_dict(changed, strict=False)
 
 
 def _versions(model: nn.Module) -> tuple[Any, ...]:

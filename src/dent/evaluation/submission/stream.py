@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 from dent.evaluation.records.plan import Batch, seed_of
-from dent.evaluation.submission.fresh import Instance, Origin
-from dent.evaluation.submission.submission import reset, submit
+from dent.evaluation.submission.fresh import Instance, Origin, reset
+from dent.evaluation.submission.submission import submit
 from dent.support.devices import device_of
 
 if TYPE_CHECKING:

@@ -176,13 +176,6 @@ def _margins(logits: Tensor, of: Tensor) -> Tensor:
     return logits.gather(1, of.to(logits.device)) - logits
 
 
-def reset(defense: Defense) -> None:
-    """Call `reset()` if the defense has it, to forget what it keeps between batches."""
-    forget = getattr(defense, "reset", None)
-    if callable(forget):
-        forget()
-
-
 def statuses(adaptation: Any) -> list[str]:
     """Return the adaptation's status of each member, as in records; empty if it has none."""
     status = getattr(adaptation, "status", None)

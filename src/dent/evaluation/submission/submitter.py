@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dent.evaluation.records.plan import Kind, seed_of
 from dent.evaluation.records.readings import DISTANCE
-from dent.evaluation.submission.fresh import Instance, Origin
+from dent.evaluation.submission.fresh import Instance, Origin, reset
 from dent.evaluation.submission.guard import Guard
 from dent.evaluation.submission.stream import is_stream
 from dent.evaluation.submission.submission import Submission, apart, submit
@@ -178,7 +178,7 @@ class Submitter:
             yield submit(self._origin.new(seed).defense, x, seed=seed).predictions
 
     def _once_more(self, instance: Instance, x: Tensor, *, gradients: bool = False) -> Submission:
-        instance.forget()
+        reset(instance.defense)
         instance.reseed(self._seed)
         return self._ask(instance, x, gradients=gradients)
 

@@ -12,15 +12,15 @@ from torch import Tensor
 from dent.evaluation.engine.carry import carried
 from dent.evaluation.engine.execute import (
     Batches,
+    answer_fields,
     assembled,
+    batches_of,
     carried_images,
     certify,
-    members_of,
     open_run,
     submit_once,
     submit_unit,
     unit_seed,
-    views_of,
 )
 from dent.evaluation.probe.unit import probe_record
 from dent.evaluation.records.image_digest import digest_of
@@ -263,7 +263,7 @@ class Resubmission:
         if unit.kind == "natural":
             return None
         if unit.kind == "assembled":
-            return assembled(self._run, unit, members_of(self._run.plan, unit)[0])[0]
+            return assembled(self._run, unit, batches_of(self._run.plan, unit)[0])[0]
         if record.tensor is None:
             raise RecordError(f"{unit.key} has no tensor on record")
         if unit.kind == "transfer":
@@ -271,7 +271,7 @@ class Resubmission:
             static = self._recorded.records.get(source.key)
             if not isinstance(static, UnitRecord) or static.tensor != record.tensor:
                 raise RecordError(f"{unit.key} names another tensor than {source.key}")
-        batch = members_of(self._run.plan, unit)[0]
+        batch = batches_of(self._run.plan, unit)[0]
         image = tuple(self._batches.load(batch)[0].shape[1:])
         if record.tensor.shape[1:] != image:  # checked before reading: it can fill a disk
             raise RecordError(
@@ -283,7 +283,7 @@ class Resubmission:
         natural = torch.cat(
             [
                 self._batches.load(batch)[0][: batch.attacked].cpu()
-                for batch in members_of(self._run.plan, unit)
+                for batch in batches_of(self._run.plan, unit)
             ]
         )
         if adversarial.shape != natural.shape:
@@ -314,12 +314,12 @@ class Resubmission:
         return f"{unit.key}: the images use another share of eps than recorded"
 
     def _sources(self, unit: Unit, record: UnitRecord) -> str | None:
-        _, sources = assembled(self._run, unit, members_of(self._run.plan, unit)[0])
+        _, sources = assembled(self._run, unit, batches_of(self._run.plan, unit)[0])
         return None if sources == record.sources else f"{unit.key} is assembled from other attacks"
 
     def _carried(self, unit: Unit, record: UnitRecord, adversarial: Tensor) -> str | None:
         """Compare the members that an attack left out with the ones that had fallen before it."""
-        batch = members_of(self._run.plan, unit)[0]
+        batch = batches_of(self._run.plan, unit)[0]
         broke = carried(self._run.spec, batch, unit, self._run.store.done)
         if tuple(source is not None for source in broke) != record.carried:
             return f"{unit.key} leaves out other members than those that had fallen before it"
@@ -344,7 +344,7 @@ class Resubmission:
         if changed:
             self._changed[unit.key] = changed
         self._keep(record, {"served": served, **self._fields(answers, record)})
-        loss = loss_of([answer.first for answer in answers], members_of(self._run.plan, unit))
+        loss = loss_of([answer.first for answer in answers], batches_of(self._run.plan, unit))
         if record.loss is None:
             unlike = self._complete and loss is not None
         else:
@@ -358,7 +358,7 @@ class Resubmission:
         """Return the fields of the other answers; empty for older records, which have only one."""
         if not self._complete:
             return {}
-        fields = views_of(answers)
+        fields = answer_fields(answers)
         names = sorted(record.apart.keys() | fields["apart"].keys())
         values = (record.apart, fields["apart"])
         fields["apart"] = {name: max(apart.get(name, 0.0) for apart in values) for name in names}
@@ -373,7 +373,7 @@ class Resubmission:
         """Compare views and draws with the record, only on the run's own platform."""
         if not (self._complete and self._same_place):
             return None
-        fields = views_of(answers)
+        fields = answer_fields(answers)
         for name in ("views", "draws"):
             if fields[name] != getattr(record, name):
                 return f"{unit.key}: {name} are not those recorded"
