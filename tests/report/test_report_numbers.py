@@ -360,5 +360,5 @@ def test_verdict_sentences_state_whether_each_gate_is_open_or_closed() -> None:
 )
 def test_interval_sentence_states_the_bootstrap_and_its_limits(batches: int, says: str) -> None:
     rights = dict.fromkeys(range(batches), (1.0, 0.0))
-    found = paired(rights, rights, samples=False, static_samples=False, seed=0)
+    found = paired(rights, rights, independent=False, static_by_sample=False, seed=0)
     assert wording.interval_of(found).endswith(says)

@@ -9,7 +9,8 @@ from collections.abc import Iterable
 def closest(name: str, known: Iterable[str]) -> str | None:
     """Return the first known name that begins with `name`, else the closest; case is ignored.
 
-    Of several that begin with it, a name in the same case is preferred.
+    Of several that begin with it, a name in the same case is preferred, then the same name in
+    another case.
 
     Args:
         name: The unknown name.
@@ -21,7 +22,7 @@ def closest(name: str, known: Iterable[str]) -> str | None:
     by_lower = {candidate.lower(): candidate for candidate in known}
     completions = sorted(
         (candidate for candidate in by_lower if name and candidate.startswith(name.lower())),
-        key=lambda candidate: not by_lower[candidate].startswith(name),
+        key=lambda candidate: (not by_lower[candidate].startswith(name), candidate != name.lower()),
     )
     close = completions or difflib.get_close_matches(name.lower(), by_lower, n=1)
     return by_lower[close[0]] if close else None
