@@ -117,4 +117,3 @@ def test_a_name_of_the_same_case_is_suggested_first() -> None:
     assert closest("scal", ["ScaleNaive", "scale"]) == "scale"
     assert closest("Scal", ["scale", "ScaleNaive"]) == "ScaleNaive"
     assert closest("SCAL", ["scale", "ScaleNaive"]) == "scale"
-    assert closest("Scale", ["scale-naive", "scale"]) == "scale"

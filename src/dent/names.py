@@ -390,7 +390,7 @@ def unknown_model(
     if name.endswith(WEIGHTS_FILES):
         hint = " A weights file goes into weights=, beside the name of its architecture."
     else:
-        full_names = {full: [full] for full in (*here, *FAMILY)} | dict(ends)
+        full_names = {full: [full] for full in (*FAMILY, *here)} | dict(ends)
         nearest = closest(name, full_names) or closest(name.partition(".")[0], full_names)
         near = full_names[nearest][:_SHOWN] if nearest else []
         hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""

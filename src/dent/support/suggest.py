@@ -9,8 +9,7 @@ from collections.abc import Iterable
 def closest(name: str, known: Iterable[str]) -> str | None:
     """Return the first known name that begins with `name`, else the closest; case is ignored.
 
-    Of several that begin with it, a name in the same case is preferred, then the same name in
-    another case.
+    Of several that begin with it, a name in the same case is preferred.
 
     Args:
         name: The unknown name.
@@ -22,7 +21,7 @@ def closest(name: str, known: Iterable[str]) -> str | None:
     by_lower = {candidate.lower(): candidate for candidate in known}
     completions = sorted(
         (candidate for candidate in by_lower if name and candidate.startswith(name.lower())),
-        key=lambda candidate: (not by_lower[candidate].startswith(name), candidate != name.lower()),
+        key=lambda candidate: not by_lower[candidate].startswith(name),
     )
     close = completions or difflib.get_close_matches(name.lower(), by_lower, n=1)
     return by_lower[close[0]] if close else None
