@@ -79,7 +79,7 @@ def run(chosen: str, samples: int, iterations: int) -> None:
         subject = Subject(
             model,
             dataset,
-            {"dent": Dent(model, config)},
+            {"adapted": Dent(model, config)},
             [make("apgd-ce", iterations=iterations)],
             threat,
         )
@@ -121,7 +121,9 @@ def table(kept: Mapping[str, Any]) -> list[str]:
         static, count = first["counts"]["static"], first["samples"]
         robust = _share(static["attack"], count)
         lines.append(f"| `{model}`, static | {static['natural'] / count:.1%} | {robust} | | |")
-        lines += [_line(says, of["samples"], of["counts"]["dent"]) for says, of in changes.items()]
+        lines += [
+            _line(says, of["samples"], of["counts"]["adapted"]) for says, of in changes.items()
+        ]
     return lines
 
 
