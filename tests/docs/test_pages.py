@@ -161,10 +161,10 @@ def test_the_code_of_the_break_a_defense_tutorial_does_what_its_text_says(
             assert abs(int(word) - int(expected)) <= 1
         else:
             assert word == expected
-    standing, defense = names["standing"], names["defense"]
-    transfer, exact = standing(defense, names["transfer"]), standing(defense, names["exact"])
-    assert names["looks"] - names["static"] >= 3
-    assert names["looks"] > transfer >= exact >= names["left"]
+    correct, defense = names["correct"], names["defense"]
+    transfer, exact = correct(defense, names["transfer"]), correct(defense, names["exact"])
+    assert names["apparent"] - names["static"] >= 3
+    assert names["apparent"] > transfer >= exact >= names["left"]
     for batch in names["batches"]:
         assert not names["threat"].check(batch, names["images"]).any()
 
