@@ -231,6 +231,8 @@ def durations(found: Results) -> Iterator[str]:
             f"{'its end' if decided is None else _decided(decided)} |"
         )
     if rows:
+        yield f"Time of the suite on 2 CPU cores, with {SAMPLES} images:"
+        yield ""
         yield "| defense | suite 1, to its end | suite 3, until decided | decided after |"
         yield "| --- | ---: | ---: | --- |"
         yield from rows

@@ -102,7 +102,7 @@ def evaluate_command(
     suite: Annotated[
         Literal["dynamic"] | None,
         typer.Option(
-            help="Instead of --attack: the published attacks on dynamic defenses that we know "
+            help="Instead of --attack: the published attacks on dynamic defenses that we know of "
             "(docs/evaluation/attacks.md), and a verdict.",
             rich_help_panel=_THREAT,
         ),
