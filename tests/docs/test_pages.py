@@ -91,7 +91,7 @@ def test_the_code_of_the_defend_tutorial_does_what_its_text_says(
     assert int(names["right"]) > 8
     assert f"{int(names['right'])} of 16 right" in printed
     assert "True False" in printed
-    torch.testing.assert_close(names["in_company"], names["by_itself"], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(names["in_batch"], names["by_itself"], rtol=1e-3, atol=1e-3)
     dependent = names["defended"]
     alone = dependent(names["images"][:1])
     assert not torch.allclose(names["logits"][:1], alone, rtol=1e-3, atol=1e-3)
