@@ -42,18 +42,18 @@ def main(n: int = 32) -> dict[str, int]:
     model = load_model("resnet-14-2-linf")
     defended = Dent(model, DENT_PLUS)
 
-    def served(net: nn.Module, batch: Tensor) -> int:
+    def correct(net: nn.Module, batch: Tensor) -> int:
         with torch.no_grad():
             return int((net(batch).argmax(1) == labels).sum())
 
     on_static = attack(model, images, labels)
     counts = {
-        "static, attacked itself": served(model, on_static),
-        "dent+, attacked itself": served(defended, attack(defended, images, labels)),
-        "dent+, replayed from static": served(defended, on_static),
+        "static, attacked itself": correct(model, on_static),
+        "dent+, attacked itself": correct(defended, attack(defended, images, labels)),
+        "dent+, transferred from static": correct(defended, on_static),
     }
     for name, right in counts.items():
-        print(f"{name:30}{right} of {len(labels)} right")
+        print(f"{name:32}{right} of {len(labels)} right")
     return counts
 
 

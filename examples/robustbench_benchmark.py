@@ -67,10 +67,10 @@ def main(n: int = 16) -> dict[str, float]:
         "static, AutoAttack": clean_accuracy(model, on_static, labels),
         "dent+, natural": clean_accuracy(defended, images, labels),
         "dent+, AutoAttack": clean_accuracy(defended, attack(defended, images, labels), labels),
-        "dent+, replayed from static": clean_accuracy(defended, on_static, labels),
+        "dent+, transferred from static": clean_accuracy(defended, on_static, labels),
     }
     for name, share in accuracies.items():
-        print(f"{name:30}{share:.1%}")
+        print(f"{name:32}{share:.1%}")
     return accuracies
 
 

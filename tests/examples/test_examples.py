@@ -98,7 +98,7 @@ def test_foolbox_attacks_stay_in_the_threat_model_and_counts_are_correct(
     assert counts == {
         "static, attacked itself": right(model, on_static, labels),
         "dent+, attacked itself": right(defended, on_defense, labels),
-        "dent+, replayed from static": right(defended, on_static, labels),
+        "dent+, transferred from static": right(defended, on_static, labels),
     }
     with torch.no_grad():
         attacked, natural = (F.cross_entropy(model(x), labels) for x in (on_static, images))
