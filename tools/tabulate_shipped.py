@@ -25,7 +25,7 @@ def table(models: ShippedModels) -> str:
     if not entries:
         return "No model is bundled yet."
     rows = [
-        "| name | dataset | trained for | size | images | natural | attacked, the same images |",
+        "| name | dataset | trained for | size | images | clean | attacked, the same images |",
         "| --- | --- | --- | ---: | ---: | ---: | --- |",
     ]
     return "\n".join([*rows, *(row for entry in entries for row in _rows(entry))])

@@ -90,8 +90,8 @@ def print_sources(entries: list[ModelInfo]) -> None:
 
 
 def _describe(measured: OnImages, trained_for: str | None) -> str:
-    """Return accuracies on the same images, such as `natural 79.7% and PGD-20 62.5% of 512`."""
-    figures = [] if measured.natural is None else [f"natural {percent(measured.natural.value)}"]
+    """Return accuracies on the same images, such as `clean 79.7% and PGD-20 62.5% of 512`."""
+    figures = [] if measured.natural is None else [f"clean {percent(measured.natural.value)}"]
     for attacked in measured.attacked:
         at_threat = "" if attacked.threat == trained_for else f" at {attacked.threat}"
         figures.append(f"{attacked.attack}{at_threat} {percent(attacked.value)}")

@@ -19,7 +19,7 @@ def line(run: RunSummary) -> None:
     for line in run.defenses:
         gained = wording.difference(line.difference)
         OUT.print(
-            f"    {one_line(line.name)}: natural {wording.percent(line.natural.share)}, "
+            f"    {one_line(line.name)}: clean {wording.percent(line.natural.share)}, "
             f"worst case {wording.count(line.worst)}"
             + (f", against static {gained}" if gained else "")
             + (f": {line.ruling}" if line.ruling else ""),

@@ -56,9 +56,7 @@ def show(result: TrainingResult, card: Path) -> None:
     if result.stopped:
         OUT.print(f"(!) Stopped by {result.stopped}", markup=False, soft_wrap=True)
     for accuracy in json.loads(card.read_text())["accuracies"]:
-        attack = (
-            f"{accuracy['attack']} at {accuracy['threat']}" if accuracy["attack"] else "natural"
-        )
+        attack = f"{accuracy['attack']} at {accuracy['threat']}" if accuracy["attack"] else "clean"
         OUT.print(f"  {attack}: {share(accuracy)}", markup=False, soft_wrap=True)
     OUT.print(f"Weights: {result.best} and {result.last}", markup=False, soft_wrap=True)
     OUT.print(f"Model card: {card}", markup=False, soft_wrap=True)
@@ -66,7 +64,7 @@ def show(result: TrainingResult, card: Path) -> None:
 
 def _accuracy(line: dict[str, object]) -> str:
     total = int(str(line["watched_total"]))
-    text = f"natural {percent(int(str(line['watched_natural'])) / total)}"
+    text = f"clean {percent(int(str(line['watched_natural'])) / total)}"
     if line["watched_robust"] is not None:
         text += f", under PGD {percent(int(str(line['watched_robust'])) / total)}"
     return f"{text} of {counted(total, 'watched image')}"
@@ -103,7 +101,7 @@ class _TrainingReport:
         figures = f"loss {state.loss:.3f}"
         if state.watched is not None:
             total = state.watched.total
-            figures += f", natural {percent(state.watched.natural / total)}"
+            figures += f", clean {percent(state.watched.natural / total)}"
             if self._recipe.threat:
                 figures += f", PGD {percent(state.watched.robust / total)}"
         self._bar.update(

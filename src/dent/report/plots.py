@@ -37,7 +37,7 @@ def accuracy_chart(series: Series, flags: Flags) -> Chart | None:
         worst = _values(positions, [p.text for p in series.places], series.worst(defense))
         natural = _values(positions, [p.text for p in series.places], series.natural(defense))
         if by_eps and positions[0] > 0 and natural:
-            text = f"natural {natural[0].text.partition(': ')[2]}"
+            text = f"clean {natural[0].text.partition(': ')[2]}"
             worst = [Value(0.0, natural[0].y, natural[0].interval, text), *worst]
         result = series.places[0].run.result
         marks = _marks_along(series, flags, defense)
@@ -46,7 +46,7 @@ def accuracy_chart(series: Series, flags: Flags) -> Chart | None:
         if worst:
             curves.append(Curve(name, marks, colour, False, worst))
         if not by_eps and natural:
-            curves.append(Curve(f"{defense}, natural", marks, colour, True, natural))
+            curves.append(Curve(f"{defense}, clean", marks, colour, True, natural))
     if not curves:
         return None
     if by_eps and positions[0] > 0:
