@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import pkgutil
+import re
 import socket
 import sys
 from pathlib import Path
@@ -115,6 +116,82 @@ def test_errors_in_user_code_are_reported_with_file_line_and_function(
     assert error in said
     assert f"raised at mine_for_blame.py, line {line(text)}, in {function}" in said
     assert "Traceback" not in said
+
+
+EXITS = """
+import sys
+from torch import nn
+
+if EXITS_AT_IMPORT:
+    sys.exit(0)
+
+
+def at_import():
+    return nn.Flatten()
+
+
+def at_call():
+    sys.exit(0)
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
+
+    def forward(self, x):
+        if len(x) > 2:
+            sys.exit(0)
+        return self.model(x)
+
+
+def in_predict():
+    return Net()
+"""
+
+
+@pytest.mark.parametrize(
+    ("factory", "said", "function"),
+    [
+        ("at_import", "called sys.exit() while it was imported", "<module>"),
+        ("at_call", "called sys.exit() while it was called", "at_call"),
+        ("in_predict", "called sys.exit()", "forward"),
+    ],
+)
+@pytest.mark.parametrize("command", ["evaluate", "serve"])
+def test_sys_exit_in_user_code_is_not_the_status_of_the_command(
+    command: str,
+    factory: str,
+    said: str,
+    function: str,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    text = EXITS.replace("EXITS_AT_IMPORT", str(factory == "at_import"))
+    name = f"exits_{command}_{factory}"
+    (folder / f"{name}.py").write_text(text)
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    options = ["--out", "run", "--n", "4"] if command == "evaluate" else ["--port", "0"]
+    chosen = ["--model", f"{name}:{factory}", "--defense", "static", "--device", "cpu"]
+    assert status(monkeypatch, command, *chosen, *options) == 2
+    out = capsys.readouterr().err
+    assert said in out
+    assert re.search(rf"raised at {name}\.py, line \d+, in {function}\n", out)
+
+
+def test_verify_fails_if_the_recorded_model_calls_sys_exit(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = folder / "mine_for_blame.py"
+    evaluate = ["--model", "mine_for_blame:good", "--defense", "static", "--n", "4"]
+    evaluate += ["--iterations", "1", "--device", "cpu", "--out", "run"]
+    assert status(monkeypatch, "evaluate", *evaluate) == 0
+    module.write_text(MINE.replace('return Net("")', "raise SystemExit(0)"))
+    os.utime(module, (0, 0))  # else Python would use the compiled file
+    monkeypatch.delitem(sys.modules, "mine_for_blame")
+    assert status(monkeypatch, "verify", "run", "--allow-code", "--device", "cpu") == 2
+    assert "called sys.exit() while it was called" in capsys.readouterr().err
 
 
 def test_modules_of_the_package_are_not_classified_as_user_code(
