@@ -303,6 +303,19 @@ def test_empty_results_and_missing_folders_are_reported(
     assert not os.path.exists("out")
 
 
+@pytest.mark.parametrize("more", [(), ("--json",)])
+def test_catalogues_that_are_not_searched_are_named_on_standard_error(
+    more: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    assert status(monkeypatch, "models", "resnet-14-2", *more) == 0
+    captured = capsys.readouterr()
+    assert "Not searched: " in captured.err
+    assert "timm" in captured.err
+    assert "Not searched" not in captured.out
+    assert "resnet-14-2" in captured.out
+
+
 def test_n_above_the_dataset_size_is_reported(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
