@@ -67,6 +67,16 @@ def weights(panel: str | None = None) -> Any:
     )
 
 
+def typed(context: typer.Context) -> dict[str, str]:
+    """Return the options that the user typed, as `--eps 4/255`, by the name of the parameter."""
+    return {
+        name: f"--{name.replace('_', '-')} {value}"
+        for name, value in context.params.items()
+        if (source := context.get_parameter_source(name)) is not None
+        and source.name == "COMMANDLINE"
+    }
+
+
 def seed(panel: str | None = None) -> Any:
     """Return `--seed`, the seed of all random draws."""
     return typer.Option(min=0, help="Seed of all random draws.", rich_help_panel=panel)
