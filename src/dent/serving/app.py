@@ -5,7 +5,7 @@ import logging
 import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import Annotated, Any, Final
 
 from fastapi import FastAPI, Query, Request, Response
@@ -23,7 +23,7 @@ from dent.serving.engine import Clock, Engine
 from dent.serving.errors import RefusedError
 from dent.serving.limits import Limits
 from dent.serving.metrics import Metrics
-from dent.serving.requests import CONTENT_TYPES, JSON, PredictRequest, decode
+from dent.serving.requests import CONTENT_TYPES, JSON, PredictRequest, decode, media_type
 from dent.serving.responses import Failure, FailureResponse, PredictResponse, respond
 
 _LOG = logging.getLogger(__name__)
@@ -75,6 +75,8 @@ class Server:
         self.admission = Admission(limits.max_requests, self._retry_after)
         self.metrics.requests_inside.set_function(lambda: self.admission.inside)
         self.metrics.images_waiting.set_function(lambda: self.batcher.images_waiting)
+        # Parsed JSON takes many times the memory of its text, so bodies are parsed in turn.
+        self._one_json = asyncio.Semaphore(1)
         self.ready = False
 
     def start(self) -> None:
@@ -120,9 +122,10 @@ class Server:
         arrived = self.clock()
         body = await request.body()
         kind = request.headers.get("content-type", "")
-        images = await asyncio.to_thread(
-            decode, kind, body, self.engine.shape, self.limits.max_batch_size
-        )
+        async with self._one_json if media_type(kind) == JSON else nullcontext():
+            images = await asyncio.to_thread(
+                decode, kind, body, self.engine.shape, self.limits.max_batch_size
+            )
         seconds = deadline if deadline is not None else self.limits.deadline
         due = None if seconds is None else arrived + seconds
         expires = arrived + self.limits.timeout
