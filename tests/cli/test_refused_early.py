@@ -228,6 +228,8 @@ def test_errors_in_the_package_keep_their_traceback(monkeypatch: pytest.MonkeyPa
         (["evaluate", "--weights", "no.pt"], "no weights file at no.pt"),
         (["evaluate", "--defense", "no.json"], "no.json: there is no such file"),
         (["serve", "--weights", "no.pt"], "no weights file at no.pt"),
+        (["evaluate", "--device", "meta"], "device 'meta' computes no values"),
+        (["paper", "--estimate"], "--estimate needs tables: name some, or add --all"),
     ],
 )
 def test_invalid_paths_are_refused_before_a_dataset_is_loaded(

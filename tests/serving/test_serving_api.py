@@ -307,6 +307,33 @@ def test_json_bodies_are_parsed_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -
     assert asyncio.run(ask(NPY)) > 1
 
 
+@pytest.mark.parametrize(("kind", "content_type"), [("PNG", "image/png"), ("MPO", "image/jpeg")])
+def test_a_file_of_several_frames_is_refused_with_their_number(
+    kind: str, content_type: str
+) -> None:
+    stream = io.BytesIO()
+    frames = [Image.new("RGB", SHAPE[1:], (value, 0, 0)) for value in (0, 100, 200)]
+    frames[0].save(stream, kind, save_all=True, append_images=frames[1:])
+    with pytest.raises(RefusedError, match="one 8-bit RGB or grayscale frame, got 3 frames"):
+        decode(content_type, stream.getvalue(), SHAPE, 4)
+
+
+def test_an_unexpected_error_is_counted_among_the_responses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def ask() -> None:
+        async with serving(Dent(make_model(), ALONE)) as client:
+            monkeypatch.setattr(client.server, "about", lambda: {}["a bug"])
+            monkeypatch.setattr(serving_app, "respond", lambda *_, **__: {}["a bug"])
+            assert (await client.http.get("/v1/model")).status_code == 500
+            assert (await client.post(npy(make_images(2)))).status_code == 500
+            metrics = await client.metrics()
+            for route in ("/v1/model", "/v1/predict"):
+                assert metrics[f"dent_responses_total,route={route},status=500"] == 1
+
+    asyncio.run(ask())
+
+
 def test_body_that_arrives_too_slowly_gets_a_408() -> None:
     async def ask() -> None:
         async def stream() -> object:

@@ -26,10 +26,17 @@ STATIC = {"model": "resnet-14-2-linf", "defense": "static", "device": "cpu"}
         (["--timeout", "nan"], ConfigError, "--timeout"),
         (["--shape", "3xx"], ConfigError, "^--shape expected CHANNELSxHEIGHTxWIDTH, .* got '3xx'"),
         (["--shape", "3x32"], ConfigError, "^--shape expected .*3x224x224, got '3x32'"),
-        (["--shape", "3x32x32", "--dataset", "cifar10-sample"], ConfigError, "either a dataset or"),
+        (
+            ["--shape", "3x32x32", "--dataset", "cifar10-sample"],
+            ConfigError,
+            "^--dataset and --shape exclude each",
+        ),
+        (["--shape", "3x60000x60000"], ConfigError, "^--shape: .*at most 16777216 are served"),
         (["--defense", "dnet"], UnknownNameError, "dnet"),
         (["--model", "nothing"], UnknownNameError, "nothing"),
-        (["--host", "203.0.113.9"], ConfigError, "cannot listen at 203.0.113.9"),
+        (["--host", "203.0.113.9"], ConfigError, "cannot listen at 203.0.113.9.*choose a --host"),
+        (["--host", "nosuch.invalid"], ConfigError, "cannot listen at nosuch.*choose a --host"),
+        (["--host", ""], ConfigError, "^--host is empty"),
     ],
 )
 def test_invalid_options_are_refused_before_ray_starts(

@@ -116,7 +116,7 @@ def allowed_host(panel: str | None = None) -> Any:
     """Return `--allowed-host`, a host name that requests may use."""
     return typer.Option(
         metavar="NAME",
-        help="Host name that requests may use, beside 127.0.0.1 and localhost, such as a "
-        "proxy's. Repeatable.",
+        help="Host name that requests may use, beside 127.0.0.1, localhost and --host, such as a "
+        "proxy's. Repeatable. Default: no other on this machine; with another --host, any.",
         rich_help_panel=panel,
     )

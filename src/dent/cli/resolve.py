@@ -34,6 +34,8 @@ def device(name: str | None) -> torch.device:
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device {name!r} cannot be used here: {error}") from error
+    if chosen.type == "meta":
+        raise ConfigError("device 'meta' computes no values: choose cpu, cuda or another device")
     return chosen
 
 

@@ -100,7 +100,10 @@ def serve_command(
     replicas: Annotated[int, typer.Option(help="Copies of the model.", rich_help_panel=_WHERE)] = 1,
     threads: Annotated[
         int | None,
-        typer.Option(help="Threads per replica. Default: all cores.", rich_help_panel=_WHERE),
+        typer.Option(
+            help="Threads per replica. Default: all cores, divided by --replicas.",
+            rich_help_panel=_WHERE,
+        ),
     ] = None,
     device: Annotated[
         str | None,
@@ -122,6 +125,8 @@ def serve_command(
     early.given(weights, (defense,))
     check("ray", "serving", extra="ray", package="Ray Serve")
     early.reachable()
+    if dataset is not None and shape is not None:
+        raise ConfigError("--dataset and --shape exclude each other: leave one out.")
     options = _options(
         model=model,
         weights=_absolute(weights),
@@ -190,4 +195,5 @@ def _options(**values: object) -> ServerOptions:
         # Name the option: each limit is an option, and --shape is one for all of its parts.
         names = [str(part) for part in problem["loc"] if part != "limits"]
         option = f"--{names[0].replace('_', '-')}" if names else "options"
-        raise ConfigError(f"{option}: {problem['msg']}, got {problem['input']!r}.") from None
+        message = problem["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"{option}: {message}, got {problem['input']!r}.") from None

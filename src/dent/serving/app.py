@@ -256,7 +256,7 @@ class _AdmissionMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        route = scope["path"] if scope["path"] in _ROUTES else "other"
+        route = _route(scope["path"])
         head = scope["method"] == "HEAD"  # answered like GET, without the body
 
         async def counted(message: Message) -> None:
@@ -281,6 +281,11 @@ class _AdmissionMiddleware:
         ) as error:  # from admission: errors from within the app are answered there
             self._server.metrics.refused(error.code)
             await failed(error)(scope, receive, counted)
+
+
+def _route(path: str) -> str:
+    """Return the label of a path in the metrics."""
+    return path if path in _ROUTES else "other"
 
 
 def failed(error: RefusedError) -> Response:
@@ -317,6 +322,7 @@ def _handlers(server: Server) -> dict[int | type[Exception], _Handler]:
 
     async def bug(request: Request, error: Exception) -> Response:
         _LOG.error("A request failed", exc_info=error)
+        server.metrics.responded(_route(request.url.path), 500)  # it bypasses the middleware
         return refuse(request, RefusedError(500, "failed", "the server failed; its log says why."))
 
     return {

@@ -70,8 +70,8 @@ def run(
         host: host to listen at.
         port: port to listen at, which must be free.
         announce: called once requests are answered.
-        allowed: more names that requests may give as their host, if only this machine can reach
-            `host`.
+        allowed: more names that requests may give as their host. Without any, all names are allowed
+            if other machines can reach `host`.
 
     Raises:
         DentError: Ray Serve did not start.

@@ -172,11 +172,10 @@ def _from_picture(content: bytes, kind: str, shape: Shape, index: int | None) ->
                     f"{width}x{height} (width x height): resize it as the model was evaluated.",
                     index,
                 )
-            transparent = "transparency" in image.info
-            if image.mode not in _MODES or transparent or getattr(image, "n_frames", 1) > 1:
-                actual = "with transparency" if transparent else f"of mode {image.mode}"
+            unlike = _unlike_a_frame(image)
+            if unlike is not None:
                 raise invalid(
-                    f"{source} must be one 8-bit RGB or grayscale frame, got one {actual}.", index
+                    f"{source} must be one 8-bit RGB or grayscale frame, got {unlike}.", index
                 )
             pixels = np.asarray(image.convert("RGB" if channels == 3 else "L"))
     except RefusedError:
@@ -186,6 +185,16 @@ def _from_picture(content: bytes, kind: str, shape: Shape, index: int | None) ->
     except Exception as error:  # on a broken file Pillow's decoders may raise any exception
         raise malformed(f"{source} is no intact {kind}: {_shown(str(error))}.", index) from None
     return pixels.reshape(height, width, channels).transpose(2, 0, 1)
+
+
+def _unlike_a_frame(image: Image.Image) -> str | None:
+    """Return what an image is instead of one 8-bit frame without transparency, or None."""
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1:
+        return counted(frames, "frame")
+    if "transparency" in image.info:
+        return "one with transparency"
+    return None if image.mode in _MODES else f"one of mode {image.mode}"
 
 
 def _from_npy(body: bytes, shape: Shape, max_images: int) -> NDArray[Any]:
