@@ -37,6 +37,8 @@ STATIC = {"model": "resnet-14-2-linf", "defense": "static", "device": "cpu"}
         (["--host", "203.0.113.9"], ConfigError, "cannot listen at 203.0.113.9.*choose a --host"),
         (["--host", "nosuch.invalid"], ConfigError, "cannot listen at nosuch.*choose a --host"),
         (["--host", ""], ConfigError, "^--host is empty"),
+        (["--device", "bogus"], ConfigError, "^device 'bogus' cannot be used here"),
+        (["--device", "meta"], ConfigError, "^device 'meta' computes no values"),
     ],
 )
 def test_invalid_options_are_refused_before_ray_starts(
@@ -48,6 +50,21 @@ def test_invalid_options_are_refused_before_ray_starts(
     assert result.exception.args[0]
     with pytest.raises(error, match=match):
         raise result.exception
+
+
+def test_an_error_of_a_replica_is_passed_on_in_its_own_words() -> None:
+    text = (
+        "Deploying application dent failed: The deployment failed to start 3 times in a row.\n"
+        "  File 'x.py', line 6, in <module>\nValueError: something\n"
+        "\nThe above exception was the direct cause of the following exception:\n"
+        "dent.errors.ConfigError: device 'cuda' cannot be used here: no driver\n"
+    )
+    with pytest.raises(DentError) as raised, launch._explained():
+        raise RuntimeError(text)
+    said = "the replica did not start: device 'cuda' cannot be used here: no driver"
+    assert str(raised.value) == said
+    with pytest.raises(DentError, match="Ray Serve did not start"), launch._explained():
+        raise RuntimeError("a port was taken")
 
 
 def test_error_without_ray_names_the_extra_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """`dent serve`: a defense behind an HTTP API, on Ray Serve."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -151,6 +152,10 @@ def serve_command(
         require(f"dent.serving.{module}", "serving", extra="ray", package="Ray Serve")
         for module in ("launch", "loading")
     )
+    if device is not None and not os.environ.get("RAY_ADDRESS"):  # else it is another machine's
+        from dent.cli import resolve
+
+        resolve.device(device)
     # Ray opens the port itself. This only checks the port, or finds a free one.
     with listening.listen(host, port) as listener:
         port = listener.getsockname()[1]

@@ -8,6 +8,7 @@ import functools
 import http.client
 import logging
 import os
+import re
 import signal
 import threading
 import time
@@ -46,6 +47,9 @@ _REACHED: Final = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa
 _INSIDE: Final = "127.0.0.1"
 _START: Final = 300.0
 _CHECK_EVERY: Final = 0.5
+
+_OWN_ERROR: Final = re.compile(r"^dent(?:\.\w+)+: (.+)$", re.MULTILINE)
+"""An error of this package in the traceback of a replica, which Ray passes on as text."""
 
 _FLUSH = 1.0
 """Seconds for Ray's proxy to send the last responses to their clients."""
@@ -152,6 +156,9 @@ def _explained() -> Iterator[None]:
     try:
         yield
     except (RayError, RuntimeError, TimeoutError) as error:
+        own = _OWN_ERROR.findall(str(error))
+        if own:
+            raise DentError(f"the replica did not start: {own[-1]}") from error
         first_line = str(error).strip().partition("\n")[0]
         raise DentError(
             f"Ray Serve did not start ({type(error).__name__}: {first_line}). Its logs lie where "
