@@ -18,6 +18,7 @@ from dent.cli.evaluate import evaluate_command
 from dent.cli.merge import merge_command
 from dent.cli.models import models_command
 from dent.cli.paper import paper_command
+from dent.cli.pipes import EndsWithItsReader
 from dent.cli.playground import playground_command
 from dent.cli.records import (
     list_command,
@@ -40,6 +41,7 @@ INTERRUPTED = 130
 
 app = typer.Typer(
     name="dent",
+    cls=EndsWithItsReader,
     help="Dynamic defenses against adversarial attacks, and their honest evaluation.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
