@@ -3,8 +3,11 @@
 import signal
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import RayServeException
 from typer.testing import CliRunner
 
 from dent import data
@@ -114,6 +117,45 @@ def test_docs_name_every_metric_every_status_and_the_limit_options() -> None:
         assert f"| {status} |" in page
     for option in ("max-batch-size", "max-body-bytes", "max-requests", "timeout", "deadline"):
         assert f"--{option}" in page
+
+
+class Replicas:
+    """A handle of replicas, whose drain has an outcome each, or fails as a whole."""
+
+    def __init__(self, *outcomes: object, error: Exception | None = None) -> None:
+        self.outcomes, self.error, self.drained = outcomes, error, False
+
+    def broadcast(self, name: str) -> "Replicas":
+        self.drained = name == "drain"
+        return self
+
+    def results(self, *, return_exceptions: bool = False) -> list[object]:
+        failed = next((each for each in self.outcomes if isinstance(each, Exception)), None)
+        if self.error is not None or (failed is not None and not return_exceptions):
+            raise self.error or failed or AssertionError
+        return list(self.outcomes)
+
+
+@pytest.mark.parametrize(
+    "replicas",
+    [
+        Replicas(None, None),
+        Replicas(None, RayActorError(error_msg="it has died")),
+        Replicas(error=RayServeException("no replica runs")),
+        Replicas(error=RayActorError(error_msg="it restarts")),
+    ],
+)
+def test_a_server_stops_while_a_replica_is_down(
+    replicas: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "_FLUSH", 0)
+    launch._serve(replicas, lambda: signal.raise_signal(signal.SIGTERM))
+    assert replicas.drained
+
+
+def test_a_drain_that_fails_for_another_reason_is_reported() -> None:
+    with pytest.raises(KeyError):
+        launch._drain(cast(Any, Replicas(None, KeyError("a bug"))))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])

@@ -168,7 +168,7 @@ def pack(folder: Path, out: Path, *, checked: bool = True) -> Packed:
 
 def _images_of_journals(folder: Path) -> dict[str, str]:
     """Return the digests of the images that the runs in a folder must have, by name."""
-    expected = {}
+    expected: dict[str, str] = {}
     for name in _names_of_runs(folder):
         path = PurePosixPath(name)
         if path.name == RUN:

@@ -18,8 +18,9 @@ from typing import Final
 import ray
 import uvicorn
 from ray import serve
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError, RayError
 from ray.serve.config import HTTPOptions, ProxyLocation
+from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
@@ -50,6 +51,9 @@ _CHECK_EVERY: Final = 0.5
 
 _OWN_ERROR: Final = re.compile(r"^dent(?:\.\w+)+: (.+)$", re.MULTILINE)
 """An error of this package in the traceback of a replica, which Ray passes on as text."""
+
+_GONE: Final = (RayActorError, RayServeException)
+"""Errors of a replica that has died or is not there."""
 
 _FLUSH = 1.0
 """Seconds for Ray's proxy to send the last responses to their clients."""
@@ -107,8 +111,19 @@ def _serve(
     with _stop_signals() as stopped:
         announce()
         stopped.wait()
-        handle.broadcast("drain").results()
+        _drain(handle)
         time.sleep(_FLUSH)
+
+
+def _drain(handle: DeploymentHandle[object]) -> None:
+    """Drain every replica. One that has died, or does not run yet, holds no requests."""
+    try:
+        outcomes = handle.broadcast("drain").results(return_exceptions=True)
+    except _GONE:
+        return
+    for outcome in outcomes:
+        if isinstance(outcome, Exception) and not isinstance(outcome, _GONE):
+            raise outcome
 
 
 @contextlib.contextmanager
