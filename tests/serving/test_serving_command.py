@@ -155,7 +155,7 @@ def test_a_server_stops_while_a_replica_is_down(
 
 def test_a_drain_that_fails_for_another_reason_is_reported() -> None:
     with pytest.raises(KeyError):
-        launch._drain(cast(Any, Replicas(None, KeyError("a bug"))))
+        launch._drain(cast("Any", Replicas(None, KeyError("a bug"))))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])

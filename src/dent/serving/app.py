@@ -14,12 +14,13 @@ from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from torch import Tensor
 
 from dent import __version__
 from dent.serving.admission import Admission
-from dent.serving.arrivals import Arrivals, replayed
+from dent.serving.arrivals import Arrivals, left, replayed
 from dent.serving.batching import Batcher, Job
-from dent.serving.engine import Clock, Engine
+from dent.serving.engine import Clock, Engine, ServedAnswer
 from dent.serving.errors import RefusedError
 from dent.serving.limits import Limits
 from dent.serving.metrics import Metrics
@@ -117,20 +118,17 @@ class Server:
             logits: whether to include the logits.
 
         Raises:
-            RefusedError: with a status of `STATUSES`.
+            RefusedError: with a status of `STATUSES`; or 499, the client has left. Nobody gets this
+                response, but it ends the request: a batch that has not started is not computed.
         """
         arrived = self.clock()
         body = await request.body()
-        kind = request.headers.get("content-type", "")
-        async with self._one_json if media_type(kind) == JSON else nullcontext():
-            images = await asyncio.to_thread(
-                decode, kind, body, self.engine.shape, self.limits.max_batch_size
-            )
+        images = await self._decoded(request.headers.get("content-type", ""), body)
         seconds = deadline if deadline is not None else self.limits.deadline
         due = None if seconds is None else arrived + seconds
         expires = arrived + self.limits.timeout
         job = Job(images, arrived, due, expires if due is None else min(due, expires))
-        answer = await self.batcher.submit(job)
+        answer = await _while_connected(request.receive, self.batcher.submit(job))
         elapsed = self.clock() - arrived
         response = respond(
             answer,
@@ -143,8 +141,35 @@ class Server:
         self.metrics.answered(elapsed, degraded=response.degraded, late=response.late)
         return response
 
+    async def _decoded(self, kind: str, body: bytes) -> Tensor:
+        async with self._one_json if media_type(kind) == JSON else nullcontext():
+            return await asyncio.to_thread(
+                decode, kind, body, self.engine.shape, self.limits.max_batch_size
+            )
+
     def _retry_after(self) -> int:
         return max(1, min(math.ceil(self.batcher.backlog()), 600))
+
+
+async def _while_connected(
+    receive: Receive, submission: Coroutine[Any, Any, ServedAnswer]
+) -> ServedAnswer:
+    """Wait for an answer while the client does; cancel the submission if it leaves.
+
+    Raises:
+        RefusedError: 499, the client has left; or as in `Batcher.submit`.
+    """
+    answer = asyncio.ensure_future(submission)
+    gone = asyncio.ensure_future(left(receive))
+    try:
+        await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if answer.done():
+            return answer.result()
+    finally:
+        for task in (answer, gone):
+            task.cancel()
+        await asyncio.gather(answer, gone, return_exceptions=True)
+    raise RefusedError(499, "client-left", "the client left before its answer.")
 
 
 _Handler = Callable[[Request, Any], Coroutine[Any, Any, Response]]
