@@ -279,7 +279,7 @@ def test_requests_of_departed_clients_are_not_computed_and_free_their_places() -
             assert (await client.metrics())["dent_requests_inside"] == 5
             for each in leaving:
                 each.left.set()
-            await asyncio.gather(*posts)
+            await asyncio.wait_for(asyncio.gather(*posts), 10)
             metrics = await client.metrics()
             assert metrics["dent_requests_inside"] == 1
             assert metrics["dent_images_waiting"] == 0
@@ -300,7 +300,7 @@ def test_a_client_that_leaves_during_its_batch_frees_its_place() -> None:
             post = asyncio.create_task(leaving.post(client.app))
             await started(engine)
             leaving.left.set()
-            await post
+            await asyncio.wait_for(post, 10)  # not until its batch ends
             assert client.server.admission.inside == 0
             engine.go.release(2)
             await client.ask(make_images(2))
