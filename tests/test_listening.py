@@ -12,7 +12,7 @@ def test_a_free_port_is_chosen_and_a_port_in_use_is_refused() -> None:
     with listening.listen("127.0.0.1", 0) as listener:
         host, port = listener.getsockname()
         assert port > 0
-        with pytest.raises(ConfigError, match=rf"cannot listen at {host}, port {port} \("):
+        with pytest.raises(ConfigError, match=rf"cannot listen at {host}, port {port} \(.*--port"):
             listening.listen(host, port)
 
 
@@ -46,6 +46,11 @@ def test_ipv4_and_ipv6_hosts_get_the_right_socket_family_and_url(
         ("127.0.0.1", ("Demo.example",), "demo.EXAMPLE:443", True),
         ("127.0.0.1", ("demo.example",), "evil.example", False),
         ("192.0.2.1", (), "evil.example", True),
+        *(
+            ("192.0.2.1", ("demo.example",), each, True)
+            for each in ("demo.example", "127.0.0.1:80")
+        ),
+        *(("192.0.2.1", ("demo.example",), each, False) for each in ("evil.example", "192.0.2.2")),
         ("myhost", (), "evil.example", True),
     ],
 )

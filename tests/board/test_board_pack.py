@@ -5,17 +5,21 @@ import io
 import json
 import shutil
 import tarfile
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from dent.board import pack as packing
 from dent.board.pack import add_images, images_of, manifest_of, pack, unpack
 from dent.errors import ConfigError
 from dent.evaluation import load_run
+from dent.storage.disk import read
 from dent.storage.errors import RecordError
 from tests.board.rows import make_row
 from tests.board.toys import toy
 from tests.cli.here import dent
+from tests.evaluation.test_stored_images import DAMAGES
 from tests.unlisted import deny
 
 SMALL = toy(half=4, batch_size=4, fixed="0-3")
@@ -112,6 +116,56 @@ def test_changed_archives_and_files_that_are_not_archives_are_refused(
         add_images(tmp_path / "d.tar", tmp_path / "out")
     with pytest.raises(RecordError, match=r"holds no run: there is no run.json in it"):
         pack(tmp_path / "nothing", tmp_path / "e.tar.gz")
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_images_that_do_not_match_the_journal_are_refused(
+    damage: str, row: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(row, copy)
+    image = sorted((copy / "headline" / "adversarial").iterdir())[0]
+    DAMAGES[damage](image)
+    ran = dent("pack", str(copy), "-o", str(tmp_path / "a.tar.gz"))
+    assert ran.code == 2
+    assert f"{image} is " in ran.err
+    assert "Nothing was packed" in ran.err
+    assert [path.name for path in tmp_path.iterdir()] == ["copy"]
+
+
+def test_an_older_archive_of_images_does_not_stay_beside_other_records(
+    row: Path, tmp_path: Path
+) -> None:
+    packed = pack(row, tmp_path / "a.tar.gz")
+    assert packed.images is not None
+    assert packed.notes == ()
+    shutil.copytree(row, tmp_path / "bare", ignore=shutil.ignore_patterns("adversarial"))
+    ran = dent("pack", str(tmp_path / "bare"), "-o", str(tmp_path / "a.tar.gz"))
+    assert ran.code == 0
+    assert f"Removed {packed.images}" in ran.err
+    assert not packed.images.exists()
+    assert pack(tmp_path / "bare", tmp_path / "a.tar.gz").removed is None
+
+
+def test_every_file_is_read_once_so_archives_match_a_manifest_while_a_run_goes_on(
+    row: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(row, copy)
+    reads: Counter[Path] = Counter()
+
+    def growing(path: Path, *more: int) -> bytes:
+        reads[path] += 1
+        content = read(path, *more)
+        if path.name == "journal.jsonl":
+            path.write_bytes(content + b"\n")
+        return content
+
+    monkeypatch.setattr(packing, "read", growing)
+    packed = pack(copy, tmp_path / "a.tar.gz")
+    assert set(reads.values()) == {1}
+    monkeypatch.undo()
+    assert unpack(packed.records, tmp_path / "out") == packed.manifest
 
 
 def test_archive_name_that_does_not_end_in_tar_gz_is_refused(row: Path, tmp_path: Path) -> None:

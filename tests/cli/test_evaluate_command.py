@@ -141,6 +141,27 @@ def test_several_mix_shares_run_as_a_sweep_and_report_clean_members(dent: Run) -
     assert dent(*asked, "--mix", "half").code == 2
 
 
+@pytest.mark.parametrize(
+    ("sweep", "option", "value"),
+    [
+        ("eps=1/255,2/255", "--eps", "4/255"),
+        ("batch-size=1,2", "--batch-size", "128"),  # also if it is the default
+        ("seed=1,2", "--seed", "0"),
+        ("n=1,2", "--n", "4"),
+        ("n=1,2", "--ids", "0-3"),
+        ("order=dataset,shuffled", "--order", "by-class"),
+        ("mix=0.25,0.5", "--mix", "0.5"),
+    ],
+)
+def test_a_sweep_and_an_option_for_the_same_setting_are_refused(
+    dent: Run, sweep: str, option: str, value: str
+) -> None:
+    both = dent(*EVALUATE, "--sweep", sweep, option, value, "--out", "both")
+    assert both.code == 2
+    assert f"--sweep {sweep} and {option} {value} both " in both.err
+    assert not Path("both").exists()
+
+
 def test_cost_is_printed_before_a_run_but_not_before_a_refusal(dent: Run) -> None:
     asked = (*EVALUATE, "--n", "4", "--batch-size", "4", "--defense", "dent+", "--out", "run")
     first = dent(*asked)
@@ -196,10 +217,10 @@ def test_verify_exits_with_1_for_damaged_records_and_2_for_a_missing_run(dent: R
     assert (check["name"], check["state"]) == ("records", "failed")
     nothing = dent("verify", "nowhere")
     assert (nothing.code, nothing.out) == (2, "")
-    dent(*asked, "--sweep", "n=1,2", "--out", "swept")
+    dent(*asked, "--sweep", "seed=1,2", "--out", "swept")
     several = dent("verify", "swept")
     assert several.code == 2
-    assert "It is a sweep; its runs are swept/n=1, swept/n=2" in several.err
+    assert "It is a sweep; its runs are swept/seed=1, swept/seed=2" in several.err
 
 
 def test_report_json_names_the_written_file_and_its_runs(dent: Run) -> None:

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import pkgutil
+import re
 import socket
 import sys
 from pathlib import Path
@@ -117,6 +118,82 @@ def test_errors_in_user_code_are_reported_with_file_line_and_function(
     assert "Traceback" not in said
 
 
+EXITS = """
+import sys
+from torch import nn
+
+if EXITS_AT_IMPORT:
+    sys.exit(0)
+
+
+def at_import():
+    return nn.Flatten()
+
+
+def at_call():
+    sys.exit(0)
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
+
+    def forward(self, x):
+        if len(x) > 2:
+            sys.exit(0)
+        return self.model(x)
+
+
+def in_predict():
+    return Net()
+"""
+
+
+@pytest.mark.parametrize(
+    ("factory", "said", "function"),
+    [
+        ("at_import", "called sys.exit() while it was imported", "<module>"),
+        ("at_call", "called sys.exit() while it was called", "at_call"),
+        ("in_predict", "called sys.exit()", "forward"),
+    ],
+)
+@pytest.mark.parametrize("command", ["evaluate", "serve"])
+def test_sys_exit_in_user_code_is_not_the_status_of_the_command(
+    command: str,
+    factory: str,
+    said: str,
+    function: str,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    text = EXITS.replace("EXITS_AT_IMPORT", str(factory == "at_import"))
+    name = f"exits_{command}_{factory}"
+    (folder / f"{name}.py").write_text(text)
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    options = ["--out", "run", "--n", "4"] if command == "evaluate" else ["--port", "0"]
+    chosen = ["--model", f"{name}:{factory}", "--defense", "static", "--device", "cpu"]
+    assert status(monkeypatch, command, *chosen, *options) == 2
+    out = capsys.readouterr().err
+    assert said in out
+    assert re.search(rf"raised at {name}\.py, line \d+, in {function}\n", out)
+
+
+def test_verify_fails_if_the_recorded_model_calls_sys_exit(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = folder / "mine_for_blame.py"
+    evaluate = ["--model", "mine_for_blame:good", "--defense", "static", "--n", "4"]
+    evaluate += ["--iterations", "1", "--device", "cpu", "--out", "run"]
+    assert status(monkeypatch, "evaluate", *evaluate) == 0
+    module.write_text(MINE.replace('return Net("")', "raise SystemExit(0)"))
+    os.utime(module, (0, 0))  # else Python would use the compiled file
+    monkeypatch.delitem(sys.modules, "mine_for_blame")
+    assert status(monkeypatch, "verify", "run", "--allow-code", "--device", "cpu") == 2
+    assert "called sys.exit() while it was called" in capsys.readouterr().err
+
+
 def test_modules_of_the_package_are_not_classified_as_user_code(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -151,6 +228,8 @@ def test_errors_in_the_package_keep_their_traceback(monkeypatch: pytest.MonkeyPa
         (["evaluate", "--weights", "no.pt"], "no weights file at no.pt"),
         (["evaluate", "--defense", "no.json"], "no.json: there is no such file"),
         (["serve", "--weights", "no.pt"], "no weights file at no.pt"),
+        (["evaluate", "--device", "meta"], "device 'meta' computes no values"),
+        (["paper", "--estimate"], "--estimate needs tables: name some, or add --all"),
     ],
 )
 def test_invalid_paths_are_refused_before_a_dataset_is_loaded(
@@ -224,6 +303,19 @@ def test_empty_results_and_missing_folders_are_reported(
         assert status(monkeypatch, command, "nofolder", *more) == 2
         assert "there is no such folder" in capsys.readouterr().err
     assert not os.path.exists("out")
+
+
+@pytest.mark.parametrize("more", [(), ("--json",)])
+def test_catalogues_that_are_not_searched_are_named_on_standard_error(
+    more: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    assert status(monkeypatch, "models", "resnet-14-2", *more) == 0
+    captured = capsys.readouterr()
+    assert "Not searched: " in captured.err
+    assert "timm" in captured.err
+    assert "Not searched" not in captured.out
+    assert "resnet-14-2" in captured.out
 
 
 def test_n_above_the_dataset_size_is_reported(

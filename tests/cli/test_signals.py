@@ -279,6 +279,33 @@ def test_sigterm_handler_set_by_a_library_is_undone() -> None:
     assert received.number == signal.SIGTERM
 
 
+def _exit_as_ray_does() -> None:
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))
+    signal.raise_signal(signal.SIGTERM)
+
+
+def test_sigterm_that_a_library_answers_by_its_own_exit_still_interrupts() -> None:
+    with as_interrupts() as received:
+        with pytest.raises(Terminated), kept():
+            _exit_as_ray_does()
+        with pytest.raises(SystemExit), kept():
+            sys.exit(1)
+    assert received.number == signal.SIGTERM
+
+
+def test_sigterm_while_ray_starts_ends_a_server_with_143(
+    dent: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch = pytest.importorskip("dent.serving.launch")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("dent.serving.loading.check", lambda _: None)
+    monkeypatch.setattr(launch.ray, "init", lambda **_: _exit_as_ray_does())
+    code, said = dent("serve", "--port", "0")
+    assert code == 143
+    assert "dent: interrupted by SIGTERM" in said
+
+
 def test_repeated_signals_interrupt_only_once_within_30_seconds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -1,7 +1,9 @@
 """Models from the Hugging Face Hub, loaded from small repositories that the tests write."""
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 import urllib.error
 from email.message import Message
@@ -268,13 +270,28 @@ def test_an_unreadable_model_does_not_prevent_listing_the_others(
 def test_a_damaged_file_in_the_hub_cache_does_not_hide_other_models(
     transformers: Any, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    constants = pytest.importorskip("huggingface_hub").constants
+    constants = pytest.importorskip("huggingface_hub.constants")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     for name in ("good", "broken"):
         shutil.copytree(repository, tmp_path / "hub" / f"models--org--{name}" / "snapshots" / "1")
     damaged = tmp_path / "hub" / "models--org--broken" / "snapshots" / "1" / "config.json"
     damaged.write_text("{")
     assert models.names("hf") == ("hf/org/good",)
+
+
+def test_the_hub_cache_is_listed_in_a_new_process(
+    transformers: Any, repository: Path, tmp_path: Path
+) -> None:
+    """In this process, another test may have imported the submodules that the list needs."""
+    shutil.copytree(repository, tmp_path / "hub" / "models--org--good" / "snapshots" / "1")
+    listed = subprocess.run(
+        [sys.executable, "-c", "from dent import models; print(models.names('hf'))"],
+        env={**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "DENT_MODELS": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert listed.stdout == "('hf/org/good',)\n", listed.stderr
 
 
 def http(code: int) -> urllib.error.HTTPError:

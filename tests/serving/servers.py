@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import numpy as np
 import torch
+from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 from torch import Tensor, nn
 
@@ -55,8 +56,8 @@ def npy(array: Any) -> bytes:
 class Client:
     """A client that calls an application without a network."""
 
-    def __init__(self, http: httpx.AsyncClient, server: Server) -> None:
-        self.http, self.server = http, server
+    def __init__(self, http: httpx.AsyncClient, server: Server, app: FastAPI) -> None:
+        self.http, self.server, self.app = http, server, app
 
     async def post(
         self, body: bytes, kind: str = "application/x-npy", **query: Any
@@ -106,7 +107,7 @@ async def serving(
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=transport, base_url="http://test") as http,
     ):
-        yield Client(http, server)
+        yield Client(http, server, app)
 
 
 def logits_of(answer: dict[str, Any]) -> Tensor:

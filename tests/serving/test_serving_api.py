@@ -4,7 +4,11 @@ import asyncio
 import base64
 import io
 import json
+import threading
+import time
+import tracemalloc
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,8 +31,10 @@ from dent import DENT_NOMINAL, DENT_PLUS, Dent
 from dent.defenses import make
 from dent.errors import ConfigError
 from dent.evaluation.submission.submission import submit
+from dent.serving import app as serving_app
+from dent.serving.errors import RefusedError
 from dent.serving.limits import Limits
-from dent.serving.requests import JSON, NPY
+from dent.serving.requests import JSON, NPY, decode
 
 DEFENSES = {
     "together": TOGETHER,
@@ -173,7 +179,8 @@ REFUSED = {
     "both fields": (b'{"images": [[[[0]]]], "encoded": ["a"]}', JSON, 422, None),
     "an unknown field": (b'{"pixels": []}', JSON, 422, None),
     "JSON cut short": (b'{"images": [[', JSON, 400, None),
-    "JSON too deep": (b'{"images": ' + b"[" * 100000, JSON, 400, None),
+    "JSON too deep": (b'{"a": ' * 10000, JSON, 400, None),
+    "JSON of too many lists": (b'{"images": ' + b"[" * 100000, JSON, 413, None),
     "a number beyond floats": (b'{"images": [[[[1' + b"0" * 400 + b"]]]]}", JSON, 422, 0),
     "no base64": (b'{"encoded": ["!!"]}', JSON, 400, 0),
     "base64 of no picture": (b'{"encoded": ["aGVsbG8="]}', JSON, 400, 0),
@@ -241,6 +248,88 @@ def test_oversized_and_compressed_bodies_are_refused() -> None:
         assert response.status_code == 413
         assert response.headers["connection"] == "close"
         assert packed.status_code == 415
+
+    asyncio.run(ask())
+
+
+@pytest.mark.parametrize(
+    "pixels", [b"[" + b"[0]," * 200_000 + b"[0]]", b"[[" + b"0," * 400_000 + b"0]]"]
+)
+def test_json_of_many_lists_or_numbers_is_refused_before_it_is_parsed(pixels: bytes) -> None:
+    body = b'{"images":[[' + pixels + b"]]}"
+    tracemalloc.start()
+    try:
+        with pytest.raises(RefusedError) as refused:
+            decode(JSON, body, SHAPE, 128)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert refused.value.status == 413
+    assert "more numbers or lists than 128 images of shape 3 x 8 x 8" in refused.value.message
+    assert peak < len(body)
+
+
+def test_the_largest_json_batch_is_answered_and_one_image_more_is_refused() -> None:
+    images = make_images(128)
+    largest = {"images": images.tolist(), "encoded": []}
+    assert torch.equal(decode(JSON, json.dumps(largest).encode(), SHAPE, 128), images)
+    with pytest.raises(RefusedError) as refused:
+        decode(JSON, json.dumps({"images": make_images(129).tolist()}).encode(), SHAPE, 128)
+    assert refused.value.status == 413
+
+
+def test_json_bodies_are_parsed_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    inside, most, together = 0, 0, threading.Lock()
+
+    def counting(kind: str, *more: Any) -> torch.Tensor:
+        nonlocal inside, most
+        with together:
+            inside += 1
+            most = max(most, inside)
+        time.sleep(0.05)
+        with together:
+            inside -= 1
+        return decode(kind, *more)
+
+    monkeypatch.setattr(serving_app, "decode", counting)
+    content = {"images": make_images(2).tolist()}
+
+    async def ask(kind: str) -> int:
+        nonlocal most
+        most = 0
+        async with serving(Dent(make_model(), ALONE)) as client:
+            body = json.dumps(content).encode() if kind == JSON else npy(make_images(2))
+            answers = await asyncio.gather(*(client.post(body, kind) for _ in range(3)))
+            assert {answer.status_code for answer in answers} == {200}
+        return most
+
+    assert asyncio.run(ask(JSON)) == 1
+    assert asyncio.run(ask(NPY)) > 1
+
+
+@pytest.mark.parametrize(("kind", "content_type"), [("PNG", "image/png"), ("MPO", "image/jpeg")])
+def test_a_file_of_several_frames_is_refused_with_their_number(
+    kind: str, content_type: str
+) -> None:
+    stream = io.BytesIO()
+    frames = [Image.new("RGB", SHAPE[1:], (value, 0, 0)) for value in (0, 100, 200)]
+    frames[0].save(stream, kind, save_all=True, append_images=frames[1:])
+    with pytest.raises(RefusedError, match="one 8-bit RGB or grayscale frame, got 3 frames"):
+        decode(content_type, stream.getvalue(), SHAPE, 4)
+
+
+def test_an_unexpected_error_is_counted_among_the_responses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def ask() -> None:
+        async with serving(Dent(make_model(), ALONE)) as client:
+            monkeypatch.setattr(client.server, "about", lambda: {}["a bug"])
+            monkeypatch.setattr(serving_app, "respond", lambda *_, **__: {}["a bug"])
+            assert (await client.http.get("/v1/model")).status_code == 500
+            assert (await client.post(npy(make_images(2)))).status_code == 500
+            metrics = await client.metrics()
+            for route in ("/v1/model", "/v1/predict"):
+                assert metrics[f"dent_responses_total,route={route},status=500"] == 1
 
     asyncio.run(ask())
 

@@ -3,8 +3,11 @@
 import signal
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import RayServeException
 from typer.testing import CliRunner
 
 from dent import data
@@ -26,10 +29,19 @@ STATIC = {"model": "resnet-14-2-linf", "defense": "static", "device": "cpu"}
         (["--timeout", "nan"], ConfigError, "--timeout"),
         (["--shape", "3xx"], ConfigError, "^--shape expected CHANNELSxHEIGHTxWIDTH, .* got '3xx'"),
         (["--shape", "3x32"], ConfigError, "^--shape expected .*3x224x224, got '3x32'"),
-        (["--shape", "3x32x32", "--dataset", "cifar10-sample"], ConfigError, "either a dataset or"),
+        (
+            ["--shape", "3x32x32", "--dataset", "cifar10-sample"],
+            ConfigError,
+            "^--dataset and --shape exclude each",
+        ),
+        (["--shape", "3x60000x60000"], ConfigError, "^--shape: .*at most 16777216 are served"),
         (["--defense", "dnet"], UnknownNameError, "dnet"),
         (["--model", "nothing"], UnknownNameError, "nothing"),
-        (["--host", "203.0.113.9"], ConfigError, "cannot listen at 203.0.113.9"),
+        (["--host", "203.0.113.9"], ConfigError, "cannot listen at 203.0.113.9.*choose a --host"),
+        (["--host", "nosuch.invalid"], ConfigError, "cannot listen at nosuch.*choose a --host"),
+        (["--host", ""], ConfigError, "^--host is empty"),
+        (["--device", "bogus"], ConfigError, "^device 'bogus' cannot be used here"),
+        (["--device", "meta"], ConfigError, "^device 'meta' computes no values"),
     ],
 )
 def test_invalid_options_are_refused_before_ray_starts(
@@ -41,6 +53,21 @@ def test_invalid_options_are_refused_before_ray_starts(
     assert result.exception.args[0]
     with pytest.raises(error, match=match):
         raise result.exception
+
+
+def test_an_error_of_a_replica_is_passed_on_in_its_own_words() -> None:
+    text = (
+        "Deploying application dent failed: The deployment failed to start 3 times in a row.\n"
+        "  File 'x.py', line 6, in <module>\nValueError: something\n"
+        "\nThe above exception was the direct cause of the following exception:\n"
+        "dent.errors.ConfigError: device 'cuda' cannot be used here: no driver\n"
+    )
+    with pytest.raises(DentError) as raised, launch._explained():
+        raise RuntimeError(text)
+    said = "the replica did not start: device 'cuda' cannot be used here: no driver"
+    assert str(raised.value) == said
+    with pytest.raises(DentError, match="Ray Serve did not start"), launch._explained():
+        raise RuntimeError("a port was taken")
 
 
 def test_error_without_ray_names_the_extra_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,6 +117,45 @@ def test_docs_name_every_metric_every_status_and_the_limit_options() -> None:
         assert f"| {status} |" in page
     for option in ("max-batch-size", "max-body-bytes", "max-requests", "timeout", "deadline"):
         assert f"--{option}" in page
+
+
+class Replicas:
+    """A handle of replicas, whose drain has an outcome each, or fails as a whole."""
+
+    def __init__(self, *outcomes: object, error: Exception | None = None) -> None:
+        self.outcomes, self.error, self.drained = outcomes, error, False
+
+    def broadcast(self, name: str) -> "Replicas":
+        self.drained = name == "drain"
+        return self
+
+    def results(self, *, return_exceptions: bool = False) -> list[object]:
+        failed = next((each for each in self.outcomes if isinstance(each, Exception)), None)
+        if self.error is not None or (failed is not None and not return_exceptions):
+            raise self.error or failed or AssertionError
+        return list(self.outcomes)
+
+
+@pytest.mark.parametrize(
+    "replicas",
+    [
+        Replicas(None, None),
+        Replicas(None, RayActorError(error_msg="it has died")),
+        Replicas(error=RayServeException("no replica runs")),
+        Replicas(error=RayActorError(error_msg="it restarts")),
+    ],
+)
+def test_a_server_stops_while_a_replica_is_down(
+    replicas: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "_FLUSH", 0)
+    launch._serve(replicas, lambda: signal.raise_signal(signal.SIGTERM))
+    assert replicas.drained
+
+
+def test_a_drain_that_fails_for_another_reason_is_reported() -> None:
+    with pytest.raises(KeyError):
+        launch._drain(cast("Any", Replicas(None, KeyError("a bug"))))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])

@@ -80,11 +80,14 @@ def test_flood_in_shared_batches_does_not_change_batch_independent_answers() -> 
     asyncio.run(attack())
 
 
-def test_request_that_crashes_its_batch_does_not_fail_other_requests() -> None:
+@pytest.mark.parametrize("error", [RuntimeError, SystemExit])
+def test_request_that_crashes_its_batch_does_not_fail_other_requests(
+    error: type[BaseException],
+) -> None:
     class Fragile(Engine):
         def run(self, images: Tensor, steps: int | None = None) -> ServedAnswer:
             if bool((images[:, 0, 0, 0] == 0).any()):
-                raise RuntimeError("a crafted image hit a bug")
+                raise error("a crafted image hit a bug")
             return super().run(images, steps)
 
     victim = make_images(4, seed=5)

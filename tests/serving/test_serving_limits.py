@@ -232,6 +232,83 @@ def test_timed_out_and_disconnected_requests_are_never_computed() -> None:
     asyncio.run(ask())
 
 
+class Departing:
+    """A client that sends a whole request, and leaves when it is told to."""
+
+    def __init__(self, images: Tensor) -> None:
+        self.left = asyncio.Event()
+        self._messages = [{"type": "http.request", "body": npy(images), "more_body": False}]
+
+    async def receive(self) -> dict[str, Any]:
+        if self._messages:
+            return self._messages.pop()
+        await self.left.wait()
+        return {"type": "http.disconnect"}
+
+    async def post(self, app: Any) -> None:
+        async def send(_: Any) -> None:
+            assert self.left.is_set(), "it was answered"
+
+        headers = [(b"content-type", b"application/x-npy")]
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/v1/predict",
+            "headers": headers,
+            "query_string": b"",
+            "http_version": "1.1",
+            "scheme": "http",
+            "root_path": "",
+            "raw_path": b"/v1/predict",
+            "server": ("test", 80),
+            "client": ("test", 1),
+        }
+        await app(scope, self.receive, send)
+
+
+def test_requests_of_departed_clients_are_not_computed_and_free_their_places() -> None:
+    async def ask() -> None:
+        engine = held()
+        async with serving(engine=engine) as client:
+            first = asyncio.create_task(client.ask(make_images(1)))
+            await started(engine)
+            leaving = [Departing(make_images(3)) for _ in range(4)]
+            posts = [asyncio.create_task(each.post(client.app)) for each in leaving]
+            while client.server.batcher.images_waiting < 12:
+                await asyncio.sleep(0.001)
+            assert (await client.metrics())["dent_requests_inside"] == 5
+            for each in leaving:
+                each.left.set()
+            await asyncio.wait_for(asyncio.gather(*posts), 10)
+            metrics = await client.metrics()
+            assert metrics["dent_requests_inside"] == 1
+            assert metrics["dent_images_waiting"] == 0
+            assert metrics["dent_refused_total,reason=client-left"] == 4
+            engine.go.release(2)
+            await first
+            await client.ask(make_images(2))
+            assert engine.sizes == [1, 2]
+
+    asyncio.run(ask())
+
+
+def test_a_client_that_leaves_during_its_batch_frees_its_place() -> None:
+    async def ask() -> None:
+        engine = held()
+        async with serving(engine=engine) as client:
+            leaving = Departing(make_images(3))
+            post = asyncio.create_task(leaving.post(client.app))
+            await started(engine)
+            leaving.left.set()
+            await asyncio.wait_for(post, 10)  # not until its batch ends
+            assert client.server.admission.inside == 0
+            engine.go.release(2)
+            await client.ask(make_images(2))
+            assert engine.sizes == [3, 2]
+
+    asyncio.run(ask())
+
+
 def test_draining_answers_accepted_requests_and_refuses_new_ones() -> None:
     async def ask() -> None:
         engine = held()

@@ -11,7 +11,7 @@ import os
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Final, Literal
@@ -24,9 +24,17 @@ from dent.evaluation.records.folder import LARGEST_JSON, PLAN, RESULT, RUN, dump
 from dent.evaluation.records.journal import JOURNAL
 from dent.evaluation.records.schema import TENSORS
 from dent.evaluation.records.spec import Sha256
+from dent.evaluation.results.recorded_run import load_run
 from dent.evaluation.sweeps import SWEEP
 from dent.storage.canonical import Record, digest
-from dent.storage.disk import LARGEST, read, refuse_unreadable, write_atomically, writing
+from dent.storage.disk import (
+    LARGEST,
+    is_there,
+    read,
+    refuse_unreadable,
+    write_atomically,
+    writing,
+)
 from dent.storage.errors import RecordError
 from dent.storage.plain_json import problem_of
 from dent.support.plural import counted
@@ -79,11 +87,21 @@ class Packed:
         manifest: The manifest of all files.
         records: The archive of records.
         images: The archive of images; None if there are no images.
+        removed: An older archive of images that was removed, because it belonged to other records;
+            None if there was none.
     """
 
     manifest: Manifest
     records: Path
     images: Path | None
+    removed: Path | None = None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What else happened, in sentences for the user."""
+        if self.removed is None:
+            return ()
+        return (f"Removed {self.removed}: these records have no images, so it was of others.",)
 
 
 def declared_of(folder: Path) -> str:
@@ -106,32 +124,83 @@ def manifest_of(folder: Path) -> Manifest:
     Raises:
         RecordError: There is no run, or a file cannot be read.
     """
-    files = {name: _packed(folder, name) for name in sorted(_names(folder))}
-    if not any(PurePosixPath(name).name == RUN for name in files):
-        raise RecordError(f"{folder} holds no run: there is no {RUN} in it")
-    return Manifest(files=files)
+    return Manifest(files={name: _packed(folder, name) for name in _names_of_runs(folder)})
 
 
-def pack(folder: Path, out: Path) -> Packed:
+def pack(folder: Path, out: Path, *, checked: bool = True) -> Packed:
     """Write the records of a run or row into one archive, and its images into another beside it.
+
+    Each file is read once, so that the archives match the manifest even if a run goes on meanwhile.
+    An archive of images with the same name is removed if the run has no images, because it belongs
+    to other records.
 
     Args:
         folder: The run or row.
         out: The archive of records, which ends in `.tar.gz`. `images_of` names the other one.
+        checked: Whether to refuse images that are not those of the journal.
 
     Raises:
         ConfigError: The name of the archive does not end in `.tar.gz`.
-        RecordError: There is no run, or a file cannot be read or written.
+        RecordError: There is no run, or a file cannot be read or written. Or `checked`, and the
+            records are damaged, or an image is missing or differs from its digest.
     """
     check_name(out)
-    manifest = manifest_of(folder)
-    names = [name for name, file in manifest.files.items() if not file.images]
-    write_atomically(out, gzip.compress(_tar(folder, names, dump(manifest)), mtime=0))
-    images = [name for name, file in manifest.files.items() if file.images]
-    beside = images_of(out)
-    if images:
-        write_atomically(beside, _tar(folder, images, None))
-    return Packed(manifest, out, beside if images else None)
+    journals = _images_of_journals(folder) if checked else {}  # first: a run may go on
+    names = _names_of_runs(folder)
+    records = {name: read(folder / name) for name in names if not name.endswith(_IMAGES)}
+    files = {name: _described(name, content) for name, content in records.items()}
+    images = _Tar()
+    for name in names:
+        if name.endswith(_IMAGES):
+            content = read(folder / name)
+            files[name] = _described(name, content)
+            images.add(name, content)
+    _refuse_other_images(folder, files, journals)
+    manifest = Manifest(files={name: files[name] for name in names})
+    removed = _write_images(images_of(out), images)
+    archive = _Tar()
+    archive.add(MANIFEST, dump(manifest))
+    for name, content in records.items():
+        archive.add(name, content)
+    write_atomically(out, gzip.compress(archive.end(), mtime=0))
+    return Packed(manifest, out, images_of(out) if images.count else None, removed)
+
+
+def _images_of_journals(folder: Path) -> dict[str, str]:
+    """Return the digests of the images that the runs in a folder must have, by name."""
+    expected: dict[str, str] = {}
+    for name in _names_of_runs(folder):
+        path = PurePosixPath(name)
+        if path.name == RUN:
+            run = folder / path.parent
+            refs = load_run(run).kept()
+            if any(is_there(run / ref.file) for ref in refs):  # else it is without its images
+                expected |= {str(path.parent / ref.file): ref.sha256 for ref in refs}
+    return expected
+
+
+def _refuse_other_images(
+    folder: Path, files: Mapping[str, PackedFile], journals: Mapping[str, str]
+) -> None:
+    for name, sha256 in journals.items():
+        found = files.get(name)
+        if found is None or found.sha256 != sha256:
+            problem = "is missing" if found is None else "is not what was written"
+            raise RecordError(
+                f"{folder / name} {problem}: `dent verify` says more. Nothing was packed"
+            )
+
+
+def _write_images(beside: Path, images: "_Tar") -> Path | None:
+    """Write the archive of images, or remove an older one; return what was removed."""
+    if images.count:
+        write_atomically(beside, images.end())
+        return None
+    if not is_there(beside):
+        return None
+    with writing(beside):
+        beside.unlink()
+    return beside
 
 
 def check_name(archive: Path) -> None:
@@ -208,8 +277,23 @@ def _names(folder: Path) -> Iterator[str]:
                 yield name
 
 
+def _names_of_runs(folder: Path) -> list[str]:
+    """Return the names of all records and images, in order.
+
+    Raises:
+        RecordError: There is no run among them.
+    """
+    names = sorted(_names(folder))
+    if not any(PurePosixPath(name).name == RUN for name in names):
+        raise RecordError(f"{folder} holds no run: there is no {RUN} in it")
+    return names
+
+
 def _packed(folder: Path, name: str) -> PackedFile:
-    content = read(folder / name)
+    return _described(name, read(folder / name))
+
+
+def _described(name: str, content: bytes) -> PackedFile:
     return PackedFile(
         sha256=hashlib.sha256(content).hexdigest(),
         bytes=len(content),
@@ -217,17 +301,32 @@ def _packed(folder: Path, name: str) -> PackedFile:
     )
 
 
-def _tar(folder: Path, names: list[str], manifest: bytes | None) -> bytes:
-    """Return the bytes of an archive, which depend only on its files."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-        contents = [] if manifest is None else [(MANIFEST, manifest)]
-        for name, content in (*contents, *((name, read(folder / name)) for name in names)):
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            member.mode = 0o644
-            archive.addfile(member, io.BytesIO(content))
-    return buffer.getvalue()
+class _Tar:
+    """An archive in memory, whose bytes depend only on its files.
+
+    Attributes:
+        count: The number of its files.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._buffer = io.BytesIO()
+        self._archive = tarfile.open(  # noqa: SIM115 (`end` closes it)
+            fileobj=self._buffer, mode="w", format=tarfile.USTAR_FORMAT
+        )
+
+    def add(self, name: str, content: bytes) -> None:
+        """Add a file."""
+        member = tarfile.TarInfo(name)
+        member.size = len(content)
+        member.mode = 0o644
+        self._archive.addfile(member, io.BytesIO(content))
+        self.count += 1
+
+    def end(self) -> bytes:
+        """Complete the archive and return its bytes."""
+        self._archive.close()
+        return self._buffer.getvalue()
 
 
 def _members(archive: Path, *, compressed: bool) -> dict[str, bytes]:

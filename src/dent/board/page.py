@@ -21,6 +21,7 @@ from dent.report.charts import HEIGHT, Tick, nice_ticks
 from dent.report.html import environment, to_html
 from dent.report.loading import NamedRun
 from dent.storage.disk import write_atomically
+from dent.storage.kept import refuse_record
 from dent.support.plural import counted
 from dent.support.rounding import MINUS, factor
 
@@ -142,8 +143,10 @@ def write_page(rows: Sequence[BoardRow], out: Path) -> None:
         out: The file. Links to reports are relative to its folder.
 
     Raises:
+        ConfigError: The page would replace one of the records of a run or row.
         RecordError: The file cannot be written.
     """
+    refuse_record(out)
     write_atomically(out, to_page(rows, out.parent).encode())
 
 

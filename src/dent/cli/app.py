@@ -2,6 +2,7 @@
 
 import signal
 import sys
+import traceback
 from typing import NoReturn
 
 import typer
@@ -17,6 +18,7 @@ from dent.cli.evaluate import evaluate_command
 from dent.cli.merge import merge_command
 from dent.cli.models import models_command
 from dent.cli.paper import paper_command
+from dent.cli.pipes import EndsWithItsReader
 from dent.cli.playground import playground_command
 from dent.cli.records import (
     list_command,
@@ -39,6 +41,7 @@ INTERRUPTED = 130
 
 app = typer.Typer(
     name="dent",
+    cls=EndsWithItsReader,
     help="Dynamic defenses against adversarial attacks, and their honest evaluation.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -83,6 +86,9 @@ def main() -> None:
             _refuse(str(error), place(error, installed=False))
         except SystemExit as end:
             received.ignore()
+            called_at = None if _is_of_typer(end) else place(end, installed=False)
+            if called_at is not None:  # its status would pass for that of the command
+                _refuse("code that is not torch-dent's called sys.exit()", called_at)
             if end.code == INTERRUPTED:  # typer's exit status for Ctrl-C
                 _say_interrupted(received)
             raise
@@ -97,6 +103,13 @@ def main() -> None:
             # For example a full disk behind standard output, or an impossible file name.
             name = "" if error.filename is None else f"{error.filename}: "
             _refuse(f"{name}{error.strerror or error}", None)
+
+
+def _is_of_typer(end: SystemExit) -> bool:
+    """Return whether typer ended the command, wherever it is installed."""
+    frames = [frame for frame, _ in traceback.walk_tb(end.__traceback__)]
+    name = frames[-1].f_globals.get("__name__", "")
+    return str(name).partition(".")[0] in ("typer", "click")
 
 
 def _refuse(message: str, raised_at: str | None) -> NoReturn:

@@ -8,7 +8,7 @@ from rich.markup import escape
 
 from dent import names
 from dent.cli import completing, early, options
-from dent.cli.console import OUT, print_json
+from dent.cli.console import ERR, OUT, print_json
 from dent.support.plural import counted
 
 board_app = typer.Typer(
@@ -256,6 +256,8 @@ def submit_command(
     if done is None:
         raise typer.Exit(1)
     submission, packed = done
+    for note in packed.notes:
+        ERR.print(note, markup=False, soft_wrap=True)
     if as_json:
         print_json(submission.to_json())
         return

@@ -7,6 +7,7 @@ from typing import Final
 
 from dent import names
 from dent.errors import ConfigError, WeightsError
+from dent.storage.kept import refuse_record
 from dent.support.extras import check
 from dent.support.reaching import unreachable
 
@@ -45,14 +46,16 @@ def folder(out: str | Path) -> None:
 
 
 def file(out: Path) -> None:
-    """Refuse a file that cannot be written.
+    """Refuse a file that cannot be written, or must not be replaced.
 
     Raises:
-        ConfigError: It is a folder, or is in a place where this user may not write.
+        ConfigError: It is a folder, is in a place where this user may not write, or is one of the
+            records of a run.
     """
     if out.is_dir():
         raise ConfigError(f"{out} is a folder, but a file is needed: add a file name")
     _writable(out.parent, out)
+    refuse_record(out)
 
 
 def given(weights: Path | None, defenses: Iterable[str] = ()) -> None:

@@ -22,6 +22,7 @@ SUITE_SAMPLES: Final = 1024
 
 
 def evaluate_command(
+    context: typer.Context,
     model: Annotated[
         str,
         typer.Option(
@@ -264,6 +265,8 @@ def evaluate_command(
     if n is not None and ids is not None:
         raise ConfigError("--n and --ids both choose the samples: give one")
     swept = resolve.swept(over, mix)
+    if over is not None and swept is not None:
+        resolve.check_swept(over, swept[0], options.typed(context))
     threat = resolve.threat(norm, eps, swept)
     if swept is not None and static_from is not None:
         raise ConfigError("--static-from is for a single run: leave out --sweep")

@@ -39,6 +39,8 @@ def models_command(
     entries, unreadable = catalogued.entries(names)
     for name, problem in unreadable.items():
         ERR.print(f"Not listed: {name}: {problem}", markup=False, soft_wrap=True)
+    for error in missing:
+        ERR.print(f"Not searched: {error}", markup=False, soft_wrap=True)
     if as_json:
         print_json([asdict(entry) for entry in entries])
         return
@@ -48,8 +50,6 @@ def models_command(
     if not entries:
         ERR.print(catalogued.none(word, source), markup=False, soft_wrap=True)
     catalogued.print_sources(entries)
-    for error in missing:
-        OUT.print(f"Not searched: {error}", markup=False, soft_wrap=True)
     if word is None and source is None:
         OUT.print(
             "More: `dent models --source robustbench`, torchvision or timm, and `dent models WORD` "

@@ -74,6 +74,16 @@ def weights(panel: str | None = None) -> Any:
     )
 
 
+def typed(context: typer.Context) -> dict[str, str]:
+    """Return the options that the user typed, as `--eps 4/255`, by the name of the parameter."""
+    return {
+        name: f"--{name.replace('_', '-')} {value}"
+        for name, value in context.params.items()
+        if (source := context.get_parameter_source(name)) is not None
+        and source.name == "COMMANDLINE"
+    }
+
+
 def seed(panel: str | None = None) -> Any:
     """Return `--seed`, the seed of all random draws."""
     return typer.Option(min=0, help="Seed of all random draws.", rich_help_panel=panel)
@@ -113,7 +123,7 @@ def allowed_host(panel: str | None = None) -> Any:
     """Return `--allowed-host`, a host name that requests may use."""
     return typer.Option(
         metavar="NAME",
-        help="Host name that requests may use, beside 127.0.0.1 and localhost, such as a "
-        "proxy's. Repeatable.",
+        help="Host name that requests may use, beside 127.0.0.1, localhost and --host, such as a "
+        "proxy's. Repeatable. Default: no other on this machine; with another --host, any.",
         rich_help_panel=panel,
     )

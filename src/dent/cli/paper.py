@@ -38,7 +38,7 @@ def paper_command(
         ),
     ] = "cpu",
     estimate: Annotated[
-        bool, typer.Option("--estimate", help="Print the cost, and run nothing.")
+        bool, typer.Option("--estimate", help="Print the cost of the tables, and run nothing.")
     ] = False,
     report: Annotated[
         Path | None,
@@ -75,6 +75,8 @@ def paper_command(
     """
     if every and tables:
         raise ConfigError(f"--all includes every table: leave out {', '.join(tables)}, or --all")
+    if estimate and not (every or tables):
+        raise ConfigError("--estimate needs tables: name some, or add --all")
     names.check_tables(tables or (), scale)
     early.written(out, publish_to, files=(report,))
     if (tables or every) and not as_json:

@@ -143,6 +143,8 @@ def pack_command(
     from dent.board import pack
 
     packed = pack.pack(run, out)
+    for note in packed.notes:
+        ERR.print(note, markup=False, soft_wrap=True)
     if as_json:
         images = None if packed.images is None else str(packed.images)
         print_json({"records": str(out), "images": images, **packed.manifest.to_json()})

@@ -1,7 +1,7 @@
 """Make models, datasets, defenses, attacks and threat models from what the user typed."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -34,6 +34,8 @@ def device(name: str | None) -> torch.device:
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device {name!r} cannot be used here: {error}") from error
+    if chosen.type == "meta":
+        raise ConfigError("device 'meta' computes no values: choose cpu, cuda or another device")
     return chosen
 
 
@@ -259,6 +261,23 @@ def swept(over: str | None, mix: str | None) -> tuple[Over, list[Value]] | None:
         raise
     except ValueError as error:
         raise ConfigError(f"{name}={listed}: {error}.") from error
+
+
+def check_swept(sweep: str, over: Over, typed: Mapping[str, str]) -> None:
+    """Refuse an option that sets what a sweep varies.
+
+    Args:
+        sweep: The value of `--sweep`.
+        over: The setting that it varies.
+        typed: What the user typed, by the name of the parameter.
+
+    Raises:
+        ConfigError: There is such an option.
+    """
+    for name in (over, "ids") if over == "n" else (over,):
+        if name in typed:
+            subject = "choose the samples" if over == "n" else f"set {name.replace('_', '-')}"
+            raise ConfigError(f"--sweep {sweep} and {typed[name]} both {subject}: leave one out")
 
 
 def say_how_many(n: int | None, images: ImageDataset) -> None:

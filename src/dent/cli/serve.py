@@ -1,5 +1,6 @@
 """`dent serve`: a defense behind an HTTP API, on Ray Serve."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -100,7 +101,10 @@ def serve_command(
     replicas: Annotated[int, typer.Option(help="Copies of the model.", rich_help_panel=_WHERE)] = 1,
     threads: Annotated[
         int | None,
-        typer.Option(help="Threads per replica. Default: all cores.", rich_help_panel=_WHERE),
+        typer.Option(
+            help="Threads per replica. Default: all cores, divided by --replicas.",
+            rich_help_panel=_WHERE,
+        ),
     ] = None,
     device: Annotated[
         str | None,
@@ -122,6 +126,8 @@ def serve_command(
     early.given(weights, (defense,))
     check("ray", "serving", extra="ray", package="Ray Serve")
     early.reachable()
+    if dataset is not None and shape is not None:
+        raise ConfigError("--dataset and --shape exclude each other: leave one out.")
     options = _options(
         model=model,
         weights=_absolute(weights),
@@ -146,6 +152,10 @@ def serve_command(
         require(f"dent.serving.{module}", "serving", extra="ray", package="Ray Serve")
         for module in ("launch", "loading")
     )
+    if device is not None and not os.environ.get("RAY_ADDRESS"):  # else it is another machine's
+        from dent.cli import resolve
+
+        resolve.device(device)
     # Ray opens the port itself. This only checks the port, or finds a free one.
     with listening.listen(host, port) as listener:
         port = listener.getsockname()[1]
@@ -190,4 +200,5 @@ def _options(**values: object) -> ServerOptions:
         # Name the option: each limit is an option, and --shape is one for all of its parts.
         names = [str(part) for part in problem["loc"] if part != "limits"]
         option = f"--{names[0].replace('_', '-')}" if names else "options"
-        raise ConfigError(f"{option}: {problem['msg']}, got {problem['input']!r}.") from None
+        message = problem["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"{option}: {message}, got {problem['input']!r}.") from None

@@ -293,9 +293,11 @@ def _laid() -> Iterator[str]:
 
 def _cached() -> Iterator[str]:
     """Yield the names of image classifiers in the cache of the Hugging Face client."""
-    root = Path(
-        require("huggingface_hub", _PURPOSE, extra=_EXTRA).constants.HF_HUB_CACHE
-    ).expanduser()
+    # Not `huggingface_hub.constants`: version 2 does not import this submodule by itself.
+    constants = require(
+        "huggingface_hub.constants", _PURPOSE, extra=_EXTRA, package="huggingface_hub"
+    )
+    root = Path(constants.HF_HUB_CACHE).expanduser()
     for file in root.glob(f"models--*--*/snapshots/*/{_WEIGHTS}"):
         config = file.with_name(_CONFIG)
         try:

@@ -23,6 +23,7 @@ from dent.report.charts import COLOURS, Chart, Curve, Value, chart, thin
 from dent.report.flags import Flag, letter
 from dent.report.html import environment
 from dent.storage.disk import write_atomically, writing
+from dent.storage.kept import refuse_record
 from dent.support.plural import counted
 
 _IN_WORDS: Final[Mapping[Unit, str]] = {
@@ -116,8 +117,10 @@ def write_page(
         `page`.
 
     Raises:
+        ConfigError: The page would replace one of the records of a run.
         RecordError: The page cannot be written.
     """
+    refuse_record(Path(page))
     text = to_page(plans, results, Links(Path(out), Path(page).parent))
     with writing(page):
         page.parent.mkdir(parents=True, exist_ok=True)

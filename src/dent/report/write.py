@@ -10,6 +10,7 @@ from dent.report.html import to_html
 from dent.report.loading import NamedRun, load_runs
 from dent.report.markdown import to_markdown
 from dent.storage.disk import write_atomically, writing
+from dent.storage.kept import refuse_record
 from dent.support.suggest import closest
 
 FORMATS: Final[Mapping[str, Callable[[Sequence[NamedRun]], str]]] = {
@@ -41,13 +42,15 @@ def write_report(runs: Sequence[Path], out: Path, *, data_root: Path | None = No
         `out`.
 
     Raises:
-        ConfigError: The suffix is unknown, no run is given, or one is given twice.
+        ConfigError: The suffix is unknown, no run is given, one is given twice, or `out` is one of
+            the records of a run.
         RecordError: A run cannot be read, or `out` cannot be written.
         SchemaVersionError: A run was written by a newer torch-dent.
     """
     out = Path(out)
     if out.suffix.lower() not in FORMATS:
         raise ConfigError(_unknown(out))
+    refuse_record(out)
     loaded = load_runs([Path(run) for run in runs])
     if out.suffix.lower() == ".html":
         text = to_html(loaded, data_root=data_root)

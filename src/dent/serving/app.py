@@ -5,7 +5,7 @@ import logging
 import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import Annotated, Any, Final
 
 from fastapi import FastAPI, Query, Request, Response
@@ -14,16 +14,17 @@ from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from torch import Tensor
 
 from dent import __version__
 from dent.serving.admission import Admission
-from dent.serving.arrivals import Arrivals, replayed
+from dent.serving.arrivals import Arrivals, left, replayed
 from dent.serving.batching import Batcher, Job
-from dent.serving.engine import Clock, Engine
+from dent.serving.engine import Clock, Engine, ServedAnswer
 from dent.serving.errors import RefusedError
 from dent.serving.limits import Limits
 from dent.serving.metrics import Metrics
-from dent.serving.requests import CONTENT_TYPES, JSON, PredictRequest, decode
+from dent.serving.requests import CONTENT_TYPES, JSON, PredictRequest, decode, media_type
 from dent.serving.responses import Failure, FailureResponse, PredictResponse, respond
 
 _LOG = logging.getLogger(__name__)
@@ -75,6 +76,8 @@ class Server:
         self.admission = Admission(limits.max_requests, self._retry_after)
         self.metrics.requests_inside.set_function(lambda: self.admission.inside)
         self.metrics.images_waiting.set_function(lambda: self.batcher.images_waiting)
+        # Parsed JSON takes many times the memory of its text, so bodies are parsed in turn.
+        self._one_json = asyncio.Semaphore(1)
         self.ready = False
 
     def start(self) -> None:
@@ -115,19 +118,17 @@ class Server:
             logits: whether to include the logits.
 
         Raises:
-            RefusedError: with a status of `STATUSES`.
+            RefusedError: with a status of `STATUSES`; or 499, the client has left. Nobody gets this
+                response, but it ends the request: a batch that has not started is not computed.
         """
         arrived = self.clock()
         body = await request.body()
-        kind = request.headers.get("content-type", "")
-        images = await asyncio.to_thread(
-            decode, kind, body, self.engine.shape, self.limits.max_batch_size
-        )
+        images = await self._decoded(request.headers.get("content-type", ""), body)
         seconds = deadline if deadline is not None else self.limits.deadline
         due = None if seconds is None else arrived + seconds
         expires = arrived + self.limits.timeout
         job = Job(images, arrived, due, expires if due is None else min(due, expires))
-        answer = await self.batcher.submit(job)
+        answer = await _while_connected(request.receive, self.batcher.submit(job))
         elapsed = self.clock() - arrived
         response = respond(
             answer,
@@ -140,8 +141,35 @@ class Server:
         self.metrics.answered(elapsed, degraded=response.degraded, late=response.late)
         return response
 
+    async def _decoded(self, kind: str, body: bytes) -> Tensor:
+        async with self._one_json if media_type(kind) == JSON else nullcontext():
+            return await asyncio.to_thread(
+                decode, kind, body, self.engine.shape, self.limits.max_batch_size
+            )
+
     def _retry_after(self) -> int:
         return max(1, min(math.ceil(self.batcher.backlog()), 600))
+
+
+async def _while_connected(
+    receive: Receive, submission: Coroutine[Any, Any, ServedAnswer]
+) -> ServedAnswer:
+    """Wait for an answer while the client does; cancel the submission if it leaves.
+
+    Raises:
+        RefusedError: 499, the client has left; or as in `Batcher.submit`.
+    """
+    answer = asyncio.ensure_future(submission)
+    gone = asyncio.ensure_future(left(receive))
+    try:
+        await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if answer.done():
+            return answer.result()
+    finally:
+        for task in (answer, gone):
+            task.cancel()
+        await asyncio.gather(answer, gone, return_exceptions=True)
+    raise RefusedError(499, "client-left", "the client left before its answer.")
 
 
 _Handler = Callable[[Request, Any], Coroutine[Any, Any, Response]]
@@ -253,7 +281,7 @@ class _AdmissionMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        route = scope["path"] if scope["path"] in _ROUTES else "other"
+        route = _route(scope["path"])
         head = scope["method"] == "HEAD"  # answered like GET, without the body
 
         async def counted(message: Message) -> None:
@@ -278,6 +306,11 @@ class _AdmissionMiddleware:
         ) as error:  # from admission: errors from within the app are answered there
             self._server.metrics.refused(error.code)
             await failed(error)(scope, receive, counted)
+
+
+def _route(path: str) -> str:
+    """Return the label of a path in the metrics."""
+    return path if path in _ROUTES else "other"
 
 
 def failed(error: RefusedError) -> Response:
@@ -314,6 +347,7 @@ def _handlers(server: Server) -> dict[int | type[Exception], _Handler]:
 
     async def bug(request: Request, error: Exception) -> Response:
         _LOG.error("A request failed", exc_info=error)
+        server.metrics.responded(_route(request.url.path), 500)  # it bypasses the middleware
         return refuse(request, RefusedError(500, "failed", "the server failed; its log says why."))
 
     return {

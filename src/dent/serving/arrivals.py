@@ -101,6 +101,12 @@ class _Arrival:
         self._deadline.reschedule(asyncio.get_running_loop().time())
 
 
+async def left(receive: Receive) -> None:
+    """Return once the client has gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
 def replayed(body: bytes, receive: Receive) -> Receive:
     """Return a `receive` that first gives a body that was already read, then further messages."""
     messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]

@@ -183,7 +183,7 @@ class Batcher:
         loop = asyncio.get_running_loop()
         try:
             answer = await loop.run_in_executor(self._thread, self._compute, jobs, steps)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # SystemExit would end the event loop
             if len(jobs) > 1:  # one of them may be the cause; the others must not fail with it
                 for job in jobs:
                     await self._answer([job], steps)

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from dent.serving.app import PREDICT, failed
-from dent.serving.arrivals import Arrivals
+from dent.serving.arrivals import Arrivals, left
 from dent.serving.errors import RefusedError
 from dent.serving.limits import Limits
 from dent.serving.requests import JSON
@@ -119,7 +119,7 @@ class Front:
             headers=headers, content=body,
         )  # fmt: skip
         response = asyncio.ensure_future(self._client.send(request))
-        ends = [asyncio.ensure_future(ending) for ending in (_left(receive), self._down.wait())]
+        ends = [asyncio.ensure_future(ending) for ending in (left(receive), self._down.wait())]
         try:
             await asyncio.wait([response, *ends], return_when=asyncio.FIRST_COMPLETED)
             if response.done():
@@ -154,9 +154,3 @@ class Front:
             if key.lower() not in _HOP_BY_HOP | _ADDED | {"content-encoding"}:
                 response.headers.append(key, value)
         return response
-
-
-async def _left(receive: Receive) -> None:
-    """Return once the client has gone."""
-    while (await receive())["type"] != "http.disconnect":
-        pass

@@ -8,6 +8,7 @@ import functools
 import http.client
 import logging
 import os
+import re
 import signal
 import threading
 import time
@@ -17,8 +18,9 @@ from typing import Final
 import ray
 import uvicorn
 from ray import serve
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError, RayError
 from ray.serve.config import HTTPOptions, ProxyLocation
+from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
@@ -47,6 +49,12 @@ _INSIDE: Final = "127.0.0.1"
 _START: Final = 300.0
 _CHECK_EVERY: Final = 0.5
 
+_OWN_ERROR: Final = re.compile(r"^dent(?:\.\w+)+: (.+)$", re.MULTILINE)
+"""An error of this package in the traceback of a replica, which Ray passes on as text."""
+
+_GONE: Final = (RayActorError, RayServeException)
+"""Errors of a replica that has died or is not there."""
+
 _FLUSH = 1.0
 """Seconds for Ray's proxy to send the last responses to their clients."""
 
@@ -70,8 +78,8 @@ def run(
         host: host to listen at.
         port: port to listen at, which must be free.
         announce: called once requests are answered.
-        allowed: more names that requests may give as their host, if only this machine can reach
-            `host`.
+        allowed: more names that requests may give as their host. Without any, all names are allowed
+            if other machines can reach `host`.
 
     Raises:
         DentError: Ray Serve did not start.
@@ -103,8 +111,19 @@ def _serve(
     with _stop_signals() as stopped:
         announce()
         stopped.wait()
-        handle.broadcast("drain").results()
+        _drain(handle)
         time.sleep(_FLUSH)
+
+
+def _drain(handle: DeploymentHandle[object]) -> None:
+    """Drain every replica. One that has died, or does not run yet, holds no requests."""
+    try:
+        outcomes = handle.broadcast("drain").results(return_exceptions=True)
+    except _GONE:
+        return
+    for outcome in outcomes:
+        if isinstance(outcome, Exception) and not isinstance(outcome, _GONE):
+            raise outcome
 
 
 @contextlib.contextmanager
@@ -152,6 +171,9 @@ def _explained() -> Iterator[None]:
     try:
         yield
     except (RayError, RuntimeError, TimeoutError) as error:
+        own = _OWN_ERROR.findall(str(error))
+        if own:
+            raise DentError(f"the replica did not start: {own[-1]}") from error
         first_line = str(error).strip().partition("\n")[0]
         raise DentError(
             f"Ray Serve did not start ({type(error).__name__}: {first_line}). Its logs lie where "

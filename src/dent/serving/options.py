@@ -1,12 +1,15 @@
 """The options of a server: everything that a replica needs to load itself, as plain data."""
 
-from typing import Annotated, Self
+import math
+from typing import Annotated, Final, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from dent.serving.limits import Limits
 
 _Positive = Annotated[int, Field(ge=1, le=2**16)]
+_MOST_VALUES: Final = 2**24
+"""Largest number of values in an image. Startup computes some images of the shape."""
 
 
 class ServerOptions(BaseModel):
@@ -44,6 +47,14 @@ class ServerOptions(BaseModel):
     num_cpus: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1
     num_gpus: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0
     limits: Limits = Limits()
+
+    @field_validator("shape")
+    @classmethod
+    def _of_a_servable_size(cls, shape: tuple[int, int, int] | None) -> tuple[int, int, int] | None:
+        values = math.prod(shape or ())
+        if values > _MOST_VALUES:
+            raise ValueError(f"an image has {values} values, and at most {_MOST_VALUES} are served")
+        return shape
 
     @model_validator(mode="after")
     def _one_source_of_the_shape(self) -> Self:

@@ -6,6 +6,7 @@ before they are read.
 """
 
 import errno
+import hashlib
 import os
 import secrets
 import stat
@@ -189,6 +190,21 @@ def read(path: Path, most: int = LARGEST) -> bytes:
         raise unreadable(path, error) from error
     except MemoryError:
         raise RecordError(f"{path} is larger than the memory that is free") from None
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file of any size, without holding it in memory.
+
+    Raises:
+        RecordError: It is missing, not a regular file, or cannot be read.
+    """
+    try:
+        with os.fdopen(open_regular(path, os.O_RDONLY), "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise RecordError(f"{path} is missing") from None
+    except (OSError, ValueError) as error:
+        raise unreadable(path, error) from error
 
 
 def unreadable(path: Path, error: OSError | ValueError) -> RecordError:

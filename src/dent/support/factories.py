@@ -35,8 +35,9 @@ def call_factory(spec: str, *arguments: Any, kind: str, called: str) -> Any:
 
     Raises:
         UnknownNameError: If `spec` has another form, or there is no such module or factory.
-        UnsupportedModelError: If importing the module or calling the factory raises, or the name
-            is no function or class. A `DentError` that the factory itself raises passes through.
+        UnsupportedModelError: If importing the module or calling the factory raises or calls
+            `sys.exit()`, or the name is no function or class. A `DentError` that the factory itself
+            raises passes through.
     """
     given: object = spec
     match = _SPEC.fullmatch(given) if isinstance(given, str) else None
@@ -54,6 +55,11 @@ def call_factory(spec: str, *arguments: Any, kind: str, called: str) -> Any:
         except Exception as error:
             raise UnsupportedModelError(
                 f"{spec} raised {_brief(error)}. It is called {called}"
+            ) from error
+        except SystemExit as error:  # else it would end the command, perhaps with status 0
+            raise UnsupportedModelError(
+                f"{spec} called sys.exit() while it was called: return the object, or raise an "
+                "error"
             ) from error
 
 
@@ -82,6 +88,11 @@ def _import(name: str, spec: str) -> ModuleType:
         raise UnsupportedModelError(f"{spec}: importing {name} raised {_brief(error)}") from error
     except Exception as error:
         raise UnsupportedModelError(f"{spec}: importing {name} raised {_brief(error)}") from error
+    except SystemExit as error:  # else it would end the command, perhaps with status 0
+        raise UnsupportedModelError(
+            f"{spec} called sys.exit() while it was imported: put what is a script below "
+            'if __name__ == "__main__"'
+        ) from error
 
 
 def _find(module: ModuleType, path: str, spec: str, kind: str) -> Callable[..., Any]:

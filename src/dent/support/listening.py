@@ -1,5 +1,6 @@
 """Addresses of the servers of this package, and the requests that they accept."""
 
+import errno
 import ipaddress
 import re
 import socket
@@ -22,14 +23,25 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         ConfigError: The address does not belong to this machine, or is in use.
     """
+    if not host:
+        raise ConfigError(
+            "--host is empty: 127.0.0.1 accepts only this machine, and 0.0.0.0 every machine"
+        )
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family)
-    except (OSError, OverflowError) as error:
-        raise ConfigError(
-            f"cannot listen at {host}, port {port} ({error}): choose another --port, or 0 for a "
-            "free one"
-        ) from error
+    except OverflowError as error:
+        raise ConfigError(f"--port expected 0 to 65535, got {port}") from error
+    except OSError as error:
+        # create_server raises a plain OSError in place of the one that says that a name is unknown.
+        is_unknown = isinstance(error.__context__, socket.gaierror)
+        is_host = is_unknown or error.errno == errno.EADDRNOTAVAIL
+        advice = (
+            "choose a --host that is an address of this machine"
+            if is_host
+            else "choose another --port, or 0 for a free one"
+        )
+        raise ConfigError(f"cannot listen at {host}, port {port} ({error}): {advice}") from error
 
 
 def url(host: str, port: int) -> str:
@@ -45,13 +57,13 @@ class Hosts:
     then sends the page's host name in the header, which is not an accepted one.
 
     Args:
-        host: The address at which the server listens. If other machines can reach it, any header
-            is accepted.
+        host: The address at which the server listens. If other machines can reach it, they may know
+            it by any name, so any header is accepted unless names are allowed.
         allowed: More accepted names, such as the name by which a proxy is reached.
     """
 
     def __init__(self, host: str, allowed: Sequence[str] = ()) -> None:
-        names = {*_LOOPBACK, host, *allowed} if is_loopback(host) else None
+        names = {*_LOOPBACK, host, *allowed} if is_loopback(host) or allowed else None
         self._known = names and {name.lower() for name in names}
 
     def permits(self, headers: Sequence[str]) -> bool:
@@ -63,8 +75,8 @@ class Hosts:
 
 
 REFUSED_HOST: Final = (
-    "The request's Host header does not name this server, which accepts only this machine: use "
-    "127.0.0.1 or localhost, or start it with --allowed-host NAME."
+    "The request's Host header does not name this server: use 127.0.0.1, localhost or a name that "
+    "it allows, or start it with --allowed-host NAME."
 )
 
 

@@ -74,11 +74,24 @@ def as_interrupts() -> Iterator[Received]:
 
 @contextmanager
 def kept() -> Iterator[None]:
-    """Restore the SIGTERM handler on exit, in case the code inside replaces it, as Ray does."""
+    """Restore the SIGTERM handler on exit, in case the code inside replaces it, as Ray does.
+
+    If SIGTERM arrived meanwhile, and the other handler ended the process by `sys.exit(SIGTERM)`,
+    the restored handler receives it instead.
+    """
     previous = signal.getsignal(signal.SIGTERM)
     try:
         yield
+    except SystemExit as end:
+        _restore(previous)
+        if end.code == signal.SIGTERM:
+            signal.raise_signal(signal.SIGTERM)
+        raise
     finally:
-        if previous is not None:
-            with suppress(ValueError):  # not in the main thread, where none was replaced either
-                signal.signal(signal.SIGTERM, previous)
+        _restore(previous)
+
+
+def _restore(handler: object) -> None:
+    if handler is not None:
+        with suppress(ValueError):  # not in the main thread, where none was replaced either
+            signal.signal(signal.SIGTERM, handler)  # type: ignore[arg-type]

@@ -42,6 +42,7 @@ from dent.storage.disk import (
     read,
     refuse_linked_folder,
     remove_temporaries,
+    sha256_of,
     sync_folder,
     write_atomically,
     writing,
@@ -339,9 +340,7 @@ def load_tensor(path: Path, record: UnitRecord) -> Tensor:
     content = read(path / ref.file, _HEADER + _BYTES * math.prod(ref.shape))
     sha256 = hashlib.sha256(content).hexdigest()
     if sha256 != ref.sha256:
-        raise RecordError(
-            f"{path / ref.file} is not what was written: SHA-256 {sha256}, recorded {ref.sha256}"
-        )
+        raise _unlike(path, ref, sha256)
     try:
         tensor = load(content)[ENTRY]
     except (SafetensorError, KeyError, ValueError) as error:
@@ -349,6 +348,24 @@ def load_tensor(path: Path, record: UnitRecord) -> Tensor:
     if tensor.dtype != torch.float32 or tuple(tensor.shape) != ref.shape:
         raise RecordError(f"{path / ref.file} holds {tensor.dtype} {tuple(tensor.shape)}")
     return tensor
+
+
+def check_tensor(path: Path, ref: TensorRef) -> None:
+    """Check a file of images against its digest. It is never in memory as a whole.
+
+    Raises:
+        RecordError: The file is missing, cannot be read, or does not match its digest.
+    """
+    refuse_linked_folder(path / TENSORS)
+    sha256 = sha256_of(path / ref.file)
+    if sha256 != ref.sha256:
+        raise _unlike(path, ref, sha256)
+
+
+def _unlike(path: Path, ref: TensorRef, sha256: str) -> RecordError:
+    return RecordError(
+        f"{path / ref.file} is not what was written: SHA-256 {sha256}, recorded {ref.sha256}"
+    )
 
 
 def dump(record: Record) -> bytes:

@@ -20,6 +20,7 @@ from dent.evaluation.records.schema import (
     ChallengeRecord,
     JournalRecord,
     RunRecord,
+    TensorRef,
     UnitRecord,
 )
 from dent.evaluation.results.result import EvaluationResult
@@ -84,6 +85,12 @@ class RecordedRun:
         """Return the records of all submissions: no probes or certificates, and challenges last."""
         own = (item for item in self.records.values() if isinstance(item, UnitRecord))
         return (*own, *(unit for challenge in self.challenges for unit in challenge.units))
+
+    def kept(self) -> tuple[TensorRef, ...]:
+        """Return the files of images that the records name and the settings keep, each once."""
+        dropped = self.run.spec.settings.tensors == "drop"
+        units = (unit for unit in self.units() if unit.kind == "challenge" or not dropped)
+        return tuple(dict.fromkeys(unit.tensor for unit in units if unit.tensor is not None))
 
     @cached_property
     def _units_by_key(self) -> dict[str, UnitRecord]:

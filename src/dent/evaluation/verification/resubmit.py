@@ -70,7 +70,7 @@ _PROBED = (
     "uncopied",
 )
 """Fields of a probe that are measured again, in addition to the gradient."""
-_DROPPED = "the tensors were not kept (settings.tensors is 'drop')"
+DROPPED = "the tensors were not kept (settings.tensors is 'drop')"
 _ONE_ANSWER = "an older version recorded only one answer per batch"
 _OLDER_PROBE = "an older version recorded only some fields of the probes"
 _UNSEARCHED = "an older version did not look for memory that copies share, and there is some now"
@@ -215,7 +215,7 @@ class Resubmission:
         except RecordError as error:
             dropped = self._run.spec.settings.tensors == "drop" and unit.kind != "challenge"
             for check in ("tensors", "threat model", "served") if dropped else ("tensors",):
-                yield Finding(check, _DROPPED if dropped else str(error), skipped=dropped)
+                yield Finding(check, DROPPED if dropped else str(error), skipped=dropped)
             return
         if adversarial is not None:
             yield Finding("tensors")

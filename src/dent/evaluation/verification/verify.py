@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from dent.errors import DentError
-from dent.evaluation.records.folder import RESULT, read_record
+from dent.evaluation.records.folder import RESULT, check_tensor, read_record
 from dent.evaluation.records.naming import contradiction
 from dent.evaluation.records.plan import Unit, make_plan, units
 from dent.evaluation.records.spec import differences
@@ -16,7 +16,7 @@ from dent.evaluation.results.result import EvaluationResult
 from dent.evaluation.results.verdict import RULES
 from dent.evaluation.subject import Subject, describe
 from dent.evaluation.verification.reattack import Attacker, Reattack, Reattacked
-from dent.evaluation.verification.resubmit import Finding, Resubmission, unit_seed_of
+from dent.evaluation.verification.resubmit import DROPPED, Finding, Resubmission, unit_seed_of
 from dent.storage.canonical import Record, without_rulings, without_wording
 from dent.storage.disk import is_there
 from dent.storage.errors import RecordError
@@ -87,9 +87,9 @@ def verify(
 ) -> Verification:
     """Check the records of a run, and repeat what can be repeated. The folder is not changed.
 
-    The following is always checked: checksums, digests, identity, names, seeds, the plan against
-    the journal, and that `result.json` follows from the records. With the subject, these are
-    checked as well:
+    The following is always checked: checksums, digests (also those of the stored images), identity,
+    names, seeds, the plan against the journal, and that `result.json` follows from the records.
+    With the subject, these are checked as well:
 
     - The model, dataset, defenses and attacks are as recorded, and the plan follows from the
       dataset.
@@ -130,6 +130,8 @@ def verify(
         *(["attacks"] if reattack is not None else []),
     )
     if subject is None:
+        checks.append(_stored(recorded))
+        names = tuple(name for name in names if name != checks[-1].name)
         return _stop(recorded, checks, names, "the model and the dataset were not given")
     mismatches = _subject(recorded, subject)
     checks.append(_check("subject", 1, mismatches))
@@ -259,6 +261,22 @@ def _result(recorded: RecordedRun) -> Check:
         ).model_copy(update={"looked_at": 1})
     problems = [f"{RESULT} does not follow from the records: {item}" for item in mismatches]
     return _check("result", 1, problems)
+
+
+def _stored(recorded: RecordedRun) -> Check:
+    """Compare the stored images with their digests."""
+    refs, problems = recorded.kept(), []
+    dropped = recorded.run.spec.settings.tensors == "drop"
+    if not any(is_there(recorded.path / ref.file) for ref in refs):
+        return _not_run("tensors", DROPPED if dropped else "the folder has no images")
+    for ref in refs:
+        try:
+            check_tensor(recorded.path, ref)
+        except RecordError as error:
+            problems.append(str(error))
+    if dropped and not problems:  # only those of challenges are kept
+        return _not_run("tensors", DROPPED).model_copy(update={"looked_at": len(refs)})
+    return _check("tensors", len(refs), problems)
 
 
 def _mismatches(stored: EvaluationResult, recorded: RecordedRun) -> tuple[str, ...]:
