@@ -26,7 +26,7 @@ from dent.evaluation.suites import SuiteName
 from dent.storage.canonical import canonical, digest
 from dent.storage.errors import RecordError
 from tests.board.conftest import Put
-from tests.board.rows import NAME, make_row
+from tests.board.rows import NAME, forged_challenge, make_row
 from tests.board.toys import model, same, shifted, toy
 from tests.cli.here import dent
 from tests.unlisted import deny
@@ -213,6 +213,20 @@ def test_trust_counts_only_checks_of_the_same_run(made: Path, put: Put, tmp_path
     trust = tmp_path / "void" / "trust.json"
     trust.write_text(json.dumps(json.loads(trust.read_text()) | {"void": "Tuned on the half"}))
     assert [row.void for row in list_rows(tmp_path)] == [None, "Tuned on the half"]
+
+
+def test_challenge_to_the_base_model_does_not_raise_the_difference(row: BoardRow) -> None:
+    run = row.headline.run
+    harmless = forged_challenge(run, "Ada", STATIC, {STATIC: False, NAME: True})
+    challenged = replace(run, challenges=(harmless,))
+    headline = replace(row.headline, run=challenged, result=challenged.result)
+    found = headline.defense.difference
+    assert found is not None
+    assert row.difference is not None
+    assert row.difference.value is not None
+    assert (found.value or 0.0) > row.difference.value
+    assert replace(row, headline=headline).difference == row.difference
+    assert headline.to_json()["difference"] == row.difference.to_json()
 
 
 def forge_natural(folder: Path) -> None:

@@ -231,10 +231,10 @@ def _links(row: BoardRow, base: Path) -> Iterator[Link]:
 def _cells(row: BoardRow) -> Iterator[BoardCell]:
     yield _verdict(row)
     variants = tuple(
-        f"{variant.name}: {wording.difference(variant.defense.difference)}"
+        f"{variant.name}: {wording.difference(variant.difference)}"
         + ("" if variant.finished else ", not finished")
         for variant in row.variants
-        if variant.defense.difference is not None
+        if variant.difference is not None
     )
     absent = "the reference" if row.ruling == "the reference" else "not measured"
     yield _paired(row.difference, absent, variants, _TONES.get(row.ruling, ""))
