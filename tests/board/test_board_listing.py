@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ from dent.board.trust import TrustEntry, add_trust
 from dent.errors import ConfigError
 from dent.evaluation import load_run, suite
 from dent.evaluation.attack_specs import attack_spec
-from dent.evaluation.records.journal import JOURNAL
+from dent.evaluation.records.journal import CHALLENGES, JOURNAL, line_of
 from dent.evaluation.records.spec import STATIC
 from dent.evaluation.results.intervals import tango
 from dent.evaluation.results.result import Decision
@@ -26,9 +27,10 @@ from dent.evaluation.suites import SuiteName
 from dent.storage.canonical import canonical, digest
 from dent.storage.errors import RecordError
 from tests.board.conftest import Put
-from tests.board.rows import NAME, forged_challenge, make_row
+from tests.board.rows import NAME, add_challenge, forged_challenge, make_row
 from tests.board.toys import model, same, shifted, toy
 from tests.cli.here import dent
+from tests.evaluation.subjects import Push
 from tests.unlisted import deny
 
 SMALL = toy(half=4, batch_size=4, fixed="0-3")
@@ -144,6 +146,30 @@ def test_older_suite_than_the_one_of_the_track_is_a_departure(
     )
 
 
+def test_larger_budget_than_the_one_of_the_track_is_a_departure(row: BoardRow) -> None:
+    spec = row.headline.result.spec
+    full = tuple(attack_spec(attack, threat_of(spec.threat)) for attack in suite(budget="full"))
+    assert departures(SMALL, HEADLINE, "1f", spec.model_copy(update={"attacks": full})) == (
+        "the suite: the track says version 3, small, the run has the budget full",
+    )
+
+
+def test_one_more_or_one_longer_attack_than_the_suite_has_is_a_departure(row: BoardRow) -> None:
+    spec = row.headline.result.spec
+    threat = threat_of(spec.threat)
+    more = (*spec.attacks, attack_spec(Push(name="mine"), threat))
+    attacks = list(suite())
+    place = next(i for i, attack in enumerate(attacks) if attack.name == "apgd-ce")
+    attacks[place] = replace(attacks[place], iterations=500)
+    longer = tuple(attack_spec(attack, threat) for attack in attacks)
+    for changed, name in ((more, "mine"), (longer, "apgd-ce")):
+        assert departures(SMALL, HEADLINE, "1f", spec.model_copy(update={"attacks": changed})) == (
+            "the suite: the track says version 3, small, and the run has other attacks: " + name,
+        )
+    backwards = spec.model_copy(update={"attacks": spec.attacks[::-1]})
+    assert departures(SMALL, HEADLINE, "1f", backwards) == ()
+
+
 def test_row_stays_valid_when_the_digests_of_its_track_are_fixed(put: Put, tmp_path: Path) -> None:
     open_track = SMALL.model_copy(update={"weights": None, "digest": None})
     put(open_track)
@@ -227,6 +253,64 @@ def test_challenge_to_the_base_model_does_not_raise_the_difference(row: BoardRow
     assert (found.value or 0.0) > row.difference.value
     assert replace(row, headline=headline).difference == row.difference
     assert headline.to_json()["difference"] == row.difference.to_json()
+
+
+def checked_copy(made: Path, folder: Path, **fields: Any) -> TrustEntry:
+    """Copy a row, and record that a maintainer has checked it."""
+    shutil.copytree(made, folder)
+    entry = TrustEntry(
+        state="records verified",
+        identity=load_run(folder / HEADLINE).run.identity,
+        manifest=declared_of(folder),
+        by="us",
+        date="2026-01-02",
+        **fields,
+    )
+    add_trust(folder, entry)
+    return entry
+
+
+def test_challenge_that_nobody_checked_is_named_and_does_not_count(
+    made: Path, put: Put, tmp_path: Path
+) -> None:
+    put(SMALL)
+    folder = tmp_path / "row"
+    checked_copy(made, folder)
+    before = read_board_row(folder)
+    run = load_run(folder / HEADLINE)
+    forged = forged_challenge(run, "Mallory", NAME, {NAME: False})
+    add_challenge(folder / HEADLINE, forged)
+    row = read_board_row(folder)
+    assert row.difference == before.difference
+    assert row.headline.result == before.headline.result
+    assert row.broken_by == ()
+    assert row.trust == "records verified, challenged by Mallory (not checked)"
+    assert row.to_json()["challenged_by"] == ["Mallory"]
+    assert "challenged by Mallory (not checked)" in to_page([row], tmp_path)
+
+
+def test_checked_challenge_counts_and_may_not_be_removed_or_edited(
+    made: Path, put: Put, tmp_path: Path
+) -> None:
+    put(SMALL)
+    folder = tmp_path / "row"
+    entry = checked_copy(made, folder)
+    before = read_board_row(folder)
+    run = load_run(folder / HEADLINE)
+    real = forged_challenge(run, "Ada", NAME, {NAME: False})
+    sha256 = add_challenge(folder / HEADLINE, real)
+    add_trust(folder, entry.model_copy(update={"challenges": {HEADLINE: (sha256,)}}))
+    row = read_board_row(folder)
+    assert row.trust == "records verified, broken by Ada"
+    assert before.difference is not None
+    assert row.difference is not None
+    assert (row.difference.value or 0.0) < (before.difference.value or 0.0)
+    lines = folder / HEADLINE / CHALLENGES
+    edited = real.model_copy(update={"by": "Bob"})
+    for content in (None, b"", line_of(edited)):
+        lines.unlink() if content is None else lines.write_bytes(content)
+        with pytest.raises(RecordError, match=f"lacks 1 challenge that trust.json .*{sha256}"):
+            read_board_row(folder)
 
 
 def forge_natural(folder: Path) -> None:

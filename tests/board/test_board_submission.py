@@ -5,7 +5,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from dent.board.check import above, checks_of, conclude
 from dent.board.json_schema import text
@@ -16,8 +18,8 @@ from dent.board.submission import RowSubmission, submission_of
 from dent.board.tracks import HEADLINE
 from dent.data import from_factory
 from dent.errors import ConfigError
-from dent.evaluation import Subject, Verification, evaluate
-from dent.evaluation.records.journal import JOURNAL
+from dent.evaluation import Subject, Verification, challenge, evaluate
+from dent.evaluation.records.journal import CHALLENGES, JOURNAL
 from dent.evaluation.verification.verify import Check
 from dent.storage.canonical import canonical, digest
 from dent.threat import ThreatModel
@@ -77,6 +79,30 @@ def test_submitted_row_is_packed_checked_re_attacked_and_trusted(row: Path, tmp_
     assert entry.manifest == found.submission.manifest
     edit(row / HEADLINE / "run.json", lambda run: run.update(status="failed"))
     assert read_board_row(row).trust == "claimed"
+
+
+def test_recorded_check_lists_the_challenges_that_it_covered(row: Path, tmp_path: Path) -> None:
+    assert submit(row).code == 0
+    base = model()
+    subject = Subject(
+        base,
+        from_factory(SMALL.dataset),
+        {NAME: shifted(base)},
+        attacks_of(SMALL, HEADLINE),
+        ThreatModel(SMALL.norm, SMALL.eps),
+        SMALL.model,
+    )
+    images = torch.stack([subject.dataset.batch([id_])[0][0] for id_ in SMALL.ids("1f")])
+    np.save(tmp_path / "images.npy", images.numpy())
+    challenge(row / HEADLINE, subject, tmp_path / "images.npy", by="Ada")
+    assert read_board_row(row).challenged_by == ("Ada",)
+    checked = dent("board", "check", str(row), "--device", "cpu", "--allow-code", "--record", "us")
+    assert checked.code == 0, checked.out
+    found = read_board_row(row)
+    line = json.loads((row / HEADLINE / CHALLENGES).read_text())
+    assert [entry.challenges for entry in found.checks] == [{HEADLINE: (line["sha256"],)}]
+    assert found.challenged_by == ()
+    assert [entry.by for entry in found.headline.defense.challenges] == ["Ada"]
 
 
 def test_archive_can_be_checked_without_and_with_its_separate_images(

@@ -1,8 +1,8 @@
 """Read the rows of the board from their folders."""
 
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -12,10 +12,11 @@ from dent.board.pack import declared_of
 from dent.board.row import ROW, read_row, track_of
 from dent.board.submission import RowSubmission, read_submission
 from dent.board.tracks import HEADLINE, VIEWS, Track
-from dent.board.trust import State, TrustEntry, read_trust, state_of
+from dent.board.trust import TRUST, State, TrustEntry, challenges_in, read_trust, state_of
 from dent.board.views import less_views
 from dent.evaluation.records.folder import PLAN, RESULT, RUN
-from dent.evaluation.records.journal import JOURNAL
+from dent.evaluation.records.journal import CHALLENGES, JOURNAL
+from dent.evaluation.records.schema import ChallengeRecord
 from dent.evaluation.records.spec import STATIC
 from dent.evaluation.results.recorded_run import RecordedRun, load_run
 from dent.evaluation.results.result import (
@@ -27,6 +28,7 @@ from dent.evaluation.results.result import (
 from dent.evaluation.results.summary import spared_of
 from dent.evaluation.results.worst_case import by_sample
 from dent.evaluation.suites import VERSION, coverage_of
+from dent.storage.canonical import digest
 from dent.storage.disk import is_there, refuse_unreadable
 from dent.storage.errors import RecordError
 from dent.support.plural import counted
@@ -51,14 +53,16 @@ class VariantResult:
     Attributes:
         name: Name of the variant.
         result: The result, derived from the records.
-        run: The records.
+        run: The records, without challenges that nobody checked.
         departures: How the run differs from what the track prescribes; empty if it does not.
+        unchecked: The challenges that no check in `trust.json` covers. They do not count.
     """
 
     name: str
     result: EvaluationResult
     run: RecordedRun
     departures: tuple[str, ...]
+    unchecked: tuple[ChallengeRecord, ...] = ()
 
     @property
     def finished(self) -> bool:
@@ -214,9 +218,15 @@ class BoardRow:
 
     @property
     def broken_by(self) -> tuple[Any, ...]:
-        """The challenges (outside attacks) that lowered its worst case."""
+        """The checked challenges (outside attacks) that lowered its worst case."""
         challenges: Sequence[Any] = getattr(self.headline.defense, "challenges", ())
         return tuple(each for each in challenges if each.lowered)
+
+    @property
+    def challenged_by(self) -> tuple[str, ...]:
+        """The makers of challenges that do not count, because no maintainer has checked them."""
+        unchecked = (challenge for run in self.runs for challenge in run.unchecked)
+        return tuple(dict.fromkeys(challenge.by for challenge in unchecked))
 
     @property
     def state(self) -> State:
@@ -232,6 +242,8 @@ class BoardRow:
             words = f"re-attacked ({last.units} of {counted(last.of, 'attack')})"
         if self.broken_by:
             words += f", broken by {', '.join(each.by for each in self.broken_by)}"
+        if self.challenged_by:
+            words += f", challenged by {', '.join(self.challenged_by)} (not checked)"
         return words
 
     @property
@@ -268,6 +280,7 @@ class BoardRow:
             "stale": self.stale,
             "trust": self.trust,
             "unbound": self.unbound,
+            "challenged_by": list(self.challenged_by),
             "void": self.void,
             "departures": list(self.headline.departures),
             "variants": [each.to_json() for each in self.variants],
@@ -293,39 +306,46 @@ def read_board_row(folder: Path) -> BoardRow:
     """Read one row.
 
     Raises:
-        RecordError: The row is damaged, or has no headline run, or has a result without its
-            records.
+        RecordError: The row is damaged, or has no headline run, has a result without its records,
+            or lacks a challenge that a maintainer has checked.
         UnknownNameError: This version does not have the track of the row.
     """
     record = read_row(folder)
     chosen = track_of(record, folder)
-    runs = {
-        variant: found
+    recorded = {
+        variant: run
         for variant in chosen.variants
-        if (found := _variant(folder, chosen, variant, record.nonce)) is not None
+        if (run := _recorded(folder / variant)) is not None
     }
-    if HEADLINE not in runs:
+    if HEADLINE not in recorded:
         raise RecordError(
             f"{folder} has no {HEADLINE} run yet: `dent board run {chosen.name} ... --out {folder}`"
         )
-    headline, trust = runs[HEADLINE], read_trust(folder)
-    identity, manifest = headline.result.identity, declared_of(folder)
+    identity, manifest = recorded[HEADLINE].run.spec.identity, declared_of(folder)
+    trust = read_trust(folder)
+    _refuse_lost(folder, recorded, challenges_in(trust.of_run(identity)))
+    checks = trust.of(identity, manifest)
+    checked = challenges_in(checks)
+    runs = {
+        name: _variant(name, run, checked.get(name, frozenset()), chosen, record.nonce)
+        for name, run in recorded.items()
+    }
     return BoardRow(
         folder=folder,
         track=chosen,
         nonce=record.nonce,
         submission=read_submission(folder),
-        headline=headline,
+        headline=runs[HEADLINE],
         variants=tuple(found for name, found in runs.items() if name not in (HEADLINE, VIEWS)),
         views=runs.get(VIEWS),
-        checks=trust.of(identity, manifest),
+        checks=checks,
         unbound=trust.unbound(identity, manifest),
         void=trust.void,
     )
 
 
-def _variant(folder: Path, chosen: Track, variant: str, nonce: str | None) -> VariantResult | None:
-    path = folder / variant
+def _recorded(path: Path) -> RecordedRun | None:
+    """Read a run of a row; None if there is none."""
     missing = [name for name in _RECORDS if not is_there(path / name)]
     if len(missing) == len(_RECORDS) and not is_there(path / RESULT):
         return None
@@ -334,9 +354,44 @@ def _variant(folder: Path, chosen: Track, variant: str, nonce: str | None) -> Va
             f"{path} has no {', '.join(missing)}: the board shows only what follows from the "
             "records of a run"
         )
-    run = load_run(path)
+    return load_run(path)
+
+
+def _variant(
+    name: str, recorded: RecordedRun, checked: Set[str], chosen: Track, nonce: str | None
+) -> VariantResult:
+    """Return a run of a row, in which only challenges count that a maintainer has checked."""
+    digests = by_digest(recorded.challenges)
+    counts = tuple(challenge for sha256, challenge in digests.items() if sha256 in checked)
+    unchecked = tuple(challenge for sha256, challenge in digests.items() if sha256 not in checked)
+    run = replace(recorded, challenges=counts) if unchecked else recorded
     result = run.result
-    return VariantResult(variant, result, run, departures(chosen, variant, nonce, result.spec))
+    left = departures(chosen, name, nonce, result.spec)
+    return VariantResult(name, result, run, left, unchecked)
+
+
+def by_digest(challenges: Iterable[ChallengeRecord]) -> dict[str, ChallengeRecord]:
+    """Return challenges by the `sha256` of their lines in `challenges.jsonl`."""
+    return {digest(challenge.to_json()): challenge for challenge in challenges}
+
+
+def _refuse_lost(
+    folder: Path, recorded: Mapping[str, RecordedRun], checked: Mapping[str, Set[str]]
+) -> None:
+    """Check that no challenge is gone that a maintainer has checked.
+
+    Raises:
+        RecordError: One is gone.
+    """
+    for name, digests in checked.items():
+        there = by_digest(recorded[name].challenges) if name in recorded else {}
+        lost = sorted(digests - there.keys())
+        if lost:
+            raise RecordError(
+                f"{folder / name / CHALLENGES} lacks {counted(len(lost), 'challenge')} that "
+                f"{TRUST} says was checked, such as the line with the sha256 {lost[0]}: restore "
+                "it, because challenges are permanent"
+            )
 
 
 def _folders(root: Path) -> Iterator[Path]:

@@ -1,9 +1,11 @@
 """Record how far a row has been checked, and who checked it. Entries are added, but never removed.
 
 An entry counts only for the files that were checked: it has their digest, which is compared
-whenever the row is read.
+whenever the row is read. `challenges.jsonl` grows after a check, so an entry lists the challenges
+that were checked.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
@@ -38,6 +40,8 @@ class TrustEntry(Record):
     """Number of attacks that were run again."""
     of: Annotated[int, Field(ge=0)] = 0
     """Number of recorded attacks."""
+    challenges: dict[str, tuple[Sha256, ...]] = Field(default_factory=dict)
+    """By run of the row, the `sha256` of each line of `challenges.jsonl` that was checked."""
 
 
 class TrustRecord(Record):
@@ -56,17 +60,30 @@ class TrustRecord(Record):
             if (entry.identity, entry.manifest) == (identity, manifest)
         )
 
+    def of_run(self, identity: str) -> tuple[TrustEntry, ...]:
+        """Return the checks of one run, whatever its records were."""
+        return tuple(entry for entry in self.entries if entry.identity == identity)
+
     def unbound(self, identity: str, manifest: str) -> str | None:
         """Return why no check counts for these records although there are some; None otherwise."""
         if not self.entries or self.of(identity, manifest):
             return None
-        own = [entry for entry in self.entries if entry.identity == identity]
+        own = self.of_run(identity)
         checks = counted(len(self.entries), "check")
         if not own:
             return f"{TRUST} has {checks} of another run"
         if all(entry.manifest is None for entry in own):
             return f"{TRUST} has {checks} that {agreeing(len(self.entries), 'name')} no records"
         return f"the records have changed since the {checks} in {TRUST}"
+
+
+def challenges_in(entries: Iterable[TrustEntry]) -> dict[str, frozenset[str]]:
+    """Return, by run of a row, the checksums of the challenges that any of the checks covered."""
+    found: dict[str, frozenset[str]] = {}
+    for entry in entries:
+        for name, checked in entry.challenges.items():
+            found[name] = found.get(name, frozenset()).union(checked)
+    return found
 
 
 def read_trust(folder: Path) -> TrustRecord:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dent.board import pack
 from dent.board.check import RowCheck, checks_of, conclude
-from dent.board.listing import BoardRow, read_board_row
+from dent.board.listing import BoardRow, by_digest, read_board_row
 from dent.board.pack import Packed
 from dent.board.submission import (
     SUBMISSION,
@@ -189,8 +189,18 @@ def _record(
             nonce=None if again is None else again.nonce,
             units=0 if again is None else len(again.units),
             of=0 if again is None else again.of,
+            challenges=_challenges(row),
         ),
     )
+
+
+def _challenges(row: BoardRow) -> dict[str, tuple[str, ...]]:
+    """Return the checksums of all challenges of a row, by run: a check covers every one."""
+    return {
+        run.name: tuple(by_digest(every))
+        for run in row.runs
+        if (every := (*run.run.challenges, *run.unchecked))
+    }
 
 
 @contextmanager
