@@ -8,11 +8,14 @@ from typing import Any
 
 import pytest
 
-from dent.board.listing import BoardRow, list_rows, read_board_row
+from dent.board.board_row import BoardRow
+from dent.board.listing import list_rows, read_board_row
 from dent.board.matching import departures
+from dent.board.metrics import reason_to_omit
 from dent.board.pack import declared_of, manifest_of
 from dent.board.page import to_page
 from dent.board.row import begin, read_row, track_of
+from dent.board.submission import RowSubmission, read_submission, write_submission
 from dent.board.tracks import HEADLINE, VIEWS
 from dent.board.trust import TrustEntry, add_trust
 from dent.errors import ConfigError
@@ -211,22 +214,48 @@ def test_page_names_departures_of_every_run(row: BoardRow, tmp_path: Path) -> No
     assert "Not as the track says: by-class: eps: other; views: seed: other" in page
 
 
-def test_trust_counts_only_checks_of_the_same_run(made: Path, put: Put, tmp_path: Path) -> None:
-    put(SMALL)
-    folder = tmp_path / "row"
-    shutil.copytree(made, folder)
-    identity = load_run(folder / HEADLINE).run.identity
-    entry = TrustEntry(
-        state="records verified",
-        identity=identity,
+def submitted_copy(made: Path, folder: Path) -> TrustEntry:
+    """Copy the headline run of a row, submit it, and return a check of it."""
+    shutil.copytree(made, folder, ignore=shutil.ignore_patterns(VIEWS))
+    submission = RowSubmission(
+        name=NAME,
+        track=SMALL.name,
+        factory=NAME,
+        repository="https://example.org/code",
+        commit="a" * 40,
+        contact="me",
+        license="MIT",
+        evaluated_by="me",
+        identity=load_run(folder / HEADLINE).run.identity,
         manifest=declared_of(folder),
+    )
+    write_submission(folder, submission)
+    assert submission.identity is not None
+    return TrustEntry(
+        state="records verified",
+        identity=submission.identity,
+        manifest=submission.manifest,
+        submission=submission.digest,
         by="us",
         date="2026-01-02",
     )
+
+
+def checked_copy(made: Path, folder: Path) -> TrustEntry:
+    """Copy and submit a row, and record that a maintainer has checked it."""
+    entry = submitted_copy(made, folder)
+    add_trust(folder, entry)
+    return entry
+
+
+def test_trust_counts_only_checks_of_the_same_run(made: Path, put: Put, tmp_path: Path) -> None:
+    put(SMALL)
+    folder = tmp_path / "row"
+    entry = submitted_copy(made, folder)
     assert entry.manifest == manifest_of(folder).declared
     add_trust(folder, entry.model_copy(update={"identity": "0" * 64, "state": "re-attacked"}))
     assert read_board_row(folder).trust == "claimed"
-    assert read_board_row(folder).unbound == "trust.json has 1 check of another run"
+    assert read_board_row(folder).unbound == "the 1 check in trust.json is of another run"
     add_trust(folder, entry)
     assert read_board_row(folder).unbound is None
     add_trust(folder, entry)
@@ -253,21 +282,6 @@ def test_challenge_to_the_base_model_does_not_raise_the_difference(row: BoardRow
     assert (found.value or 0.0) > row.difference.value
     assert replace(row, headline=headline).difference == row.difference
     assert headline.to_json()["difference"] == row.difference.to_json()
-
-
-def checked_copy(made: Path, folder: Path, **fields: Any) -> TrustEntry:
-    """Copy a row, and record that a maintainer has checked it."""
-    shutil.copytree(made, folder)
-    entry = TrustEntry(
-        state="records verified",
-        identity=load_run(folder / HEADLINE).run.identity,
-        manifest=declared_of(folder),
-        by="us",
-        date="2026-01-02",
-        **fields,
-    )
-    add_trust(folder, entry)
-    return entry
 
 
 def test_challenge_that_nobody_checked_is_named_and_does_not_count(
@@ -325,29 +339,23 @@ def forge_natural(folder: Path) -> None:
     journal.write_text("\n".join(lines) + "\n")
 
 
-@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("old", ["manifest", "submission", None])
 def test_checks_of_changed_or_unnamed_records_give_no_trust(
-    made: Path, put: Put, tmp_path: Path, old: bool
+    made: Path, put: Put, tmp_path: Path, old: str | None
 ) -> None:
     put(SMALL)
     folder = tmp_path / "row"
-    shutil.copytree(made, folder)
-    entry = TrustEntry(
-        state="re-attacked",
-        identity=load_run(folder / HEADLINE).run.identity,
-        manifest=None if old else declared_of(folder),
-        by="us",
-        date="2026-01-02",
-        nonce="n",
-        units=1,
-        of=9,
-    )
+    checked = {"state": "re-attacked", "nonce": "n", "units": 1, "of": 9}
+    entry = submitted_copy(made, folder).model_copy(update=checked)
+    if old is not None:
+        entry = entry.model_copy(update={old: None})
     add_trust(folder, entry)
-    if old:
+    if old is not None:
         trust = json.loads((folder / "trust.json").read_text())
-        del trust["entries"][0]["manifest"]
+        del trust["entries"][0][old]
         (folder / "trust.json").write_text(json.dumps(trust))
-        reason = "trust.json has 1 check that names no records"
+        named = {"manifest": "records"}.get(old, old)
+        reason = f"the 1 check in trust.json names no {named}"
     else:
         assert read_board_row(folder).trust == "re-attacked (1 of 9 attacks)"
         forge_natural(folder)
@@ -357,6 +365,73 @@ def test_checks_of_changed_or_unnamed_records_give_no_trust(
     page = to_page([row], tmp_path)
     assert reason in page
     assert "re-attacked" not in page.partition("<tbody>")[2].partition("</tbody>")[0]
+
+
+BOUND: dict[str, Any] = {
+    "name": "Another",
+    "factory": f"{NAME}s",
+    "repository": "https://example.org/other",
+    "commit": "b" * 40,
+    "lock": {"url": "https://example.org/lock", "sha256": "0" * 64},
+    "weights": [{"url": "https://example.org/weights", "sha256": "0" * 64}],
+    "known_attacks": [{"title": "It", "url": "https://example.org/attack"}],
+    "track": "cifar10-l2-0.5-v1",
+    "identity": "0" * 64,
+}
+
+
+def edit_submission(folder: Path, **changes: Any) -> None:
+    path = folder / "submission.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize("field", sorted(BOUND))
+def test_submission_that_changed_after_the_check_is_only_claimed(
+    made: Path, put: Put, tmp_path: Path, field: str
+) -> None:
+    put(SMALL)
+    folder = tmp_path / "row"
+    checked_copy(made, folder)
+    assert read_board_row(folder).trust == "records verified"
+    edit_submission(folder, contact="us", evaluated_by="us")
+    assert read_board_row(folder).trust == "records verified"
+    edit_submission(folder, **{field: BOUND[field]})
+    row = read_board_row(folder)
+    assert row.trust == "claimed"
+    assert row.unbound == "the submission has changed since the 1 check in trust.json"
+    assert row.unbound in to_page([row], tmp_path)
+
+
+def test_row_that_fails_its_own_checks_is_only_claimed_and_not_exported(
+    made: Path, put: Put, tmp_path: Path
+) -> None:
+    put(SMALL)
+    folder = tmp_path / "row"
+    entry = submitted_copy(made, folder)
+    edit_submission(folder, identity="0" * 64)
+    submission = read_submission(folder)
+    assert submission is not None
+    add_trust(folder, entry.model_copy(update={"submission": submission.digest}))
+    row = read_board_row(folder)
+    (problem,) = row.problems
+    assert (row.trust, row.unbound) == ("claimed", None)
+    assert problem.startswith("submission: the submission names the run 000")
+    assert row.to_json()["problems"] == [problem]
+    assert problem in to_page([row], tmp_path)
+    assert problem in str(reason_to_omit(row))
+
+
+def test_checked_challenge_still_counts_if_the_submission_changes(
+    made: Path, put: Put, tmp_path: Path
+) -> None:
+    put(SMALL)
+    folder = tmp_path / "row"
+    entry = submitted_copy(made, folder)
+    run = load_run(folder / HEADLINE)
+    sha256 = add_challenge(folder / HEADLINE, forged_challenge(run, "Ada", NAME, {NAME: False}))
+    add_trust(folder, entry.model_copy(update={"challenges": {HEADLINE: (sha256,)}}))
+    edit_submission(folder, commit="b" * 40)
+    assert read_board_row(folder).trust == "claimed, broken by Ada"
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from dent.board.listing import BoardRow, read_board_row
+from dent.board.board_row import BoardRow
+from dent.board.listing import read_board_row
 from dent.board.page import scatter, to_page
 from dent.board.submission import KnownAttack, RowSubmission
 from dent.board.tracks import HEADLINE

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from dent.board.check import above, checks_of, conclude
+from dent.board.check import conclude
 from dent.board.json_schema import text
 from dent.board.listing import read_board_row
 from dent.board.row import begin
+from dent.board.row_checks import above, checks_of
 from dent.board.running import attacks_of
 from dent.board.submission import RowSubmission, submission_of
 from dent.board.tracks import HEADLINE

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 from urllib.parse import urlsplit
 
-from dent.board.listing import BoardRow
+from dent.board.board_row import BoardRow
 from dent.evaluation.records.spec import STATIC
 from dent.evaluation.results.intervals import LEVEL, OF_PROPORTION
 from dent.evaluation.results.result import Count
@@ -54,6 +54,8 @@ def reason_to_omit(row: BoardRow) -> str | None:
         return "its evaluation is not complete"
     if row.headline.departures:
         return f"not the evaluation of its track: {'; '.join(row.headline.departures)}"
+    if row.problems:
+        return f"it does not pass the checks of a row: {'; '.join(row.problems)}"
     if row.ruling == "none":
         return "it has no verdict, because it was not evaluated by the whole suite"
     return None

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 
 from markupsafe import Markup
 
-from dent.board.listing import REPORT, BoardRow, Ruling
+from dent.board.board_row import REPORT, BoardRow, Ruling
 from dent.board.tracks import Track
 from dent.evaluation.results.result import Difference
 from dent.report import wording
@@ -254,7 +254,9 @@ def _cells(row: BoardRow) -> Iterator[BoardCell]:
     links = tuple(
         Link(f"images of {each.by}", each.url) for each in row.broken_by if _is_web(each.url)
     )
-    notes = () if row.unbound is None else (row.unbound,)
+    # The page names departures from the track beside the name of the row.
+    notes = tuple(problem for problem in row.problems if not problem.startswith("track: "))
+    notes = notes if row.unbound is None else (row.unbound, *notes)
     tone = "bad" if row.broken_by or notes else "quiet"
     yield BoardCell(row.trust, row.trust, notes=notes, links=links, tone=tone)
 

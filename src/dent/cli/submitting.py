@@ -4,14 +4,16 @@ import hashlib
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from dent.board import pack
-from dent.board.check import RowCheck, checks_of, conclude
-from dent.board.listing import BoardRow, by_digest, read_board_row
+from dent.board.board_row import BoardRow
+from dent.board.check import RowCheck, conclude
+from dent.board.listing import by_digest, read_board_row
 from dent.board.pack import Packed
+from dent.board.row_checks import checks_of
 from dent.board.submission import (
     SUBMISSION,
     RowSubmission,
@@ -86,7 +88,7 @@ def submit(
     values["identity"] = row.headline.result.identity
     values["manifest"] = pack.declared_of(folder)
     submission = submission_of(values, str(chosen or "submission"))
-    row = BoardRow(**{**vars(row), "submission": submission})
+    row = replace(row, submission=submission)
     # Code is allowed, because submitters run their own.
     own = Verifying(how.root, how.device, how.records_only, allow_code=True)
     checked = conclude(checks_of(row), _verified(row, own, None))
@@ -184,6 +186,7 @@ def _record(
             state="records verified" if again is None else "re-attacked",
             identity=row.headline.result.identity,
             manifest=manifest,
+            submission=None if row.submission is None else row.submission.digest,
             by=by,
             date=datetime.now(UTC).date().isoformat(),
             nonce=None if again is None else again.nonce,
