@@ -84,6 +84,7 @@ def test_metrics_of_a_run_that_stopped_early_are_called_upper_bounds(row: BoardR
     stopped = Decision(after=3, of=18, at_most=0.1, below=False)
     early = {m.key: m.description for m in metrics(with_defense(row, decided=stopped))}
     assert "An upper bound: the run stopped after 3 of 18 attacks" in early["robust_accuracy"]
+    assert "because a gain can no longer be shown with these samples." in early["robust_accuracy"]
     assert "An upper bound" in early["robust_gain"]
     assert "An upper bound" not in early["base_robust_accuracy"] + early["clean_accuracy"]
 

@@ -23,10 +23,16 @@ def test_every_row_folder_is_listed_and_was_re_attacked() -> None:
     assert {state_of(row.checks) for row in rows} == {"re-attacked"}
 
 
-def test_rows_are_sorted_by_track_then_verdict_then_difference() -> None:
+def test_rows_are_sorted_by_track_verdict_and_whether_their_run_stopped_early() -> None:
     order = ["robust gain", "the reference", "no gain", "inconclusive", "none", "harmful"]
     places = [
-        (row.track.name, order.index(row.ruling), -(row.difference.value or 0.0))
+        (
+            row.track.name,
+            order.index(row.ruling),
+            row.headline.decided is not None,
+            0 if row.headline.decided is None else -row.headline.decided.after,
+            -(row.difference.value or 0.0),
+        )
         for row in list_rows(BOARD)
         if row.difference is not None
     ]

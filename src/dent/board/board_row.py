@@ -14,6 +14,7 @@ from dent.evaluation.records.schema import ChallengeRecord
 from dent.evaluation.records.spec import STATIC
 from dent.evaluation.results.recorded_run import RecordedRun
 from dent.evaluation.results.result import (
+    Decision,
     DefenseResult,
     Dependence,
     Difference,
@@ -62,6 +63,11 @@ class VariantResult:
         """The result of this defense."""
         return self.result.defenses[self.defense_name]
 
+    @property
+    def decided(self) -> Decision | None:
+        """Where its attacks stopped early, so that its difference is an upper bound; else None."""
+        return self.defense.decided
+
     @cached_property
     def difference(self) -> Difference | None:
         """The difference to the static model, or the one without challenges to it, if smaller."""
@@ -80,6 +86,7 @@ class VariantResult:
             "status": self.result.status,
             "defense": self.defense_name,
             "difference": None if difference is None else difference.to_json(),
+            "decided": None if self.decided is None else self.decided.to_json(),
             "departures": list(self.departures),
         }
 
@@ -139,7 +146,7 @@ class BoardRow:
         """Worst-case difference to the base model, over official and outside attacks.
 
         Challenges to the base model may not raise it: the smaller of the differences with and
-        without them counts.
+        without them counts. If the run stopped early, it is an upper bound.
         """
         return self.headline.difference
 
@@ -231,13 +238,15 @@ class BoardRow:
 
     @property
     def trust(self) -> str:
-        """The state in words, with the names of the people who broke the row."""
+        """The state in words, with the names of the people who broke or lowered the row."""
         words: str = self.state
         if words == "re-attacked":
             last = max(self.checks, key=lambda entry: entry.units)
             words = f"re-attacked ({last.units} of {counted(last.of, 'attack')})"
         if self.broken_by:
-            words += f", broken by {', '.join(each.by for each in self.broken_by)}"
+            # A run that stopped early had not shown a gain, so nobody could break one.
+            verb = "broken" if self.headline.decided is None else "lowered"
+            words += f", {verb} by {', '.join(each.by for each in self.broken_by)}"
         if self.challenged_by:
             words += f", challenged by {', '.join(self.challenged_by)} (not checked)"
         return words
@@ -269,6 +278,7 @@ class BoardRow:
             "ruling": self.ruling,
             "samples": self.headline.result.samples,
             **plain,
+            "decided": None if self.headline.decided is None else self.headline.decided.to_json(),
             "cost": self.cost,
             "dependence": self.dependence.to_json(),
             "decided_by": self.decided_by,

@@ -35,7 +35,10 @@ _ORDER: Final[tuple[Ruling, ...]] = (
 
 
 def list_rows(root: Path) -> tuple[BoardRow, ...]:
-    """Read every row below a folder, sorted by track, verdict and difference. Void rows come last.
+    """Read every row below a folder, sorted by track and verdict. Void rows come last.
+
+    Rows with equal verdicts are sorted by difference. Those whose run stopped early come after the
+    others, sorted by the number of attacks that they stood and then by their upper bound.
 
     Raises:
         RecordError: The folder is missing, or a row is damaged.
@@ -44,7 +47,7 @@ def list_rows(root: Path) -> tuple[BoardRow, ...]:
     if not root.is_dir():
         raise RecordError(f"there is no folder {root}")
     rows = [read_board_row(folder) for folder in _folders(root)]
-    return tuple(sorted(rows, key=lambda row: (row.track.name, *_rank(row))))
+    return tuple(sorted(rows, key=lambda row: (row.track.name, *rank(row))))
 
 
 def read_board_row(folder: Path) -> BoardRow:
@@ -152,8 +155,20 @@ def _folders(root: Path) -> Iterator[Path]:
             yield Path(folder)
 
 
-def _rank(row: BoardRow) -> tuple[bool, int, float, str]:
-    difference = row.difference
+def rank(row: BoardRow) -> tuple[bool, int, bool, int, float, str]:
+    """Return the place of a row within its track, in ascending order.
+
+    The difference of a run that stopped early is an upper bound, which is lower the longer the run
+    was. So among equal rulings these runs come after the others, and first those that stood the
+    most attacks.
+    """
+    difference, decided = row.difference, row.headline.decided
     value = None if difference is None else difference.value
-    place = _ORDER.index(row.ruling)
-    return (row.void is not None, place, 0.0 if value is None else -value, row.name)
+    return (
+        row.void is not None,
+        _ORDER.index(row.ruling),
+        decided is not None,
+        0 if decided is None else -decided.after,
+        0.0 if value is None else -value,
+        row.name,
+    )

@@ -81,7 +81,8 @@ def _metrics(row: BoardRow) -> Iterator[Metric]:
     if defense.decided is not None:
         suite += (
             f" An upper bound: the run stopped after {defense.decided.after} of "
-            f"{counted(defense.decided.of, 'attack')}, because no gain was possible any more."
+            f"{counted(defense.decided.of, 'attack')}, because a gain can no longer be shown with "
+            "these samples."
         )
     yield from _share("robust_accuracy", "Robust accuracy", suite, defense.worst.served)
     yield from _share("clean_accuracy", "Clean accuracy", "Without an attack.", defense.natural)
@@ -94,6 +95,8 @@ def _metrics(row: BoardRow) -> Iterator[Metric]:
         static.worst.served,
     )
     difference = row.difference
+    if difference != defense.difference:
+        suite += " Without the attacks from outside on the base model, which would raise it."
     if difference is not None and difference.value is not None:
         yield Metric(
             "robust_gain",

@@ -13,9 +13,9 @@ from typing import Any, Final, Literal
 
 from markupsafe import Markup
 
-from dent.board.board_row import REPORT, BoardRow, Ruling
+from dent.board.board_row import REPORT, BoardRow, Ruling, VariantResult
 from dent.board.tracks import Track
-from dent.evaluation.results.result import Difference
+from dent.evaluation.results.result import Decision, Difference
 from dent.report import wording
 from dent.report.charts import HEIGHT, Tick, nice_ticks
 from dent.report.html import environment, to_html
@@ -35,6 +35,7 @@ LOOKS: Final[dict[Ruling, tuple[int, str]]] = {
 """By ruling, the number of the color in the style sheet, and the shape."""
 _TONES: Final[dict[Ruling, str]] = {"robust gain": "good", "harmful": "bad"}
 _LEAST_COST: Final = 1.0
+_AT_MOST: Final = "at most "
 
 
 @dataclass(frozen=True)
@@ -231,13 +232,14 @@ def _links(row: BoardRow, base: Path) -> Iterator[Link]:
 def _cells(row: BoardRow) -> Iterator[BoardCell]:
     yield _verdict(row)
     variants = tuple(
-        f"{variant.name}: {wording.difference(variant.difference)}"
-        + ("" if variant.finished else ", not finished")
+        f"{variant.name}: {gain_of(variant)}" + ("" if variant.finished else ", not finished")
         for variant in row.variants
         if variant.difference is not None
     )
     absent = "the reference" if row.ruling == "the reference" else "not measured"
-    yield _paired(row.difference, absent, variants, _TONES.get(row.ruling, ""))
+    tone, decided = _TONES.get(row.ruling, ""), row.headline.decided
+    notes = variants if decided is None else (_after(decided), *variants)
+    yield _paired(row.difference, absent, notes, tone, is_bound=decided is not None)
     views = row.views
     named = () if views is None or row.less_views is None else (f"of {views.defense_name}",)
     yield _paired(row.less_views, _without_views(row), named)
@@ -261,6 +263,22 @@ def _cells(row: BoardRow) -> Iterator[BoardCell]:
     yield BoardCell(row.trust, row.trust, notes=notes, links=links, tone=tone)
 
 
+def gain_of(run: VariantResult) -> str:
+    """Return the difference of a run in words, such as `at most +0.4 [−1.2, +2.0] after ...`."""
+    text = wording.difference(run.difference)
+    if run.decided is None or not text:
+        return text
+    return f"{_AT_MOST}{text} {_after(run.decided)}"
+
+
+def _after(decided: Decision) -> str:
+    """Say how many attacks on the defense ran before its run stopped."""
+    text = f"after {decided.after} of {counted(decided.of, 'attack')}"
+    if decided.after:
+        return text
+    return f"{text}, by images of attacks on the base model alone"
+
+
 def _without_views(row: BoardRow) -> str:
     """Return why a row is not compared with the views."""
     if row.views is None:
@@ -280,18 +298,25 @@ def _verdict(row: BoardRow) -> BoardCell:
     ground = () if verdict.ground is None else (verdict.ground,)
     if row.headline.result.status == "partial":
         ground = (*ground, "not finished")
+    if row.headline.decided is not None:
+        ground = (*ground, "stopped early")
     return BoardCell(
         verdict.ruling, verdict.ruling, notes=ground, tone=_TONES.get(row.ruling, "quiet")
     )
 
 
 def _paired(
-    difference: Difference | None, missing: str, notes: tuple[str, ...] = (), tone: str = ""
+    difference: Difference | None,
+    missing: str,
+    notes: tuple[str, ...] = (),
+    tone: str = "",
+    *,
+    is_bound: bool = False,
 ) -> BoardCell:
     if difference is None or difference.value is None:
         return BoardCell(missing=missing, notes=notes)
     return BoardCell(
-        wording.points(difference.value),
+        (_AT_MOST if is_bound else "") + wording.points(difference.value),
         round(difference.value, 6),
         wording.points_interval(difference.interval),
         notes=notes,
@@ -349,8 +374,8 @@ def scatter(track: Track, rows: Sequence[tuple[int, BoardRow]]) -> Scatter | Non
     for number, row, cost, gain, interval in placed:
         colour, shape = LOOKS[row.ruling]
         text = (
-            f"{number} {row.name}: {wording.difference(row.difference)} points at "
-            f"{factor(cost)}, {row.ruling}"
+            f"{number} {row.name}: {gain_of(row.headline)}, in points, at {factor(cost)}, "
+            f"{row.ruling}"
         )
         said.append(text)
         low, high = (None, None) if interval is None else (down(100 * e) for e in interval)
