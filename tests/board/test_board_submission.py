@@ -12,6 +12,7 @@ import torch
 from dent.board.check import conclude
 from dent.board.json_schema import text
 from dent.board.listing import read_board_row
+from dent.board.metrics import reason_to_omit
 from dent.board.row import begin
 from dent.board.row_checks import above, checks_of
 from dent.board.running import attacks_of
@@ -104,6 +105,29 @@ def test_recorded_check_lists_the_challenges_that_it_covered(row: Path, tmp_path
     assert [entry.challenges for entry in found.checks] == [{HEADLINE: (line["sha256"],)}]
     assert found.challenged_by == ()
     assert [entry.by for entry in found.headline.defense.challenges] == ["Ada"]
+
+
+def test_claim_on_the_fixed_half_is_never_verified_or_exported(put: Put, tmp_path: Path) -> None:
+    put(SMALL)
+    row = make_row(tmp_path / "rows" / "row", SMALL, None)
+    submitted = dent("board", "submit", str(row), *FIELDS, "--device", "cpu")
+    assert submitted.code == 0, submitted.err + submitted.out
+    asked = ("board", "check", str(row), "--device", "cpu", "--allow-code", "--record", "us")
+    checked = dent(*asked, "--json")
+    assert checked.code == 3, checked.out + checked.err
+    assert json.loads(checked.out)["status"] == "incomplete"
+    assert {name: state for name, state in states(checked).items() if state != "passed"} == {
+        "halves": "not-run"
+    }
+    assert not (row / "trust.json").exists()
+    found = read_board_row(row)
+    assert found.trust == "claimed"
+    assert "halves: there is only the fixed half" in str(reason_to_omit(found))
+    exported = dent(
+        *("board", "export", str(row.parent), "--to", "every-eval-ever"),
+        *("--out", str(tmp_path / "exported"), "--json"),
+    )
+    assert json.loads(exported.out)["files"] == []
 
 
 def test_archive_can_be_checked_without_and_with_its_separate_images(

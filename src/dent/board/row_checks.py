@@ -21,6 +21,12 @@ from dent.support.plural import counted
 
 HALVES_LEVEL: Final = 0.001
 """Significance level of the test that compares the two halves of the samples."""
+_CLAIM: Final = Check(
+    name="halves",
+    state="not-run",
+    looked_at=0,
+    problems=("there is only the fixed half, which is a claim: a maintainer draws the other half",),
+)
 
 
 def checks_of(row: BoardRow) -> tuple[Check, ...]:
@@ -31,18 +37,17 @@ def checks_of(row: BoardRow) -> tuple[Check, ...]:
     - `track`: every run follows the track.
     - `defense`: every run but the views evaluates the same defense, which the submission names. The
       views run evaluates a mean over views. Every run has the static model beside its defense.
-    - `halves`: the gain on the drawn half is not far below the gain on the fixed half.
+    - `halves`: the gain on the drawn half is not far below the gain on the fixed half. Without a
+      nonce, there is no drawn half, and the check does not run.
     """
-    return tuple(
-        _check(name, list(found))
-        for name, found in (
-            ("submission", _of_submission(row)),
-            ("manifest", _of_manifest(row)),
-            ("track", _of_track(row)),
-            ("defense", _of_defense(row)),
-            ("halves", _of_halves(row)),
-        )
+    named = (
+        ("submission", _of_submission(row)),
+        ("manifest", _of_manifest(row)),
+        ("track", _of_track(row)),
+        ("defense", _of_defense(row)),
     )
+    halves = _CLAIM if row.nonce is None else _check("halves", list(_of_halves(row)))
+    return (*(_check(name, list(found)) for name, found in named), halves)
 
 
 def _check(name: str, problems: list[str]) -> Check:
@@ -128,7 +133,7 @@ def _others(spec: EvaluationSpec) -> list[dict[str, Any]]:
 def _of_halves(row: BoardRow) -> Iterator[str]:
     """Detect a defense that was tuned on the fixed half, which is public."""
     run = row.headline.run
-    if row.nonce is None or row.headline.defense_name == STATIC or not run.run.spec.has_static:
+    if row.headline.defense_name == STATIC or not run.run.spec.has_static:
         return
     fixed_ids = set(row.track.fixed_ids)
     gains = gain_by_id(run)
