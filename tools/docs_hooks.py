@@ -67,9 +67,9 @@ def _board() -> Iterator[tuple[str, str]]:
         folder = Path(temporary) / "board"
         shutil.copytree(ROOT / "board", folder)
         rows = list_rows(folder)
-        write_reports(rows)
-        write_page(rows, folder / "index.html")
-        for path in sorted(folder.rglob("*.html")):
+        reports = write_reports(rows)
+        write_page(rows, folder / "index.html", reports)
+        for path in sorted((folder / "index.html", *reports)):
             yield path.relative_to(temporary).as_posix(), path.read_text(encoding="utf-8")
 
 

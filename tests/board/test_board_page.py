@@ -8,7 +8,7 @@ import pytest
 
 from dent.board.board_row import BoardRow
 from dent.board.listing import rank, read_board_row
-from dent.board.page import scatter, to_page
+from dent.board.page import scatter, to_page, write_reports
 from dent.board.submission import KnownAttack, RowSubmission
 from dent.board.tracks import HEADLINE
 from dent.evaluation.results.intervals import tango
@@ -197,11 +197,19 @@ def test_scatter_plot_places_one_dot_per_row_by_its_gain_and_cost(rows: list[Boa
 
 
 def test_links_to_reports_are_relative_to_the_page(rows: list[BoardRow], tmp_path: Path) -> None:
-    folder = tmp_path / "board" / "it"
-    (folder / HEADLINE).mkdir(parents=True)
-    (folder / HEADLINE / "report.html").write_text("")
-    page = to_page([replace(rows[0], folder=folder)], tmp_path / "site")
+    row = replace(rows[0], folder=tmp_path / "board" / "it")
+    (row.folder / HEADLINE).mkdir(parents=True)
+    page = to_page([row], tmp_path / "site", write_reports([row]))
     assert 'href="../board/it/headline/report.html"' in page
+
+
+def test_report_that_a_submitter_supplied_is_not_linked(
+    rows: list[BoardRow], tmp_path: Path
+) -> None:
+    row = replace(rows[0], folder=tmp_path / "board" / "it")
+    (row.folder / HEADLINE).mkdir(parents=True)
+    (row.folder / HEADLINE / "report.html").write_text("<script>alert(1)</script>")
+    assert "report.html" not in to_page([row], tmp_path)
 
 
 ASKED = """

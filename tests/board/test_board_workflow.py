@@ -101,3 +101,11 @@ def test_row_of_which_only_the_challenges_were_deleted_is_checked(tmp_path: Path
 def test_moved_row_is_a_deleted_row(tmp_path: Path) -> None:
     moved = {"board/t/it/row.json": None, "board/t/new/row.json": "{}"}
     assert run(tmp_path, "Rows are never deleted", dict(moved))[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "code"), [("report.html", 1), ("x.HTM", 1), ("submission.json", 0)]
+)
+def test_committed_report_is_refused(tmp_path: Path, name: str, code: int) -> None:
+    step = "Reports are written from the records, and never committed"
+    assert run(tmp_path, step, {f"board/t/it/headline/{name}": "{}"})[0] == code

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from dent.board.submission import RowSubmission
-from dent.board.tracks import HEADLINE, Track
+from dent.board.tracks import Track
 from dent.board.trust import State, TrustEntry, state_of
 from dent.board.views import less_views
 from dent.evaluation.records.schema import ChallengeRecord
@@ -26,7 +26,6 @@ from dent.evaluation.suites import VERSION, coverage_of
 from dent.evaluation.verification.verify import Check
 from dent.support.plural import counted
 
-REPORT: Final = "report.html"
 Ruling = Literal["robust gain", "no gain", "harmful", "inconclusive", "the reference", "none"]
 
 
@@ -250,12 +249,6 @@ class BoardRow:
         if self.challenged_by:
             words += f", challenged by {', '.join(self.challenged_by)} (not checked)"
         return words
-
-    @property
-    def report(self) -> str | None:
-        """Path of the headline run's report, relative to `folder`; None if there is no report."""
-        path = self.folder / HEADLINE / REPORT
-        return f"{HEADLINE}/{REPORT}" if path.is_file() else None
 
     def to_json(self) -> dict[str, Any]:
         """Return the row as plain JSON values."""

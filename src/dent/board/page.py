@@ -4,7 +4,7 @@ import base64
 import hashlib
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -13,8 +13,8 @@ from typing import Any, Final, Literal
 
 from markupsafe import Markup
 
-from dent.board.board_row import REPORT, BoardRow, Ruling, VariantResult
-from dent.board.tracks import Track
+from dent.board.board_row import BoardRow, Ruling, VariantResult
+from dent.board.tracks import HEADLINE, Track
 from dent.evaluation.results.result import Decision, Difference
 from dent.report import wording
 from dent.report.charts import HEIGHT, Tick, nice_ticks
@@ -34,6 +34,7 @@ LOOKS: Final[dict[Ruling, tuple[int, str]]] = {
 }
 """By ruling, the number of the color in the style sheet, and the shape."""
 _TONES: Final[dict[Ruling, str]] = {"robust gain": "good", "harmful": "bad"}
+REPORT: Final = "report.html"
 _LEAST_COST: Final = 1.0
 _AT_MOST: Final = "at most "
 
@@ -135,21 +136,22 @@ class Scatter:
     height: float = HEIGHT
 
 
-def write_page(rows: Sequence[BoardRow], out: Path) -> None:
+def write_page(rows: Sequence[BoardRow], out: Path, reports: Collection[Path] = ()) -> None:
     """Write the page.
 
     Args:
         rows: The rows, in the order in which they are first shown.
         out: The file. Links to reports are relative to its folder.
+        reports: The reports to link, as `write_reports` returned them.
 
     Raises:
         RecordError: The file cannot be written.
     """
-    write_atomically(out, to_page(rows, out.parent).encode())
+    write_atomically(out, to_page(rows, out.parent, reports).encode())
 
 
-def write_reports(rows: Sequence[BoardRow], data_root: Path | None = None) -> None:
-    """Write the report of each row's headline run beside its records.
+def write_reports(rows: Sequence[BoardRow], data_root: Path | None = None) -> tuple[Path, ...]:
+    """Write the report of each row's headline run beside its records, and return their paths.
 
     Args:
         rows: The rows.
@@ -158,18 +160,26 @@ def write_reports(rows: Sequence[BoardRow], data_root: Path | None = None) -> No
     Raises:
         RecordError: A report cannot be written.
     """
+    written = []
     for row in rows:
         run = row.headline.run
         page = to_html([NamedRun(row.name, run)], data_root=data_root)
-        write_atomically(run.path / REPORT, page.encode())
+        write_atomically(_report_of(row), page.encode())
+        written.append(_report_of(row))
+    return tuple(written)
 
 
-def to_page(rows: Sequence[BoardRow], base: Path) -> str:
+def _report_of(row: BoardRow) -> Path:
+    return row.folder / HEADLINE / REPORT
+
+
+def to_page(rows: Sequence[BoardRow], base: Path, reports: Collection[Path] = ()) -> str:
     """Return the page.
 
     Args:
         rows: The rows, in the order in which they are first shown.
         base: The folder that links are relative to.
+        reports: The reports to link. Others are not linked: a submitter may have written them.
     """
     used = list(dict.fromkeys(row.track.name for row in rows))
     by_name: dict[str, Track] = {row.track.name: row.track for row in rows}
@@ -182,7 +192,7 @@ def to_page(rows: Sequence[BoardRow], base: Path) -> str:
         environment("dent.board")
         .get_template("board.html.j2")
         .render(
-            rows=[_line(numbers[id(row)], row, base) for row in rows],
+            rows=[_line(numbers[id(row)], row, base, reports) for row in rows],
             tracks=[by_name[name] for name in used],
             columns=COLUMNS,
             charts=[chart for chart in charts if chart is not None],
@@ -198,13 +208,13 @@ def _script() -> str:
     return files("dent.board").joinpath("templates/board.js").read_text("utf-8")
 
 
-def _line(number: int, row: BoardRow, base: Path) -> TableLine:
+def _line(number: int, row: BoardRow, base: Path, reports: Collection[Path]) -> TableLine:
     submission = row.submission
     return TableLine(
         number=number,
         name=row.name,
         track=row.track.name,
-        links=tuple(_links(row, base)),
+        links=tuple(_links(row, base, reports)),
         known_attacks=() if submission is None else submission.known_attacks,
         departures=tuple(_departures(row)),
         void=row.void,
@@ -218,14 +228,14 @@ def _departures(row: BoardRow) -> Iterator[str]:
         yield from (f"{where}{departure}" for departure in run.departures)
 
 
-def _links(row: BoardRow, base: Path) -> Iterator[Link]:
+def _links(row: BoardRow, base: Path, reports: Collection[Path]) -> Iterator[Link]:
     submission = row.submission
     if submission is not None and submission.paper is not None:
         yield Link("paper", submission.paper)
     if submission is not None and submission.repository is not None:
         yield Link("code", submission.repository)
-    if row.report is not None:
-        relative = os.path.relpath(row.folder / row.report, base)
+    if _report_of(row) in reports:
+        relative = os.path.relpath(_report_of(row), base)
         yield Link("report", Path(relative).as_posix())
 
 
@@ -237,9 +247,9 @@ def _cells(row: BoardRow) -> Iterator[BoardCell]:
         if variant.difference is not None
     )
     absent = "the reference" if row.ruling == "the reference" else "not measured"
-    tone, decided = _TONES.get(row.ruling, ""), row.headline.decided
-    notes = variants if decided is None else (_after(decided), *variants)
-    yield _paired(row.difference, absent, notes, tone, is_bound=decided is not None)
+    tone, stop = _TONES.get(row.ruling, ""), row.headline.decided
+    notes = variants if stop is None else (_after(stop), *variants)
+    yield _paired(row.difference, absent, notes, tone, is_bound=stop is not None)
     views = row.views
     named = () if views is None or row.less_views is None else (f"of {views.defense_name}",)
     yield _paired(row.less_views, _without_views(row), named)

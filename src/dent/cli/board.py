@@ -160,9 +160,7 @@ def page_command(
     from dent.board.page import write_page, write_reports
 
     rows = list_rows(folder)
-    if reports:
-        write_reports(rows, root)
-    write_page(rows, out)
+    write_page(rows, out, write_reports(rows, root) if reports else ())
     if as_json:
         print_json([row.to_json() for row in rows])
         return
