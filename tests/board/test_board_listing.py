@@ -27,6 +27,7 @@ from dent.evaluation.results.intervals import tango
 from dent.evaluation.results.result import Decision
 from dent.evaluation.subject import threat_of
 from dent.evaluation.suites import SuiteName
+from dent.evaluation.verification.reattack import RerunCount
 from dent.storage.canonical import canonical, digest
 from dent.storage.errors import RecordError
 from tests.board.conftest import Put
@@ -264,6 +265,16 @@ def test_trust_counts_only_checks_of_the_same_run(made: Path, put: Put, tmp_path
     again = entry.model_copy(update={"state": "re-attacked", "nonce": "n", "units": 2, "of": 9})
     add_trust(folder, again)
     assert read_board_row(folder).trust == "re-attacked (2 of 9 attacks)"
+    counts = {"static": {"units": 1, "of": 80}, NAME: {"units": 2, "of": 0}}
+    for of, said in (
+        (0, "1 of 80 attacks on the base model; the defense was not attacked"),
+        (64, "1 of 80 attacks on the base model; 2 of 64 attacks on the defense"),
+    ):
+        counts[NAME]["of"] = of
+        words = {name: RerunCount(**count) for name, count in counts.items()}
+        more = again.model_copy(update={"units": 3 + of, "by_defense": words})
+        add_trust(folder, more)
+        assert read_board_row(folder).trust == f"re-attacked ({said})"
     shutil.copytree(folder, tmp_path / "void")
     trust = tmp_path / "void" / "trust.json"
     trust.write_text(json.dumps(json.loads(trust.read_text()) | {"void": "Tuned on the half"}))

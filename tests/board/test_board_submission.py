@@ -79,6 +79,10 @@ def test_submitted_row_is_packed_checked_re_attacked_and_trusted(row: Path, tmp_
     (entry,) = found.checks
     assert found.submission is not None
     assert entry.manifest == found.submission.manifest
+    static, defense = entry.by_defense["static"], entry.by_defense[NAME]
+    assert (static.units, defense.units, static.of + defense.of) == (
+        (0, 1, entry.of) if defense.of else (1, 0, entry.of)
+    )
     edit(row / HEADLINE / "run.json", lambda run: run.update(status="failed"))
     assert read_board_row(row).trust == "claimed"
 

@@ -24,7 +24,6 @@ from dent.evaluation.results.summary import spared_of
 from dent.evaluation.results.worst_case import by_sample
 from dent.evaluation.suites import VERSION, coverage_of
 from dent.evaluation.verification.verify import Check
-from dent.support.plural import counted
 
 Ruling = Literal["robust gain", "no gain", "harmful", "inconclusive", "the reference", "none"]
 
@@ -241,7 +240,7 @@ class BoardRow:
         words: str = self.state
         if words == "re-attacked":
             last = max(self.checks, key=lambda entry: entry.units)
-            words = f"re-attacked ({last.units} of {counted(last.of, 'attack')})"
+            words = f"re-attacked ({last.attacks})"
         if self.broken_by:
             # A run that stopped early had not shown a gain, so nobody could break one.
             verb = "broken" if self.headline.decided is None else "lowered"

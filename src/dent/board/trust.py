@@ -13,7 +13,8 @@ from typing import Annotated, Final, Literal
 from pydantic import Field
 
 from dent.evaluation.records.folder import dump, read_record
-from dent.evaluation.records.spec import Sha256
+from dent.evaluation.records.spec import STATIC, Sha256
+from dent.evaluation.verification.reattack import RerunCount
 from dent.storage.canonical import Record
 from dent.storage.disk import is_there, write_atomically
 from dent.support.plural import agreeing, counted
@@ -59,8 +60,20 @@ class TrustEntry(Record):
     """Number of attacks that were run again."""
     of: Annotated[int, Field(ge=0)] = 0
     """Number of recorded attacks."""
+    by_defense: dict[str, RerunCount] = Field(default_factory=dict)
+    """`units` and `of` by defense of the headline run; empty in older entries."""
     challenges: dict[str, tuple[Sha256, ...]] = Field(default_factory=dict)
     """By run of the row, the `sha256` of each line of `challenges.jsonl` that was checked."""
+
+    @property
+    def attacks(self) -> str:
+        """The attacks that ran again in words, such as `1 of 80 attacks on the base model`."""
+        if not self.by_defense:
+            return f"{self.units} of {counted(self.of, 'attack')}"
+        return "; ".join(
+            _rerun(count, "the base model" if name == STATIC else "the defense")
+            for name, count in self.by_defense.items()
+        )
 
 
 class TrustRecord(Record):
@@ -100,6 +113,12 @@ class TrustRecord(Record):
         if all(entry.submission is None for entry in same):
             return f"{checks} {names} no submission"
         return f"the submission has changed since {checks}"
+
+
+def _rerun(count: RerunCount, target: str) -> str:
+    if not count.of:
+        return f"{target} was not attacked"
+    return f"{count.units} of {counted(count.of, 'attack')} on {target}"
 
 
 def challenges_in(entries: Iterable[TrustEntry]) -> dict[str, frozenset[str]]:

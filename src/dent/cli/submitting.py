@@ -192,6 +192,7 @@ def _record(
             nonce=None if again is None else again.nonce,
             units=0 if again is None else len(again.units),
             of=0 if again is None else again.of,
+            by_defense={} if again is None else again.by_defense,
             challenges=_challenges(row),
         ),
     )
