@@ -354,7 +354,7 @@ class _Kept:
 
 def _count(every: Sequence[Unit], done: Set[str], defense: str) -> RerunCount:
     own = [unit.key for unit in every if unit.defense == defense]
-    return RerunCount(units=len(done.intersection(own)), of=len(own))
+    return RerunCount(units=sum(key in done for key in own), of=len(own))
 
 
 def _lot(nonce: str, identity: str, key: str) -> bytes:
