@@ -13,6 +13,7 @@ from dent.board.check import conclude
 from dent.board.json_schema import text
 from dent.board.listing import read_board_row
 from dent.board.metrics import reason_to_omit
+from dent.board.page import to_page
 from dent.board.row import begin
 from dent.board.row_checks import above, checks_of
 from dent.board.running import attacks_of
@@ -109,6 +110,38 @@ def test_recorded_check_lists_the_challenges_that_it_covered(row: Path, tmp_path
     assert [entry.challenges for entry in found.checks] == [{HEADLINE: (line["sha256"],)}]
     assert found.challenged_by == ()
     assert [entry.by for entry in found.headline.defense.challenges] == ["Ada"]
+
+
+def test_source_of_the_nonce_is_recorded_and_shown(row: Path, tmp_path: Path) -> None:
+    assert submit(row).code == 0
+    asked = ("board", "check", str(row), "--device", "cpu", "--allow-code")
+    assert dent(*asked, "--record", "us").code == 0
+    assert "source of the nonce not stated" in to_page([read_board_row(row)], tmp_path)
+    source = ("--nonce-source", "block 900,000 of a public chain")
+    assert "--nonce-source is recorded with a check" in dent(*asked, *source).err
+    assert "expected a text" in dent(*asked, "--record", "us", "--nonce-source", " ").err
+    assert dent(*asked, "--record", "us", *source).code == 0
+    found = read_board_row(row)
+    assert found.to_json()["nonce_source"] == "block 900,000 of a public chain, by us"
+    page = to_page([found], tmp_path)
+    assert "nonce: block 900,000 of a public chain, by us" in page
+    assert "not stated" not in page
+
+
+def test_nonce_of_the_row_draws_no_attacks_to_run_again(row: Path) -> None:
+    assert submit(row).code == 0
+    asked = ("board", "check", str(row), "--device", "cpu", "--allow-code", "--reattack", "1")
+    refused = dent(*asked, "--nonce", "1f")
+    assert refused.code == 2
+    assert "--nonce 1f is the nonce that drew the samples of the row" in refused.err
+    assert dent(*asked, "--nonce", "2f").code == 0
+
+
+def test_claim_has_no_nonce_whose_source_could_be_recorded(put: Put, tmp_path: Path) -> None:
+    put(SMALL)
+    row = make_row(tmp_path / "row", SMALL, None)
+    asked = ("board", "check", str(row), "--records-only", "--record", "us")
+    assert "has no nonce: leave out --nonce-source" in dent(*asked, "--nonce-source", "x").err
 
 
 def test_claim_on_the_fixed_half_is_never_verified_or_exported(put: Put, tmp_path: Path) -> None:

@@ -220,6 +220,15 @@ class BoardRow:
         return tuple(dict.fromkeys(challenge.by for challenge in unchecked))
 
     @property
+    def nonce_source(self) -> str | None:
+        """Where the nonce comes from and who drew it, by the last check; None if not stated."""
+        for entry in reversed(self.checks):
+            if entry.nonce_source is not None:
+                drawn_by = "" if entry.nonce_by is None else f", by {entry.nonce_by}"
+                return f"{entry.nonce_source}{drawn_by}"
+        return None
+
+    @property
     def problems(self) -> tuple[str, ...]:
         """What the checks that need no model found, or why they did not run."""
         return tuple(
@@ -264,6 +273,7 @@ class BoardRow:
             "folder": str(self.folder),
             "track": self.track.name,
             "nonce": self.nonce,
+            "nonce_source": self.nonce_source,
             "identity": self.headline.result.identity,
             "status": self.headline.result.status,
             "defense": self.headline.defense_name,

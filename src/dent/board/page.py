@@ -335,8 +335,12 @@ def _paired(
 
 
 def _samples(row: BoardRow) -> BoardCell:
-    drawn = "the fixed half alone" if row.nonce is None else f"half drawn by {row.nonce[:16]}"
-    return BoardCell(str(row.headline.result.samples), row.headline.result.samples, notes=(drawn,))
+    notes: tuple[str, ...] = ("the fixed half alone",)
+    if row.nonce is not None:
+        source = row.nonce_source
+        stated = "source of the nonce not stated" if source is None else f"nonce: {source}"
+        notes = (f"half drawn by {row.nonce[:16]}", stated)
+    return BoardCell(str(row.headline.result.samples), row.headline.result.samples, notes=notes)
 
 
 def _decided(name: str) -> str:

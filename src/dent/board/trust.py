@@ -56,6 +56,11 @@ class TrustEntry(Record):
     date: Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$")]
     nonce: str | None = None
     """The nonce that drew the attacks that were run again."""
+    nonce_source: Annotated[str, Field(min_length=1, max_length=500)] | None = None
+    """Where the other nonce comes from, which drew half of the row's samples; null if it was not
+    stated."""
+    nonce_by: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    """Who drew that nonce."""
     units: Annotated[int, Field(ge=0)] = 0
     """Number of attacks that were run again."""
     of: Annotated[int, Field(ge=0)] = 0

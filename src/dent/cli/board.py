@@ -274,6 +274,14 @@ def check_command(
         str | None,
         typer.Option("--record", help="Who checked: add what was passed to the row's trust.json."),
     ] = None,
+    nonce_source: Annotated[
+        str | None,
+        typer.Option(
+            help="With --record: where the nonce of the row comes from, such as the hash of a "
+            "named block of a public chain. Whoever checks is recorded as the one who drew it.",
+            metavar="TEXT",
+        ),
+    ] = None,
     root: Annotated[Path | None, options.data()] = None,
     device: Annotated[str | None, options.device()] = None,
     as_json: Annotated[bool, options.as_json()] = False,
@@ -289,7 +297,8 @@ def check_command(
 
     again = checking.reattack(reattack, nonce, records_only=records_only)
     how = submitting.Verifying(root, device, records_only=records_only, allow_code=allow_code)
-    checked = submitting.check(row, images, how, again, by)
+    by_whom = submitting.recording(by, nonce_source)
+    checked = submitting.check(row, images, how, again, by_whom)
     if as_json:
         print_json(checked.to_json())
     else:
