@@ -278,7 +278,7 @@ def check_command(
         str | None,
         typer.Option(
             help="With --record: where the nonce of the row comes from, such as the hash of a "
-            "named block of a public chain. Whoever checks is recorded as the one who drew it.",
+            "named block of a public chain. NAME is recorded as the one who drew it.",
             metavar="TEXT",
         ),
     ] = None,
@@ -297,8 +297,8 @@ def check_command(
 
     again = checking.reattack(reattack, nonce, records_only=records_only)
     how = submitting.Verifying(root, device, records_only=records_only, allow_code=allow_code)
-    by_whom = submitting.recording(by, nonce_source)
-    checked = submitting.check(row, images, how, again, by_whom)
+    recorded = submitting.recording(by, nonce_source)
+    checked = submitting.check(row, images, how, again, recorded)
     if as_json:
         print_json(checked.to_json())
     else:

@@ -386,7 +386,7 @@ class Resubmission:
     def _note_changes(
         self, unit: Unit, record: UnitRecord, served: Sequence[int | None], logits: Tensor
     ) -> None:
-        """Note for the changed predictions of a unit whether they are ties, and whom they favor."""
+        """Note whether the changed predictions of a unit are ties, and which side they favor."""
         batches = batches_of(self._run.plan, unit)
         members = [pair for each in batches for pair in zip(each.ids, each.labels, strict=True)]
         leaning = self._leaning.setdefault(unit.defense, Counter())
