@@ -20,8 +20,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 from dent.board.listing import list_rows
-from dent.board.page import write_page, write_reports
-from dent.report import wording
+from dent.board.page import gain_of, write_page, write_reports
 from dent.support.rounding import factor
 
 ROOT = Path(__file__).parents[1]
@@ -68,9 +67,9 @@ def _board() -> Iterator[tuple[str, str]]:
         folder = Path(temporary) / "board"
         shutil.copytree(ROOT / "board", folder)
         rows = list_rows(folder)
-        write_reports(rows)
-        write_page(rows, folder / "index.html")
-        for path in sorted(folder.rglob("*.html")):
+        reports = write_reports(rows)
+        write_page(rows, folder / "index.html", reports)
+        for path in sorted((folder / "index.html", *reports)):
             yield path.relative_to(temporary).as_posix(), path.read_text(encoding="utf-8")
 
 
@@ -84,7 +83,7 @@ def _rows() -> Iterator[str]:
             yield "| defense | verdict | against its base | cost | trust |"
             yield "| --- | --- | ---: | ---: | --- |"
         cost = "" if row.cost is None else factor(row.cost)
-        gain = wording.difference(row.difference) if row.difference else "the reference"
+        gain = gain_of(row.headline) if row.difference else "the reference"
         yield f"| {row.name} | {row.ruling} | {gain} | {cost} | {row.trust} |"
     if track is None:
         yield "No rows yet."

@@ -1,5 +1,6 @@
 """Make rows on the toy track."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -9,7 +10,17 @@ from dent.attacks import Defense
 from dent.board import row
 from dent.board.running import attacks_of
 from dent.board.tracks import HEADLINE, Track
-from dent.evaluation import Subject, evaluate
+from dent.evaluation import RecordedRun, Subject, evaluate
+from dent.evaluation.records.journal import CHALLENGES, line_of
+from dent.evaluation.records.plan import Batch, Unit, challenge_file
+from dent.evaluation.records.schema import (
+    ChallengeRecord,
+    TensorRef,
+    Trace,
+    UnitRecord,
+    UnitTiming,
+)
+from dent.evaluation.verification.resubmit import unit_seed_of
 from dent.threat import ThreatModel
 from tests.board.toys import HERE, Shifted, model
 
@@ -37,3 +48,58 @@ def make_row(
         )
         evaluate(subject, track.settings(variant, nonce, until), out=folder / variant)
     return folder
+
+
+def forged_challenge(
+    run: RecordedRun, by: str, defense: str, correct: Mapping[str, bool]
+) -> ChallengeRecord:
+    """Return a challenge without any images, with made-up predictions.
+
+    Args:
+        run: The run that is challenged.
+        by: Who made it.
+        defense: The defense that the images are made for.
+        correct: For each defense with submissions, whether all its predictions are correct.
+    """
+    of_images = (by.encode().hex() + "0" * 64)[:64]
+    return ChallengeRecord(
+        by=by,
+        date="2026-12-01T00:00:00Z",
+        digest=of_images,
+        defense=defense,
+        units=tuple(
+            _submitted(run, batch, name, of_images[:12], correct=right)
+            for batch in run.plan.batches
+            for name, right in correct.items()
+        ),
+        session=run.run.sessions[0],
+    )
+
+
+def _submitted(
+    run: RecordedRun, batch: Batch, defense: str, name: str, *, correct: bool
+) -> UnitRecord:
+    unit = Unit("challenge", defense, name, batch.index)
+    return UnitRecord(
+        kind="challenge",
+        defense=defense,
+        attack=name,
+        batch=batch.index,
+        seed=unit_seed_of(run.run.spec, unit),
+        served=tuple(label if correct else (label + 1) % 4 for label in batch.labels),
+        trace=Trace(rows=0, entropy=None, sigma=None, status={}),
+        tensor=TensorRef(
+            file=challenge_file(name, batch.index),
+            sha256="cd" * 32,
+            shape=(batch.attacked, 3, 32, 32),
+        ),
+        timing=UnitTiming(total=1.0, attack=0.0, serve=1.0, static=None),
+    )
+
+
+def add_challenge(run: Path, challenge: ChallengeRecord) -> str:
+    """Add a line to the challenges of a run, and return its SHA-256."""
+    line = line_of(challenge)
+    with (run / CHALLENGES).open("ab") as file:
+        file.write(line)
+    return str(json.loads(line)["sha256"])

@@ -10,11 +10,15 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard, parse_eval_result_entries
 
+from dent.board.board_row import BoardRow
 from dent.board.every_eval_ever import every_eval_ever
 from dent.board.hugging_face import hugging_face
-from dent.board.listing import BoardRow, read_board_row
+from dent.board.listing import read_board_row
 from dent.board.metrics import maker, metrics, reason_to_omit
+from dent.board.pack import declared_of
 from dent.board.submission import RowSubmission, write_submission
+from dent.board.tracks import HEADLINE
+from dent.evaluation import load_run
 from dent.evaluation.results.result import Decision, Dependence
 from tests.board.conftest import Put
 from tests.board.rows import NAME, make_row
@@ -37,7 +41,9 @@ OWN = RowSubmission(
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = make_row(tmp_path_factory.mktemp("board") / "row", SMALL)
-    write_submission(folder, OWN)
+    identity = load_run(folder / HEADLINE).run.identity
+    filled = {"identity": identity, "manifest": declared_of(folder)}
+    write_submission(folder, OWN.model_copy(update=filled))
     return folder
 
 
@@ -78,6 +84,7 @@ def test_metrics_of_a_run_that_stopped_early_are_called_upper_bounds(row: BoardR
     stopped = Decision(after=3, of=18, at_most=0.1, below=False)
     early = {m.key: m.description for m in metrics(with_defense(row, decided=stopped))}
     assert "An upper bound: the run stopped after 3 of 18 attacks" in early["robust_accuracy"]
+    assert "because a gain can no longer be shown with these samples." in early["robust_accuracy"]
     assert "An upper bound" in early["robust_gain"]
     assert "An upper bound" not in early["base_robust_accuracy"] + early["clean_accuracy"]
 

@@ -4,31 +4,37 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from dent.board.listing import BoardRow, list_rows, read_board_row
+from dent.board.board_row import BoardRow
+from dent.board.listing import list_rows, read_board_row
 from dent.board.matching import departures
+from dent.board.metrics import reason_to_omit
 from dent.board.pack import declared_of, manifest_of
 from dent.board.page import to_page
 from dent.board.row import begin, read_row, track_of
+from dent.board.submission import RowSubmission, read_submission, write_submission
 from dent.board.tracks import HEADLINE, VIEWS
 from dent.board.trust import TrustEntry, add_trust
 from dent.errors import ConfigError
 from dent.evaluation import load_run, suite
 from dent.evaluation.attack_specs import attack_spec
-from dent.evaluation.records.journal import JOURNAL
+from dent.evaluation.records.journal import CHALLENGES, JOURNAL, line_of
 from dent.evaluation.records.spec import STATIC
 from dent.evaluation.results.intervals import tango
 from dent.evaluation.results.result import Decision
 from dent.evaluation.subject import threat_of
 from dent.evaluation.suites import SuiteName
+from dent.evaluation.verification.reattack import RerunCount
 from dent.storage.canonical import canonical, digest
 from dent.storage.errors import RecordError
 from tests.board.conftest import Put
-from tests.board.rows import NAME, make_row
+from tests.board.rows import NAME, add_challenge, forged_challenge, make_row
 from tests.board.toys import model, same, shifted, toy
 from tests.cli.here import dent
+from tests.evaluation.subjects import Push
 from tests.unlisted import deny
 
 SMALL = toy(half=4, batch_size=4, fixed="0-3")
@@ -144,6 +150,30 @@ def test_older_suite_than_the_one_of_the_track_is_a_departure(
     )
 
 
+def test_larger_budget_than_the_one_of_the_track_is_a_departure(row: BoardRow) -> None:
+    spec = row.headline.result.spec
+    full = tuple(attack_spec(attack, threat_of(spec.threat)) for attack in suite(budget="full"))
+    assert departures(SMALL, HEADLINE, "1f", spec.model_copy(update={"attacks": full})) == (
+        "the suite: the track says version 3, small, the run has the budget full",
+    )
+
+
+def test_one_more_or_one_longer_attack_than_the_suite_has_is_a_departure(row: BoardRow) -> None:
+    spec = row.headline.result.spec
+    threat = threat_of(spec.threat)
+    more = (*spec.attacks, attack_spec(Push(name="mine"), threat))
+    attacks = list(suite())
+    place = next(i for i, attack in enumerate(attacks) if attack.name == "apgd-ce")
+    attacks[place] = replace(attacks[place], iterations=500)
+    longer = tuple(attack_spec(attack, threat) for attack in attacks)
+    for changed, name in ((more, "mine"), (longer, "apgd-ce")):
+        assert departures(SMALL, HEADLINE, "1f", spec.model_copy(update={"attacks": changed})) == (
+            "the suite: the track says version 3, small, and the run has other attacks: " + name,
+        )
+    backwards = spec.model_copy(update={"attacks": spec.attacks[::-1]})
+    assert departures(SMALL, HEADLINE, "1f", backwards) == ()
+
+
 def test_row_stays_valid_when_the_digests_of_its_track_are_fixed(put: Put, tmp_path: Path) -> None:
     open_track = SMALL.model_copy(update={"weights": None, "digest": None})
     put(open_track)
@@ -185,22 +215,48 @@ def test_page_names_departures_of_every_run(row: BoardRow, tmp_path: Path) -> No
     assert "Not as the track says: by-class: eps: other; views: seed: other" in page
 
 
-def test_trust_counts_only_checks_of_the_same_run(made: Path, put: Put, tmp_path: Path) -> None:
-    put(SMALL)
-    folder = tmp_path / "row"
-    shutil.copytree(made, folder)
-    identity = load_run(folder / HEADLINE).run.identity
-    entry = TrustEntry(
-        state="records verified",
-        identity=identity,
+def submitted_copy(made: Path, folder: Path) -> TrustEntry:
+    """Copy the headline run of a row, submit it, and return a check of it."""
+    shutil.copytree(made, folder, ignore=shutil.ignore_patterns(VIEWS))
+    submission = RowSubmission(
+        name=NAME,
+        track=SMALL.name,
+        factory=NAME,
+        repository="https://example.org/code",
+        commit="a" * 40,
+        contact="me",
+        license="MIT",
+        evaluated_by="me",
+        identity=load_run(folder / HEADLINE).run.identity,
         manifest=declared_of(folder),
+    )
+    write_submission(folder, submission)
+    assert submission.identity is not None
+    return TrustEntry(
+        state="records verified",
+        identity=submission.identity,
+        manifest=submission.manifest,
+        submission=submission.digest,
         by="us",
         date="2026-01-02",
     )
+
+
+def checked_copy(made: Path, folder: Path) -> TrustEntry:
+    """Copy and submit a row, and record that a maintainer has checked it."""
+    entry = submitted_copy(made, folder)
+    add_trust(folder, entry)
+    return entry
+
+
+def test_trust_counts_only_checks_of_the_same_run(made: Path, put: Put, tmp_path: Path) -> None:
+    put(SMALL)
+    folder = tmp_path / "row"
+    entry = submitted_copy(made, folder)
     assert entry.manifest == manifest_of(folder).declared
     add_trust(folder, entry.model_copy(update={"identity": "0" * 64, "state": "re-attacked"}))
     assert read_board_row(folder).trust == "claimed"
-    assert read_board_row(folder).unbound == "trust.json has 1 check of another run"
+    assert read_board_row(folder).unbound == "the 1 check in trust.json is of another run"
     add_trust(folder, entry)
     assert read_board_row(folder).unbound is None
     add_trust(folder, entry)
@@ -209,10 +265,77 @@ def test_trust_counts_only_checks_of_the_same_run(made: Path, put: Put, tmp_path
     again = entry.model_copy(update={"state": "re-attacked", "nonce": "n", "units": 2, "of": 9})
     add_trust(folder, again)
     assert read_board_row(folder).trust == "re-attacked (2 of 9 attacks)"
+    counts = {"static": {"units": 1, "of": 80}, NAME: {"units": 2, "of": 0}}
+    for of, said in (
+        (0, "1 of 80 attacks on the base model; the defense was not attacked"),
+        (64, "1 of 80 attacks on the base model; 2 of 64 attacks on the defense"),
+    ):
+        counts[NAME]["of"] = of
+        words = {name: RerunCount(**count) for name, count in counts.items()}
+        more = again.model_copy(update={"units": 3 + of, "by_defense": words})
+        add_trust(folder, more)
+        assert read_board_row(folder).trust == f"re-attacked ({said})"
     shutil.copytree(folder, tmp_path / "void")
     trust = tmp_path / "void" / "trust.json"
     trust.write_text(json.dumps(json.loads(trust.read_text()) | {"void": "Tuned on the half"}))
     assert [row.void for row in list_rows(tmp_path)] == [None, "Tuned on the half"]
+
+
+def test_challenge_to_the_base_model_does_not_raise_the_difference(row: BoardRow) -> None:
+    run = row.headline.run
+    harmless = forged_challenge(run, "Ada", STATIC, {STATIC: False, NAME: True})
+    challenged = replace(run, challenges=(harmless,))
+    headline = replace(row.headline, run=challenged, result=challenged.result)
+    found = headline.defense.difference
+    assert found is not None
+    assert row.difference is not None
+    assert row.difference.value is not None
+    assert (found.value or 0.0) > row.difference.value
+    assert replace(row, headline=headline).difference == row.difference
+    assert headline.to_json()["difference"] == row.difference.to_json()
+
+
+def test_challenge_that_nobody_checked_is_named_and_does_not_count(
+    made: Path, put: Put, tmp_path: Path
+) -> None:
+    put(SMALL)
+    folder = tmp_path / "row"
+    checked_copy(made, folder)
+    before = read_board_row(folder)
+    run = load_run(folder / HEADLINE)
+    forged = forged_challenge(run, "Mallory", NAME, {NAME: False})
+    add_challenge(folder / HEADLINE, forged)
+    row = read_board_row(folder)
+    assert row.difference == before.difference
+    assert row.headline.result == before.headline.result
+    assert row.broken_by == ()
+    assert row.trust == "records verified, challenged by Mallory (not checked)"
+    assert row.to_json()["challenged_by"] == ["Mallory"]
+    assert "challenged by Mallory (not checked)" in to_page([row], tmp_path)
+
+
+def test_checked_challenge_counts_and_may_not_be_removed_or_edited(
+    made: Path, put: Put, tmp_path: Path
+) -> None:
+    put(SMALL)
+    folder = tmp_path / "row"
+    entry = checked_copy(made, folder)
+    before = read_board_row(folder)
+    run = load_run(folder / HEADLINE)
+    real = forged_challenge(run, "Ada", NAME, {NAME: False})
+    sha256 = add_challenge(folder / HEADLINE, real)
+    add_trust(folder, entry.model_copy(update={"challenges": {HEADLINE: (sha256,)}}))
+    row = read_board_row(folder)
+    assert row.trust == "records verified, broken by Ada"
+    assert before.difference is not None
+    assert row.difference is not None
+    assert (row.difference.value or 0.0) < (before.difference.value or 0.0)
+    lines = folder / HEADLINE / CHALLENGES
+    edited = real.model_copy(update={"by": "Bob"})
+    for content in (None, b"", line_of(edited)):
+        lines.unlink() if content is None else lines.write_bytes(content)
+        with pytest.raises(RecordError, match=f"lacks 1 challenge that trust.json .*{sha256}"):
+            read_board_row(folder)
 
 
 def forge_natural(folder: Path) -> None:
@@ -227,29 +350,23 @@ def forge_natural(folder: Path) -> None:
     journal.write_text("\n".join(lines) + "\n")
 
 
-@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("old", ["manifest", "submission", None])
 def test_checks_of_changed_or_unnamed_records_give_no_trust(
-    made: Path, put: Put, tmp_path: Path, old: bool
+    made: Path, put: Put, tmp_path: Path, old: str | None
 ) -> None:
     put(SMALL)
     folder = tmp_path / "row"
-    shutil.copytree(made, folder)
-    entry = TrustEntry(
-        state="re-attacked",
-        identity=load_run(folder / HEADLINE).run.identity,
-        manifest=None if old else declared_of(folder),
-        by="us",
-        date="2026-01-02",
-        nonce="n",
-        units=1,
-        of=9,
-    )
+    checked = {"state": "re-attacked", "nonce": "n", "units": 1, "of": 9}
+    entry = submitted_copy(made, folder).model_copy(update=checked)
+    if old is not None:
+        entry = entry.model_copy(update={old: None})
     add_trust(folder, entry)
-    if old:
+    if old is not None:
         trust = json.loads((folder / "trust.json").read_text())
-        del trust["entries"][0]["manifest"]
+        del trust["entries"][0][old]
         (folder / "trust.json").write_text(json.dumps(trust))
-        reason = "trust.json has 1 check that names no records"
+        named = {"manifest": "records"}.get(old, old)
+        reason = f"the 1 check in trust.json names no {named}"
     else:
         assert read_board_row(folder).trust == "re-attacked (1 of 9 attacks)"
         forge_natural(folder)
@@ -259,6 +376,73 @@ def test_checks_of_changed_or_unnamed_records_give_no_trust(
     page = to_page([row], tmp_path)
     assert reason in page
     assert "re-attacked" not in page.partition("<tbody>")[2].partition("</tbody>")[0]
+
+
+BOUND: dict[str, Any] = {
+    "name": "Another",
+    "factory": f"{NAME}s",
+    "repository": "https://example.org/other",
+    "commit": "b" * 40,
+    "lock": {"url": "https://example.org/lock", "sha256": "0" * 64},
+    "weights": [{"url": "https://example.org/weights", "sha256": "0" * 64}],
+    "known_attacks": [{"title": "It", "url": "https://example.org/attack"}],
+    "track": "cifar10-l2-0.5-v1",
+    "identity": "0" * 64,
+}
+
+
+def edit_submission(folder: Path, **changes: Any) -> None:
+    path = folder / "submission.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize("field", sorted(BOUND))
+def test_submission_that_changed_after_the_check_is_only_claimed(
+    made: Path, put: Put, tmp_path: Path, field: str
+) -> None:
+    put(SMALL)
+    folder = tmp_path / "row"
+    checked_copy(made, folder)
+    assert read_board_row(folder).trust == "records verified"
+    edit_submission(folder, contact="us", evaluated_by="us")
+    assert read_board_row(folder).trust == "records verified"
+    edit_submission(folder, **{field: BOUND[field]})
+    row = read_board_row(folder)
+    assert row.trust == "claimed"
+    assert row.unbound == "the submission has changed since the 1 check in trust.json"
+    assert row.unbound in to_page([row], tmp_path)
+
+
+def test_row_that_fails_its_own_checks_is_only_claimed_and_not_exported(
+    made: Path, put: Put, tmp_path: Path
+) -> None:
+    put(SMALL)
+    folder = tmp_path / "row"
+    entry = submitted_copy(made, folder)
+    edit_submission(folder, identity="0" * 64)
+    submission = read_submission(folder)
+    assert submission is not None
+    add_trust(folder, entry.model_copy(update={"submission": submission.digest}))
+    row = read_board_row(folder)
+    (problem,) = row.problems
+    assert (row.trust, row.unbound) == ("claimed", None)
+    assert problem.startswith("submission: the submission names the run 000")
+    assert row.to_json()["problems"] == [problem]
+    assert problem in to_page([row], tmp_path)
+    assert problem in str(reason_to_omit(row))
+
+
+def test_checked_challenge_still_counts_if_the_submission_changes(
+    made: Path, put: Put, tmp_path: Path
+) -> None:
+    put(SMALL)
+    folder = tmp_path / "row"
+    entry = submitted_copy(made, folder)
+    run = load_run(folder / HEADLINE)
+    sha256 = add_challenge(folder / HEADLINE, forged_challenge(run, "Ada", NAME, {NAME: False}))
+    add_trust(folder, entry.model_copy(update={"challenges": {HEADLINE: (sha256,)}}))
+    edit_submission(folder, commit="b" * 40)
+    assert read_board_row(folder).trust == "claimed, broken by Ada"
 
 
 @pytest.mark.parametrize(

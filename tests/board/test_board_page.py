@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 
-from dent.board.listing import BoardRow, read_board_row
-from dent.board.page import scatter, to_page
+from dent.board.board_row import BoardRow
+from dent.board.listing import rank, read_board_row
+from dent.board.page import scatter, to_page, write_reports
 from dent.board.submission import KnownAttack, RowSubmission
 from dent.board.tracks import HEADLINE
 from dent.evaluation.results.intervals import tango
+from dent.evaluation.results.result import Decision
 from tests.board.conftest import Put
 from tests.board.rows import NAME, make_row
 from tests.board.toys import toy
@@ -100,7 +102,7 @@ def test_challenges_that_lower_a_row_are_named_without_unsafe_links(rows: list[B
         Outside("Trudy", "https://example.org/other", 0),
     )
     headline = rows[0].headline
-    defense = headline.defense.model_copy(update={"challenges": attacks})
+    defense = headline.defense.model_copy(update={"challenges": attacks, "decided": None})
     defenses = {**headline.result.defenses, NAME: defense}
     result = headline.result.model_copy(update={"defenses": defenses})
     row = replace(rows[0], headline=replace(headline, result=result))
@@ -109,6 +111,69 @@ def test_challenges_that_lower_a_row_are_named_without_unsafe_links(rows: list[B
     assert '<a href="https://example.org/images">images of Eve</a>' in page
     assert "javascript:" not in page
     assert "Trudy" not in page
+
+
+def stopped(row: BoardRow, after: int) -> BoardRow:
+    """Return a row whose run stopped after some of 18 attacks on the defense."""
+    decided = Decision(after=after, of=18, at_most=0.0, below=False)
+    return with_defense(row, decided=decided)
+
+
+def with_defense(row: BoardRow, **changes: Any) -> BoardRow:
+    headline = row.headline
+    defense = headline.defense.model_copy(update=changes)
+    defenses = {**headline.result.defenses, NAME: defense}
+    result = headline.result.model_copy(update={"defenses": defenses})
+    return replace(row, headline=replace(headline, result=result))
+
+
+def body(page: str) -> str:
+    return page.partition("<tbody>")[2].partition("</tbody>")[0]
+
+
+def test_difference_of_a_row_that_stopped_early_is_an_upper_bound(rows: list[BoardRow]) -> None:
+    whole = with_defense(rows[0], decided=None)
+    page = body(to_page([whole], Path()))
+    chart = scatter(SMALL, [(1, whole)])
+    assert "at most" not in page
+    assert "stopped early" not in page
+    assert chart is not None
+    assert "at most" not in chart.alt
+    early = stopped(whole, 8)
+    variant = replace(early.headline, name="by-class")
+    page = body(to_page([replace(early, variants=(variant,))], Path()))
+    assert '<span class="n">at most +37.5</span>' in page
+    assert "<small>after 8 of 18 attacks</small>" in page
+    assert "<small>stopped early</small>" in page
+    assert "<small>by-class: at most +37.5 " in page
+    chart = scatter(SMALL, [(1, early)])
+    assert chart is not None
+    assert "at most +37.5" in chart.dots[0].text
+    assert "after 8 of 18 attacks" in chart.alt
+    page = body(to_page([stopped(whole, 0)], Path()))
+    assert "after 0 of 18 attacks, by images of attacks on the base model alone" in page
+    told = replace(early, variants=(variant,)).to_json()
+    assert (told["decided"]["after"], told["decided"]["of"]) == (8, 18)
+    assert told["variants"][0]["decided"]["after"] == 8
+    assert whole.to_json()["decided"] is None
+
+
+def test_rows_that_stopped_early_come_after_measured_ones_of_the_same_verdict(
+    rows: list[BoardRow],
+) -> None:
+    measured = with_defense(rows[1], decided=None)
+    long, short = stopped(rows[2], 8), stopped(rows[0], 1)
+    assert {each.ruling for each in (measured, long, short)} == {rows[0].ruling}
+    assert sorted((short, long, measured), key=rank) == [measured, long, short]
+
+
+def test_challenge_lowers_but_does_not_break_a_row_that_stopped_early(
+    rows: list[BoardRow],
+) -> None:
+    attacks = (Outside("Eve", None, 3),)
+    broken = with_defense(rows[0], challenges=attacks, decided=None)
+    assert broken.trust == "claimed, broken by Eve"
+    assert stopped(broken, 1).trust == "claimed, lowered by Eve"
 
 
 def test_void_row_is_listed_with_its_reason_and_without_a_verdict(rows: list[BoardRow]) -> None:
@@ -132,11 +197,19 @@ def test_scatter_plot_places_one_dot_per_row_by_its_gain_and_cost(rows: list[Boa
 
 
 def test_links_to_reports_are_relative_to_the_page(rows: list[BoardRow], tmp_path: Path) -> None:
-    folder = tmp_path / "board" / "it"
-    (folder / HEADLINE).mkdir(parents=True)
-    (folder / HEADLINE / "report.html").write_text("")
-    page = to_page([replace(rows[0], folder=folder)], tmp_path / "site")
+    row = replace(rows[0], folder=tmp_path / "board" / "it")
+    (row.folder / HEADLINE).mkdir(parents=True)
+    page = to_page([row], tmp_path / "site", write_reports([row]))
     assert 'href="../board/it/headline/report.html"' in page
+
+
+def test_report_that_a_submitter_supplied_is_not_linked(
+    rows: list[BoardRow], tmp_path: Path
+) -> None:
+    row = replace(rows[0], folder=tmp_path / "board" / "it")
+    (row.folder / HEADLINE).mkdir(parents=True)
+    (row.folder / HEADLINE / "report.html").write_text("<script>alert(1)</script>")
+    assert "report.html" not in to_page([row], tmp_path)
 
 
 ASKED = """

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from dent.board.check import checks_of, conclude
+from dent.board.check import conclude
 from dent.board.listing import list_rows, read_board_row
+from dent.board.row_checks import checks_of
 from dent.board.tracks import HEADLINE
 from dent.board.trust import state_of
 from dent.evaluation import verify
@@ -19,13 +20,20 @@ def test_every_row_folder_is_listed_and_was_re_attacked() -> None:
     assert len(ROWS) >= 17
     rows = list_rows(BOARD)
     assert len(rows) == len(ROWS)
-    assert {state_of(row.checks) for row in rows} == {"re-attacked"}
+    assert {state_of(row.checks) for row in rows} == {row.state for row in rows} == {"re-attacked"}
+    assert all(row.nonce_source is not None for row in rows)
 
 
-def test_rows_are_sorted_by_track_then_verdict_then_difference() -> None:
+def test_rows_are_sorted_by_track_verdict_and_whether_their_run_stopped_early() -> None:
     order = ["robust gain", "the reference", "no gain", "inconclusive", "none", "harmful"]
     places = [
-        (row.track.name, order.index(row.ruling), -(row.difference.value or 0.0))
+        (
+            row.track.name,
+            order.index(row.ruling),
+            row.headline.decided is not None,
+            0 if row.headline.decided is None else -row.headline.decided.after,
+            -(row.difference.value or 0.0),
+        )
         for row in list_rows(BOARD)
         if row.difference is not None
     ]

@@ -5,19 +5,24 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
-from dent.board.check import above, checks_of, conclude
+from dent.board.check import conclude
 from dent.board.json_schema import text
 from dent.board.listing import read_board_row
+from dent.board.metrics import reason_to_omit
+from dent.board.page import to_page
 from dent.board.row import begin
+from dent.board.row_checks import above, checks_of
 from dent.board.running import attacks_of
 from dent.board.submission import RowSubmission, submission_of
 from dent.board.tracks import HEADLINE
 from dent.data import from_factory
 from dent.errors import ConfigError
-from dent.evaluation import Subject, Verification, evaluate
-from dent.evaluation.records.journal import JOURNAL
+from dent.evaluation import Subject, Verification, challenge, evaluate
+from dent.evaluation.records.journal import CHALLENGES, JOURNAL
 from dent.evaluation.verification.verify import Check
 from dent.storage.canonical import canonical, digest
 from dent.threat import ThreatModel
@@ -75,8 +80,91 @@ def test_submitted_row_is_packed_checked_re_attacked_and_trusted(row: Path, tmp_
     (entry,) = found.checks
     assert found.submission is not None
     assert entry.manifest == found.submission.manifest
+    static, defense = entry.by_defense["static"], entry.by_defense[NAME]
+    assert (static.units, defense.units, static.of + defense.of) == (
+        (0, 1, entry.of) if defense.of else (1, 0, entry.of)
+    )
     edit(row / HEADLINE / "run.json", lambda run: run.update(status="failed"))
     assert read_board_row(row).trust == "claimed"
+
+
+def test_recorded_check_lists_the_challenges_that_it_covered(row: Path, tmp_path: Path) -> None:
+    assert submit(row).code == 0
+    base = model()
+    subject = Subject(
+        base,
+        from_factory(SMALL.dataset),
+        {NAME: shifted(base)},
+        attacks_of(SMALL, HEADLINE),
+        ThreatModel(SMALL.norm, SMALL.eps),
+        SMALL.model,
+    )
+    images = torch.stack([subject.dataset.batch([id_])[0][0] for id_ in SMALL.ids("1f")])
+    np.save(tmp_path / "images.npy", images.numpy())
+    challenge(row / HEADLINE, subject, tmp_path / "images.npy", by="Ada")
+    assert read_board_row(row).challenged_by == ("Ada",)
+    checked = dent("board", "check", str(row), "--device", "cpu", "--allow-code", "--record", "us")
+    assert checked.code == 0, checked.out
+    found = read_board_row(row)
+    line = json.loads((row / HEADLINE / CHALLENGES).read_text())
+    assert [entry.challenges for entry in found.checks] == [{HEADLINE: (line["sha256"],)}]
+    assert found.challenged_by == ()
+    assert [entry.by for entry in found.headline.defense.challenges] == ["Ada"]
+
+
+def test_source_of_the_nonce_is_recorded_and_shown(row: Path, tmp_path: Path) -> None:
+    assert submit(row).code == 0
+    asked = ("board", "check", str(row), "--device", "cpu", "--allow-code")
+    assert dent(*asked, "--record", "us").code == 0
+    assert "source of the nonce not stated" in to_page([read_board_row(row)], tmp_path)
+    source = ("--nonce-source", "block 900,000 of a public chain")
+    assert "--nonce-source is recorded with a check" in dent(*asked, *source).err
+    assert "expected a text" in dent(*asked, "--record", "us", "--nonce-source", " ").err
+    assert dent(*asked, "--record", "us", *source).code == 0
+    found = read_board_row(row)
+    assert found.to_json()["nonce_source"] == "block 900,000 of a public chain, by us"
+    page = to_page([found], tmp_path)
+    assert "nonce: block 900,000 of a public chain, by us" in page
+    assert "not stated" not in page
+
+
+def test_nonce_of_the_row_draws_no_attacks_to_run_again(row: Path) -> None:
+    assert submit(row).code == 0
+    asked = ("board", "check", str(row), "--device", "cpu", "--allow-code", "--reattack", "1")
+    refused = dent(*asked, "--nonce", "1f")
+    assert refused.code == 2
+    assert "--nonce 1f is the nonce that drew the samples of the row" in refused.err
+    assert dent(*asked, "--nonce", "2f").code == 0
+
+
+def test_claim_has_no_nonce_whose_source_could_be_recorded(put: Put, tmp_path: Path) -> None:
+    put(SMALL)
+    row = make_row(tmp_path / "row", SMALL, None)
+    asked = ("board", "check", str(row), "--records-only", "--record", "us")
+    assert "has no nonce: leave out --nonce-source" in dent(*asked, "--nonce-source", "x").err
+
+
+def test_claim_on_the_fixed_half_is_never_verified_or_exported(put: Put, tmp_path: Path) -> None:
+    put(SMALL)
+    row = make_row(tmp_path / "rows" / "row", SMALL, None)
+    submitted = dent("board", "submit", str(row), *FIELDS, "--device", "cpu")
+    assert submitted.code == 0, submitted.err + submitted.out
+    asked = ("board", "check", str(row), "--device", "cpu", "--allow-code", "--record", "us")
+    checked = dent(*asked, "--json")
+    assert checked.code == 3, checked.out + checked.err
+    assert json.loads(checked.out)["status"] == "incomplete"
+    assert {name: state for name, state in states(checked).items() if state != "passed"} == {
+        "halves": "not-run"
+    }
+    assert not (row / "trust.json").exists()
+    found = read_board_row(row)
+    assert found.trust == "claimed"
+    assert "halves: there is only the fixed half" in str(reason_to_omit(found))
+    exported = dent(
+        *("board", "export", str(row.parent), "--to", "every-eval-ever"),
+        *("--out", str(tmp_path / "exported"), "--json"),
+    )
+    assert json.loads(exported.out)["files"] == []
 
 
 def test_archive_can_be_checked_without_and_with_its_separate_images(

@@ -482,6 +482,70 @@ def test_a_challenge_to_the_static_model_skips_defenses_that_have_the_images(fol
     assert load_run(folder).result.defenses["plain"].challenges[0].made_for == "plain"
 
 
+def without_units(folder: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
+    """Remove submissions from the first challenge of a run, and write a matching result."""
+
+    def forge(record: dict[str, Any]) -> None:
+        record["units"] = [unit for unit in record["units"] if keep(unit)]
+
+    relabel(folder, forge)
+    if (folder / "result.json").exists():
+        (folder / "result.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("keep", "says"),
+    [
+        (lambda unit: unit["defense"] == "static", "batch 0 was not submitted to plain"),
+        (
+            lambda unit: (unit["defense"], unit["batch"]) != ("plain", 1),
+            "batch 1 was not submitted to plain",
+        ),
+        (lambda unit: unit["defense"] == "plain", "batch 0 was not submitted to static"),
+    ],
+)
+def test_a_challenge_to_the_static_model_may_not_leave_out_a_defense_or_a_batch(
+    folder: Path, keep: Callable[[dict[str, Any]], bool], says: str
+) -> None:
+    challenge(folder, weak(), to_file(folder.parent, strong(weak())), by="Ada", defense="static")
+    without_units(folder, keep)
+    said = f"images made for static have to be submitted to static, plain: {says}"
+    with pytest.raises(RecordError, match=said):
+        load_run(folder)
+    assert verify(folder, weak()).status == "failed"
+
+
+def test_a_challenge_to_a_defense_may_not_be_submitted_to_another_one(folder: Path) -> None:
+    challenge(folder, weak(), to_file(folder.parent, strong(weak())), by="Ada", defense="static")
+    relabel(folder, lambda record: record.update(defense="plain"))
+    with pytest.raises(RecordError, match="images made for plain were submitted to static"):
+        load_run(folder)
+
+
+def test_defenses_of_a_challenge_to_the_static_model_get_the_same_images(folder: Path) -> None:
+    challenge(folder, weak(), to_file(folder.parent, strong(weak())), by="Ada", defense="static")
+
+    def forge(record: dict[str, Any]) -> None:
+        unit = next(unit for unit in record["units"] if unit["defense"] == "plain")
+        unit["tensor"]["sha256"] = "0" * 64
+
+    relabel(folder, forge)
+    with pytest.raises(RecordError, match="the defenses got different images of batch 0"):
+        load_run(folder)
+
+
+def test_only_an_earlier_challenge_with_the_same_images_spares_a_defense(folder: Path) -> None:
+    path = to_file(folder.parent, strong(weak()))
+    challenge(folder, weak(), path, by="Ada", defense="plain")
+    challenge(folder, weak(), path, by="Ada", defense="static")
+    first, second = (folder / CHALLENGES).read_text().splitlines()
+    assert len(load_run(folder).challenges) == 2
+    for lines in ([second], [second, first]):
+        (folder / CHALLENGES).write_text("\n".join(lines) + "\n")
+        with pytest.raises(RecordError, match="line 1: images made for static have to be"):
+            load_run(folder)
+
+
 def paired(low: float, high: float) -> Difference:
     count = {"correct": 50, "total": 100, "share": 0.5, "interval": (0.4, 0.6)}
     return Difference.model_validate(

@@ -227,7 +227,7 @@ def test_reattack_repeats_the_attacks_with_more_iterations(full: Path) -> None:
     assert (len(again.units), again.of, again.same) == (6, 6, 6)
     assert {"probe/0/static/None", "probe/0/it/None"} <= set(again.units)
     drawn = {
-        unit.key for nonce in range(20) for unit in Reattack(1, str(nonce)).draw(load_run(full))
+        unit.key for nonce in range(20) for unit in Reattack(2, str(nonce)).draw(load_run(full))
     }
     assert drawn == set(again.units)
 
@@ -297,6 +297,27 @@ def test_nonce_selects_the_units_and_every_unit_is_drawn_by_some_nonce(honest: P
     assert len(set(draws)) > 20
     assert Reattack(3, "7").draw(recorded) == draws[7]
     assert Reattack(99, "7").draw(recorded) == Reattack().draw(recorded)
+
+
+def test_draw_always_has_a_unit_of_the_defense_if_it_was_attacked(honest: Path) -> None:
+    recorded = load_run(honest)
+    for count in (1, 2):
+        draws = [Reattack(count, str(nonce)).draw(recorded) for nonce in range(40)]
+        assert {len(draw) for draw in draws} == {count}
+        assert all(any(unit.defense == "dent" for unit in draw) for draw in draws)
+    on_defense = {unit.key for unit in Reattack().draw(recorded) if unit.defense == "dent"}
+    drawn = {unit.key for nonce in range(40) for unit in Reattack(1, str(nonce)).draw(recorded)}
+    assert drawn == on_defense
+    records = {key: record for key, record in recorded.records.items() if key not in on_defense}
+    unattacked = replace(recorded, records=records)
+    assert {unit.defense for unit in Reattack(1, "7").draw(unattacked)} == {"static"}
+
+
+def test_reattack_counts_the_units_of_each_defense(honest: Path) -> None:
+    found = verify(honest, make_subject(), reattack=Reattack(1, "7")).reattacked
+    assert found is not None
+    counts = {name: (count.units, count.of) for name, count in found.by_defense.items()}
+    assert counts == {"static": (0, 6), "dent": (1, 6)}
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -300,6 +301,115 @@ def test_verify_on_another_machine_tolerates_only_few_different_predictions(
             r"\d+ of 400 as submitted again",
             problem,
         )
+
+
+def recorded_elsewhere(subject: Subject, path: Path) -> Path:
+    """Evaluate in batches of 100, with records that claim another number of threads."""
+    evaluate(subject, Settings(batch_size=100, transfer=False), out=path)
+    run = json.loads((path / "run.json").read_text())
+    for session in run["sessions"]:
+        session["threads"] += 7
+    (path / "run.json").write_text(json.dumps(run))
+    (path / "result.json").write_bytes(dump(load_run(path).result))
+    return path
+
+
+def edit_units(folder: Path, change: Callable[[dict[str, Any], list[int]], None]) -> None:
+    """Change every natural and attack unit, given its labels, and write a matching result."""
+    batches = json.loads((folder / "plan.json").read_text())["batches"]
+
+    def edit(record: dict[str, Any]) -> None:
+        if record["kind"] in ("natural", "attack"):
+            change(record, batches[record["batch"]]["labels"])
+
+    forge_all(folder, edit)
+    (folder / "result.json").write_bytes(dump(load_run(folder).result))
+
+
+def failed_checks(folder: Path, subject: Subject) -> dict[str, tuple[str, ...]]:
+    checks = verify(folder, subject).checks
+    return {check.name: check.problems for check in checks if check.state == "failed"}
+
+
+def flip_both(record: dict[str, Any], labels: list[int]) -> None:
+    """Make one more member correct for the defense, and one more wrong for the static model."""
+    ours = record["defense"] == "it"
+    if not ours and record["kind"] == "natural":
+        return
+    for member, (served, label) in enumerate(zip(record["served"], labels, strict=True)):
+        if (served == label) != ours:
+            record["served"][member] = label if ours else (label + 1) % 4
+            return
+
+
+def test_static_model_elsewhere_may_only_change_near_ties(tmp_path: Path) -> None:
+    def masked() -> Subject:
+        return make_subject({"it": Masked(make_model())}, [Push(0.5)], size=400)
+
+    folder = recorded_elsewhere(masked(), tmp_path / "run")
+    assert failed_checks(folder, masked()) == {}
+    before = load_run(folder).result.defenses["it"].difference
+    edit_units(folder, flip_both)
+    after = load_run(folder).result.defenses["it"].difference
+    assert before is not None
+    assert after is not None
+    assert (after.value or 0.0) == pytest.approx((before.value or 0.0) + 0.02)
+    found = failed_checks(folder, masked())
+    assert "and its logits are no near tie" in found["served"][0]
+    assert any(
+        "it: the difference to the static model is " in problem
+        and "which is more than 4 members of 400 apart" in problem
+        for problem in found["verdict"]
+    )
+
+
+@pytest.mark.parametrize(("margin", "failed"), [(0.0, False), (1e-5, False), (1.0, True)])
+def test_flip_between_tied_logits_of_the_static_model_passes_elsewhere(
+    tmp_path: Path, margin: float, failed: bool
+) -> None:
+    def tied() -> Subject:
+        model = make_model()
+        with torch.no_grad():
+            model[-1].weight[1] = model[-1].weight[0]  # type: ignore[index]
+            model[-1].bias[1] = model[-1].bias[0] - margin  # type: ignore[operator, index]
+        return make_subject({"it": Wrapper(model)}, [Push(0.5)], size=400, model=model)
+
+    folder = recorded_elsewhere(tied(), tmp_path / "run")
+    flipped: list[int] = []
+
+    def flip(record: dict[str, Any], labels: list[int]) -> None:
+        if (record["kind"], record["defense"]) != ("natural", "static") or flipped:
+            return
+        pairs = enumerate(zip(record["served"], labels, strict=True))
+        flipped.append(next(member for member, (served, label) in pairs if served == 0 != label))
+        record["served"][flipped[0]] = 1
+
+    edit_units(folder, flip)
+    assert flipped
+    assert ("served" in failed_checks(folder, tied())) == failed
+
+
+def test_changes_elsewhere_that_all_favor_the_defense_are_found(tmp_path: Path) -> None:
+    def many() -> Subject:
+        return make_subject({"it": Wrapper(make_model())}, [Push()], size=1600)
+
+    honest = recorded_elsewhere(many(), tmp_path / "run")
+    both = Path(shutil.copytree(honest, tmp_path / "both"))
+
+    def flip(record: dict[str, Any], labels: list[int], *, right: bool) -> None:
+        if (record["kind"], record["defense"]) == ("attack", "it"):
+            pairs = enumerate(zip(record["served"], labels, strict=True))
+            member = next(each for each, (now, label) in pairs if (now == label) != right)
+            record["served"][member] = labels[member] if right else (labels[member] + 1) % 4
+
+    edit_units(honest, partial(flip, right=True))
+    found = failed_checks(honest, many())
+    assert len(found["served"]) == 1
+    assert found["served"][0].startswith(
+        "it: of 16 samples with other predictions, 16 are correct more often as recorded"
+    )
+    edit_units(both, lambda record, labels: flip(record, labels, right=record["batch"] % 2 == 0))
+    assert failed_checks(both, many()) == {}
 
 
 @pytest.mark.parametrize("rules", [None, 1])

@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from typing import Any, Final
 
 from dent import __version__
-from dent.board.listing import BoardRow
+from dent.board.board_row import BoardRow
 from dent.board.metrics import OURS, Metric, maker, metrics
 from dent.data.registry import HUB_NAMES
 from dent.support.filenames import portable

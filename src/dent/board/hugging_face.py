@@ -8,7 +8,7 @@ benchmark. See https://huggingface.co/docs/hub/eval-results.
 from pathlib import PurePosixPath
 from typing import Any, Final
 
-from dent.board.listing import BoardRow
+from dent.board.board_row import BoardRow
 from dent.board.metrics import OURS, metrics
 from dent.data.registry import HUB_NAMES
 from dent.support.extras import require

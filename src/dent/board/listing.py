@@ -1,37 +1,29 @@
 """Read the rows of the board from their folders."""
 
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Set
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final
 
+from dent.board.board_row import BoardRow, Ruling, VariantResult
 from dent.board.matching import departures
 from dent.board.pack import declared_of
 from dent.board.row import ROW, read_row, track_of
-from dent.board.submission import RowSubmission, read_submission
+from dent.board.row_checks import checks_of
+from dent.board.submission import read_submission
 from dent.board.tracks import HEADLINE, VIEWS, Track
-from dent.board.trust import State, TrustEntry, read_trust, state_of
-from dent.board.views import less_views
+from dent.board.trust import TRUST, CheckedFiles, challenges_in, read_trust
 from dent.evaluation.records.folder import PLAN, RESULT, RUN
-from dent.evaluation.records.journal import JOURNAL
-from dent.evaluation.records.spec import STATIC
+from dent.evaluation.records.journal import CHALLENGES, JOURNAL
+from dent.evaluation.records.schema import ChallengeRecord
 from dent.evaluation.results.recorded_run import RecordedRun, load_run
-from dent.evaluation.results.result import (
-    DefenseResult,
-    Dependence,
-    Difference,
-    EvaluationResult,
-)
-from dent.evaluation.results.worst_case import by_sample
-from dent.evaluation.suites import VERSION, coverage_of
+from dent.storage.canonical import digest
 from dent.storage.disk import is_there, refuse_unreadable
 from dent.storage.errors import RecordError
 from dent.support.plural import counted
 
-REPORT: Final = "report.html"
 _RECORDS: Final = (RUN, PLAN, JOURNAL)
-Ruling = Literal["robust gain", "no gain", "harmful", "inconclusive", "the reference", "none"]
 _ORDER: Final[tuple[Ruling, ...]] = (
     "robust gain",
     "the reference",
@@ -42,226 +34,11 @@ _ORDER: Final[tuple[Ruling, ...]] = (
 )
 
 
-@dataclass(frozen=True)
-class VariantResult:
-    """The result of one run of a row.
-
-    Attributes:
-        name: Name of the variant.
-        result: The result, derived from the records.
-        run: The records.
-        departures: How the run differs from what the track prescribes; empty if it does not.
-    """
-
-    name: str
-    result: EvaluationResult
-    run: RecordedRun
-    departures: tuple[str, ...]
-
-    @property
-    def finished(self) -> bool:
-        """Whether the run went to its end or stopped early, so that nothing of it is left to do."""
-        return self.result.status == "complete"
-
-    @property
-    def defense_name(self) -> str:
-        """Name of the run's defense; `static` if there is no other."""
-        return next((name for name in self.result.defenses if name != STATIC), STATIC)
-
-    @property
-    def defense(self) -> DefenseResult:
-        """The result of this defense."""
-        return self.result.defenses[self.defense_name]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the run's difference and departures as plain JSON values."""
-        difference = self.defense.difference
-        return {
-            "name": self.name,
-            "status": self.result.status,
-            "defense": self.defense_name,
-            "difference": None if difference is None else difference.to_json(),
-            "departures": list(self.departures),
-        }
-
-
-@dataclass(frozen=True)
-class BoardRow:
-    """One row of the board.
-
-    Attributes:
-        folder: Folder of the row.
-        track: Track of the row.
-        nonce: Nonce that drew half of the samples; None if only the fixed half was evaluated.
-        submission: The submitter's statements; None if nothing was submitted.
-        headline: The run that the row is ranked by.
-        variants: The other runs, except the views.
-        views: The run of the mean over views; None if there is none.
-        checks: Checks that the headline run has passed with the present records of the row.
-        unbound: Why no check counts although there are some; None otherwise.
-        void: Why the row does not count; None if it does.
-    """
-
-    folder: Path
-    track: Track
-    nonce: str | None
-    submission: RowSubmission | None
-    headline: VariantResult
-    variants: tuple[VariantResult, ...]
-    views: VariantResult | None
-    checks: tuple[TrustEntry, ...]
-    unbound: str | None = None
-    void: str | None = None
-
-    @property
-    def name(self) -> str:
-        """Name of the row."""
-        return self.headline.defense_name if self.submission is None else self.submission.name
-
-    @property
-    def runs(self) -> tuple[VariantResult, ...]:
-        """All runs of the row: the headline, the variants and the views."""
-        views = () if self.views is None else (self.views,)
-        return (self.headline, *self.variants, *views)
-
-    @property
-    def ruling(self) -> Ruling:
-        """The ruling of the verdict; `none` without one, `the reference` for the static model."""
-        if self.headline.defense_name == STATIC:
-            return "the reference"
-        verdict = self.headline.defense.verdict
-        return "none" if verdict is None else verdict.ruling
-
-    @property
-    def difference(self) -> Difference | None:
-        """Worst-case difference to the base model, over official and outside attacks."""
-        return self.headline.defense.difference
-
-    @property
-    def natural(self) -> Difference | None:
-        """Difference of the clean accuracies; None without a verdict."""
-        verdict = self.headline.defense.verdict
-        return None if verdict is None else verdict.natural
-
-    @property
-    def less_views(self) -> Difference | None:
-        """Worst-case difference to the mean over views; None unless both runs went to the end."""
-        beside = self.headline.defense.over_views
-        if beside is not None:
-            return beside.difference
-        if self.views is None or self.stopped or not self.finished:
-            return None
-        return less_views(self.headline.run, self.views.run)
-
-    @property
-    def finished(self) -> bool:
-        """Whether its run and the views' run are complete; a part gives only an upper bound."""
-        return all(run.finished for run in (self.headline, self.views) if run is not None)
-
-    @property
-    def stopped(self) -> bool:
-        """Whether its run or the views' run stopped early, which gives only an upper bound."""
-        views = () if self.views is None else (self.views.defense,)
-        return any(each.decided is not None for each in (self.headline.defense, *views))
-
-    @property
-    def cost(self) -> float | None:
-        """Cost of one prediction, in forwards of the static model; None if it was not measured."""
-        return self.headline.defense.timing.get("relative")
-
-    @property
-    def dependence(self) -> Dependence:
-        """Whether its predictions depend on the other members of the batch."""
-        return self.headline.defense.dependence
-
-    @property
-    def depends_on_batch(self) -> bool:
-        """Whether this dependence is declared or measured."""
-        return not by_sample(self.dependence)
-
-    @property
-    def decided_by(self) -> str | None:
-        """The submission that decided most of the worst case."""
-        by = self.headline.defense.worst.by
-        return max(by, key=by.__getitem__) if by else None
-
-    @property
-    def suite(self) -> int | None:
-        """Version of the suite; None if the run does not have the whole suite."""
-        coverage = coverage_of(self.headline.result.spec)
-        return None if coverage is None else coverage.version
-
-    @property
-    def stale(self) -> bool:
-        """Whether there is a newer version of the suite than the row's."""
-        return self.suite is not None and self.suite < VERSION
-
-    @property
-    def broken_by(self) -> tuple[Any, ...]:
-        """The challenges (outside attacks) that lowered its worst case."""
-        challenges: Sequence[Any] = getattr(self.headline.defense, "challenges", ())
-        return tuple(each for each in challenges if each.lowered)
-
-    @property
-    def state(self) -> State:
-        """How far the row has been checked."""
-        return state_of(self.checks)
-
-    @property
-    def trust(self) -> str:
-        """The state in words, with the names of the people who broke the row."""
-        words: str = self.state
-        if words == "re-attacked":
-            last = max(self.checks, key=lambda entry: entry.units)
-            words = f"re-attacked ({last.units} of {counted(last.of, 'attack')})"
-        if self.broken_by:
-            words += f", broken by {', '.join(each.by for each in self.broken_by)}"
-        return words
-
-    @property
-    def report(self) -> str | None:
-        """Path of the headline run's report, relative to `folder`; None if there is no report."""
-        path = self.folder / HEADLINE / REPORT
-        return f"{HEADLINE}/{REPORT}" if path.is_file() else None
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the row as plain JSON values."""
-        differences = {
-            "difference": self.difference,
-            "natural": self.natural,
-            "less_views": self.less_views,
-        }
-        plain = {
-            name: None if each is None else each.to_json() for name, each in differences.items()
-        }
-        return {
-            "name": self.name,
-            "folder": str(self.folder),
-            "track": self.track.name,
-            "nonce": self.nonce,
-            "identity": self.headline.result.identity,
-            "status": self.headline.result.status,
-            "defense": self.headline.defense_name,
-            "ruling": self.ruling,
-            "samples": self.headline.result.samples,
-            **plain,
-            "cost": self.cost,
-            "dependence": self.dependence.to_json(),
-            "decided_by": self.decided_by,
-            "suite": self.suite,
-            "stale": self.stale,
-            "trust": self.trust,
-            "unbound": self.unbound,
-            "void": self.void,
-            "departures": list(self.headline.departures),
-            "variants": [each.to_json() for each in self.variants],
-            "views": None if self.views is None else self.views.to_json(),
-            "submission": None if self.submission is None else self.submission.to_json(),
-        }
-
-
 def list_rows(root: Path) -> tuple[BoardRow, ...]:
-    """Read every row below a folder, sorted by track, verdict and difference. Void rows come last.
+    """Read every row below a folder, sorted by track and verdict. Void rows come last.
+
+    Rows with equal verdicts are sorted by difference. Those whose run stopped early come after the
+    others, sorted by the number of attacks that they stood and then by their upper bound.
 
     Raises:
         RecordError: The folder is missing, or a row is damaged.
@@ -270,46 +47,58 @@ def list_rows(root: Path) -> tuple[BoardRow, ...]:
     if not root.is_dir():
         raise RecordError(f"there is no folder {root}")
     rows = [read_board_row(folder) for folder in _folders(root)]
-    return tuple(sorted(rows, key=lambda row: (row.track.name, *_rank(row))))
+    return tuple(sorted(rows, key=lambda row: (row.track.name, *rank(row))))
 
 
 def read_board_row(folder: Path) -> BoardRow:
     """Read one row.
 
     Raises:
-        RecordError: The row is damaged, or has no headline run, or has a result without its
-            records.
+        RecordError: The row is damaged, or has no headline run, has a result without its records,
+            or lacks a challenge that a maintainer has checked.
         UnknownNameError: This version does not have the track of the row.
     """
     record = read_row(folder)
     chosen = track_of(record, folder)
-    runs = {
-        variant: found
+    recorded = {
+        variant: run
         for variant in chosen.variants
-        if (found := _variant(folder, chosen, variant, record.nonce)) is not None
+        if (run := _recorded(folder / variant)) is not None
     }
-    if HEADLINE not in runs:
+    if HEADLINE not in recorded:
         raise RecordError(
             f"{folder} has no {HEADLINE} run yet: `dent board run {chosen.name} ... --out {folder}`"
         )
-    headline, trust = runs[HEADLINE], read_trust(folder)
-    identity, manifest = headline.result.identity, declared_of(folder)
-    return BoardRow(
+    trust, submission = read_trust(folder), read_submission(folder)
+    bound = CheckedFiles(
+        identity=recorded[HEADLINE].run.spec.identity,
+        manifest=declared_of(folder),
+        submission=None if submission is None else submission.digest,
+    )
+    # A challenge was made to the run, so it counts whatever the submission says by now.
+    checked = challenges_in(trust.of_run(bound.identity))
+    _refuse_lost(folder, recorded, checked)
+    runs = {
+        name: _variant(name, run, checked.get(name, frozenset()), chosen, record.nonce)
+        for name, run in recorded.items()
+    }
+    row = BoardRow(
         folder=folder,
         track=chosen,
         nonce=record.nonce,
-        submission=read_submission(folder),
-        headline=headline,
+        submission=submission,
+        headline=runs[HEADLINE],
         variants=tuple(found for name, found in runs.items() if name not in (HEADLINE, VIEWS)),
         views=runs.get(VIEWS),
-        checks=trust.of(identity, manifest),
-        unbound=trust.unbound(identity, manifest),
+        checks=trust.of(bound),
+        unbound=trust.unbound(bound),
         void=trust.void,
     )
+    return replace(row, row_checks=checks_of(row))
 
 
-def _variant(folder: Path, chosen: Track, variant: str, nonce: str | None) -> VariantResult | None:
-    path = folder / variant
+def _recorded(path: Path) -> RecordedRun | None:
+    """Read a run of a row; None if there is none."""
     missing = [name for name in _RECORDS if not is_there(path / name)]
     if len(missing) == len(_RECORDS) and not is_there(path / RESULT):
         return None
@@ -318,9 +107,44 @@ def _variant(folder: Path, chosen: Track, variant: str, nonce: str | None) -> Va
             f"{path} has no {', '.join(missing)}: the board shows only what follows from the "
             "records of a run"
         )
-    run = load_run(path)
+    return load_run(path)
+
+
+def _variant(
+    name: str, recorded: RecordedRun, checked: Set[str], chosen: Track, nonce: str | None
+) -> VariantResult:
+    """Return a run of a row, in which only challenges count that a maintainer has checked."""
+    digests = by_digest(recorded.challenges)
+    counts = tuple(challenge for sha256, challenge in digests.items() if sha256 in checked)
+    unchecked = tuple(challenge for sha256, challenge in digests.items() if sha256 not in checked)
+    run = replace(recorded, challenges=counts) if unchecked else recorded
     result = run.result
-    return VariantResult(variant, result, run, departures(chosen, variant, nonce, result.spec))
+    left = departures(chosen, name, nonce, result.spec)
+    return VariantResult(name, result, run, left, unchecked)
+
+
+def by_digest(challenges: Iterable[ChallengeRecord]) -> dict[str, ChallengeRecord]:
+    """Return challenges by the `sha256` of their lines in `challenges.jsonl`."""
+    return {digest(challenge.to_json()): challenge for challenge in challenges}
+
+
+def _refuse_lost(
+    folder: Path, recorded: Mapping[str, RecordedRun], checked: Mapping[str, Set[str]]
+) -> None:
+    """Check that no challenge is gone that a maintainer has checked.
+
+    Raises:
+        RecordError: One is gone.
+    """
+    for name, digests in checked.items():
+        there = by_digest(recorded[name].challenges) if name in recorded else {}
+        lost = sorted(digests - there.keys())
+        if lost:
+            raise RecordError(
+                f"{folder / name / CHALLENGES} lacks {counted(len(lost), 'challenge')} that "
+                f"{TRUST} says was checked, such as the line with the sha256 {lost[0]}: restore "
+                "it, because challenges are permanent"
+            )
 
 
 def _folders(root: Path) -> Iterator[Path]:
@@ -331,8 +155,20 @@ def _folders(root: Path) -> Iterator[Path]:
             yield Path(folder)
 
 
-def _rank(row: BoardRow) -> tuple[bool, int, float, str]:
-    difference = row.difference
+def rank(row: BoardRow) -> tuple[bool, int, bool, int, float, str]:
+    """Return the place of a row within its track, in ascending order.
+
+    The difference of a run that stopped early is an upper bound, which is lower the longer the run
+    was. So among equal rulings these runs come after the others, and first those that stood the
+    most attacks.
+    """
+    difference, decided = row.difference, row.headline.decided
     value = None if difference is None else difference.value
-    place = _ORDER.index(row.ruling)
-    return (row.void is not None, place, 0.0 if value is None else -value, row.name)
+    return (
+        row.void is not None,
+        _ORDER.index(row.ruling),
+        decided is not None,
+        0 if decided is None else -decided.after,
+        0.0 if value is None else -value,
+        row.name,
+    )

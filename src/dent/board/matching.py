@@ -3,8 +3,10 @@
 from collections.abc import Iterator
 
 from dent.board.tracks import Track
+from dent.evaluation.attack_specs import attack_spec
 from dent.evaluation.records.spec import STATIC, EvaluationSpec
-from dent.evaluation.suites import BUDGETS, Coverage, coverage_of
+from dent.evaluation.subject import threat_of
+from dent.evaluation.suites import coverage_of, name_of, named_suite, suite
 
 _FREE = ("until", "ids", "n", "tensors")
 """Settings that a row may choose, or that are compared separately."""
@@ -53,7 +55,7 @@ def _departures(
             yield f"{name}: the track says {value}, the run has {got_settings[name]}"
     if spec.settings.ids != settings.ids:
         yield _of_ids(settings.ids or (), spec.settings.ids or ())
-    yield from _of_suite(chosen, coverage_of(spec))
+    yield from _of_suite(chosen, spec)
 
 
 def _of_ids(expected: tuple[int, ...], got: tuple[int, ...]) -> str:
@@ -64,11 +66,34 @@ def _of_ids(expected: tuple[int, ...], got: tuple[int, ...]) -> str:
     )
 
 
-def _of_suite(chosen: Track, coverage: Coverage | None) -> Iterator[str]:
-    wanted = f"version {chosen.suite}, {chosen.budget}"
+def _of_suite(chosen: Track, spec: EvaluationSpec) -> Iterator[str]:
+    """Yield how the attacks differ from the suite of the track, which fixes them exactly.
+
+    Attacks that are longer or added could attack the static model alone, and so raise a difference.
+    """
+    if named_suite(spec) == (name_of(chosen.suite), chosen.budget):
+        return
+    wanted = f"the suite: the track says version {chosen.suite}, {chosen.budget}"
+    coverage = coverage_of(spec)
     if coverage is None:
-        yield f"the suite: the track says {wanted}, and the run has no whole suite"
+        yield f"{wanted}, and the run has no whole suite"
     elif coverage.version != chosen.suite:
-        yield f"the suite: the track says {wanted}, the run has version {coverage.version}"
-    elif BUDGETS.index(coverage.budget) < BUDGETS.index(chosen.budget):
-        yield f"the suite: the track says {wanted}, the run has the budget {coverage.budget}"
+        yield f"{wanted}, the run has version {coverage.version}"
+    elif named_suite(spec) is not None:
+        yield f"{wanted}, the run has the budget {coverage.budget}"
+    else:
+        yield f"{wanted}, and the run has other attacks: {', '.join(_other_attacks(chosen, spec))}"
+
+
+def _other_attacks(chosen: Track, spec: EvaluationSpec) -> list[str]:
+    """Return the names of attacks that the suite of the track does not have like this."""
+    mixed = spec.settings.mix is not None
+    whole = suite(name_of(chosen.suite), chosen.budget, mixed=mixed)
+    expected = {attack.name: attack_spec(attack, threat_of(spec.threat)) for attack in whole}
+    return [
+        attack.name
+        for attack in spec.attacks
+        if attack.name not in expected
+        or (attack.attack, attack.settings)
+        != (expected[attack.name].attack, expected[attack.name].settings)
+    ]

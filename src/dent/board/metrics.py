@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 from urllib.parse import urlsplit
 
-from dent.board.listing import BoardRow
+from dent.board.board_row import BoardRow
 from dent.evaluation.records.spec import STATIC
 from dent.evaluation.results.intervals import LEVEL, OF_PROPORTION
 from dent.evaluation.results.result import Count
@@ -54,6 +54,8 @@ def reason_to_omit(row: BoardRow) -> str | None:
         return "its evaluation is not complete"
     if row.headline.departures:
         return f"not the evaluation of its track: {'; '.join(row.headline.departures)}"
+    if row.problems:
+        return f"it does not pass the checks of a row: {'; '.join(row.problems)}"
     if row.ruling == "none":
         return "it has no verdict, because it was not evaluated by the whole suite"
     return None
@@ -79,7 +81,8 @@ def _metrics(row: BoardRow) -> Iterator[Metric]:
     if defense.decided is not None:
         suite += (
             f" An upper bound: the run stopped after {defense.decided.after} of "
-            f"{counted(defense.decided.of, 'attack')}, because no gain was possible any more."
+            f"{counted(defense.decided.of, 'attack')}, because a gain can no longer be shown with "
+            "these samples."
         )
     yield from _share("robust_accuracy", "Robust accuracy", suite, defense.worst.served)
     yield from _share("clean_accuracy", "Clean accuracy", "Without an attack.", defense.natural)
@@ -92,6 +95,8 @@ def _metrics(row: BoardRow) -> Iterator[Metric]:
         static.worst.served,
     )
     difference = row.difference
+    if difference != defense.difference:
+        suite += " Without the attacks from outside on the base model, which would raise it."
     if difference is not None and difference.value is not None:
         yield Metric(
             "robust_gain",

@@ -4,7 +4,7 @@ import base64
 import hashlib
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -13,9 +13,9 @@ from typing import Any, Final, Literal
 
 from markupsafe import Markup
 
-from dent.board.listing import REPORT, BoardRow, Ruling
-from dent.board.tracks import Track
-from dent.evaluation.results.result import Difference
+from dent.board.board_row import BoardRow, Ruling, VariantResult
+from dent.board.tracks import HEADLINE, Track
+from dent.evaluation.results.result import Decision, Difference
 from dent.report import wording
 from dent.report.charts import HEIGHT, Tick, nice_ticks
 from dent.report.html import environment, to_html
@@ -35,7 +35,9 @@ LOOKS: Final[dict[Ruling, tuple[int, str]]] = {
 }
 """By ruling, the number of the color in the style sheet, and the shape."""
 _TONES: Final[dict[Ruling, str]] = {"robust gain": "good", "harmful": "bad"}
+REPORT: Final = "report.html"
 _LEAST_COST: Final = 1.0
+_AT_MOST: Final = "at most "
 
 
 @dataclass(frozen=True)
@@ -135,23 +137,24 @@ class Scatter:
     height: float = HEIGHT
 
 
-def write_page(rows: Sequence[BoardRow], out: Path) -> None:
+def write_page(rows: Sequence[BoardRow], out: Path, reports: Collection[Path] = ()) -> None:
     """Write the page.
 
     Args:
         rows: The rows, in the order in which they are first shown.
         out: The file. Links to reports are relative to its folder.
+        reports: The reports to link, as `write_reports` returned them.
 
     Raises:
         ConfigError: The page would replace one of the records of a run or row.
         RecordError: The file cannot be written.
     """
     refuse_record(out)
-    write_atomically(out, to_page(rows, out.parent).encode())
+    write_atomically(out, to_page(rows, out.parent, reports).encode())
 
 
-def write_reports(rows: Sequence[BoardRow], data_root: Path | None = None) -> None:
-    """Write the report of each row's headline run beside its records.
+def write_reports(rows: Sequence[BoardRow], data_root: Path | None = None) -> tuple[Path, ...]:
+    """Write the report of each row's headline run beside its records, and return their paths.
 
     Args:
         rows: The rows.
@@ -160,18 +163,26 @@ def write_reports(rows: Sequence[BoardRow], data_root: Path | None = None) -> No
     Raises:
         RecordError: A report cannot be written.
     """
+    written = []
     for row in rows:
         run = row.headline.run
         page = to_html([NamedRun(row.name, run)], data_root=data_root)
-        write_atomically(run.path / REPORT, page.encode())
+        write_atomically(_report_of(row), page.encode())
+        written.append(_report_of(row))
+    return tuple(written)
 
 
-def to_page(rows: Sequence[BoardRow], base: Path) -> str:
+def _report_of(row: BoardRow) -> Path:
+    return row.folder / HEADLINE / REPORT
+
+
+def to_page(rows: Sequence[BoardRow], base: Path, reports: Collection[Path] = ()) -> str:
     """Return the page.
 
     Args:
         rows: The rows, in the order in which they are first shown.
         base: The folder that links are relative to.
+        reports: The reports to link. Others are not linked: a submitter may have written them.
     """
     used = list(dict.fromkeys(row.track.name for row in rows))
     by_name: dict[str, Track] = {row.track.name: row.track for row in rows}
@@ -184,7 +195,7 @@ def to_page(rows: Sequence[BoardRow], base: Path) -> str:
         environment("dent.board")
         .get_template("board.html.j2")
         .render(
-            rows=[_line(numbers[id(row)], row, base) for row in rows],
+            rows=[_line(numbers[id(row)], row, base, reports) for row in rows],
             tracks=[by_name[name] for name in used],
             columns=COLUMNS,
             charts=[chart for chart in charts if chart is not None],
@@ -200,13 +211,13 @@ def _script() -> str:
     return files("dent.board").joinpath("templates/board.js").read_text("utf-8")
 
 
-def _line(number: int, row: BoardRow, base: Path) -> TableLine:
+def _line(number: int, row: BoardRow, base: Path, reports: Collection[Path]) -> TableLine:
     submission = row.submission
     return TableLine(
         number=number,
         name=row.name,
         track=row.track.name,
-        links=tuple(_links(row, base)),
+        links=tuple(_links(row, base, reports)),
         known_attacks=() if submission is None else submission.known_attacks,
         departures=tuple(_departures(row)),
         void=row.void,
@@ -220,27 +231,28 @@ def _departures(row: BoardRow) -> Iterator[str]:
         yield from (f"{where}{departure}" for departure in run.departures)
 
 
-def _links(row: BoardRow, base: Path) -> Iterator[Link]:
+def _links(row: BoardRow, base: Path, reports: Collection[Path]) -> Iterator[Link]:
     submission = row.submission
     if submission is not None and submission.paper is not None:
         yield Link("paper", submission.paper)
     if submission is not None and submission.repository is not None:
         yield Link("code", submission.repository)
-    if row.report is not None:
-        relative = os.path.relpath(row.folder / row.report, base)
+    if _report_of(row) in reports:
+        relative = os.path.relpath(_report_of(row), base)
         yield Link("report", Path(relative).as_posix())
 
 
 def _cells(row: BoardRow) -> Iterator[BoardCell]:
     yield _verdict(row)
     variants = tuple(
-        f"{variant.name}: {wording.difference(variant.defense.difference)}"
-        + ("" if variant.finished else ", not finished")
+        f"{variant.name}: {gain_of(variant)}" + ("" if variant.finished else ", not finished")
         for variant in row.variants
-        if variant.defense.difference is not None
+        if variant.difference is not None
     )
     absent = "the reference" if row.ruling == "the reference" else "not measured"
-    yield _paired(row.difference, absent, variants, _TONES.get(row.ruling, ""))
+    tone, stop = _TONES.get(row.ruling, ""), row.headline.decided
+    notes = variants if stop is None else (_after(stop), *variants)
+    yield _paired(row.difference, absent, notes, tone, is_bound=stop is not None)
     views = row.views
     named = () if views is None or row.less_views is None else (f"of {views.defense_name}",)
     yield _paired(row.less_views, _without_views(row), named)
@@ -257,9 +269,27 @@ def _cells(row: BoardRow) -> Iterator[BoardCell]:
     links = tuple(
         Link(f"images of {each.by}", each.url) for each in row.broken_by if _is_web(each.url)
     )
-    notes = () if row.unbound is None else (row.unbound,)
+    # The page names departures from the track beside the name of the row.
+    notes = tuple(problem for problem in row.problems if not problem.startswith("track: "))
+    notes = notes if row.unbound is None else (row.unbound, *notes)
     tone = "bad" if row.broken_by or notes else "quiet"
     yield BoardCell(row.trust, row.trust, notes=notes, links=links, tone=tone)
+
+
+def gain_of(run: VariantResult) -> str:
+    """Return the difference of a run in words, such as `at most +0.4 [−1.2, +2.0] after ...`."""
+    text = wording.difference(run.difference)
+    if run.decided is None or not text:
+        return text
+    return f"{_AT_MOST}{text} {_after(run.decided)}"
+
+
+def _after(decided: Decision) -> str:
+    """Say how many attacks on the defense ran before its run stopped."""
+    text = f"after {decided.after} of {counted(decided.of, 'attack')}"
+    if decided.after:
+        return text
+    return f"{text}, by images of attacks on the base model alone"
 
 
 def _without_views(row: BoardRow) -> str:
@@ -281,18 +311,25 @@ def _verdict(row: BoardRow) -> BoardCell:
     ground = () if verdict.ground is None else (verdict.ground,)
     if row.headline.result.status == "partial":
         ground = (*ground, "not finished")
+    if row.headline.decided is not None:
+        ground = (*ground, "stopped early")
     return BoardCell(
         verdict.ruling, verdict.ruling, notes=ground, tone=_TONES.get(row.ruling, "quiet")
     )
 
 
 def _paired(
-    difference: Difference | None, missing: str, notes: tuple[str, ...] = (), tone: str = ""
+    difference: Difference | None,
+    missing: str,
+    notes: tuple[str, ...] = (),
+    tone: str = "",
+    *,
+    is_bound: bool = False,
 ) -> BoardCell:
     if difference is None or difference.value is None:
         return BoardCell(missing=missing, notes=notes)
     return BoardCell(
-        wording.points(difference.value),
+        (_AT_MOST if is_bound else "") + wording.points(difference.value),
         round(difference.value, 6),
         wording.points_interval(difference.interval),
         notes=notes,
@@ -301,8 +338,12 @@ def _paired(
 
 
 def _samples(row: BoardRow) -> BoardCell:
-    drawn = "the fixed half alone" if row.nonce is None else f"half drawn by {row.nonce[:16]}"
-    return BoardCell(str(row.headline.result.samples), row.headline.result.samples, notes=(drawn,))
+    notes: tuple[str, ...] = ("the fixed half alone",)
+    if row.nonce is not None:
+        source = row.nonce_source
+        stated = "source of the nonce not stated" if source is None else f"nonce: {source}"
+        notes = (f"half drawn by {row.nonce[:16]}", stated)
+    return BoardCell(str(row.headline.result.samples), row.headline.result.samples, notes=notes)
 
 
 def _decided(name: str) -> str:
@@ -350,8 +391,8 @@ def scatter(track: Track, rows: Sequence[tuple[int, BoardRow]]) -> Scatter | Non
     for number, row, cost, gain, interval in placed:
         colour, shape = LOOKS[row.ruling]
         text = (
-            f"{number} {row.name}: {wording.difference(row.difference)} points at "
-            f"{factor(cost)}, {row.ruling}"
+            f"{number} {row.name}: {gain_of(row.headline)}, in points, at {factor(cost)}, "
+            f"{row.ruling}"
         )
         said.append(text)
         low, high = (None, None) if interval is None else (down(100 * e) for e in interval)

@@ -9,13 +9,25 @@ from pydantic import Field, ValidationError
 from dent.errors import ConfigError
 from dent.evaluation.records.folder import dump, read_record
 from dent.evaluation.records.spec import Sha256
-from dent.storage.canonical import Record
+from dent.storage.canonical import Record, digest
 from dent.storage.disk import is_there, read, write_atomically
 from dent.storage.errors import RecordError
 from dent.storage.plain_json import parse
 
 SUBMISSION: Final = "submission.json"
 _LARGEST: Final = 2**20
+_IDENTIFYING: Final = (
+    "name",
+    "track",
+    "factory",
+    "repository",
+    "commit",
+    "lock",
+    "weights",
+    "known_attacks",
+    "identity",
+)
+"""Fields that may not change after a check of the row. Adding one voids all recorded checks."""
 _COMMIT: Final = (
     "expected the full hash of 40 hexadecimal digits, as `git rev-parse HEAD` prints it"
 )
@@ -70,6 +82,12 @@ class RowSubmission(Record):
     """Identity of the headline run; `dent board submit` fills it in."""
     manifest: Sha256 | None = None
     """Digest of the packed records; `dent board submit` fills it in."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the fields that say what was evaluated, by which code, and what is known."""
+        values = self.to_json()
+        return digest({name: values[name] for name in _IDENTIFYING})
 
     def check(self) -> None:
         """Check that the code of the defense can be found.

@@ -160,9 +160,7 @@ def page_command(
     from dent.board.page import write_page, write_reports
 
     rows = list_rows(folder)
-    if reports:
-        write_reports(rows, root)
-    write_page(rows, out)
+    write_page(rows, out, write_reports(rows, root) if reports else ())
     if as_json:
         print_json([row.to_json() for row in rows])
         return
@@ -278,6 +276,14 @@ def check_command(
         str | None,
         typer.Option("--record", help="Who checked: add what was passed to the row's trust.json."),
     ] = None,
+    nonce_source: Annotated[
+        str | None,
+        typer.Option(
+            help="With --record: where the nonce of the row comes from, such as the hash of a "
+            "named block of a public chain. NAME is recorded as the one who drew it.",
+            metavar="TEXT",
+        ),
+    ] = None,
     root: Annotated[Path | None, options.data()] = None,
     device: Annotated[str | None, options.device()] = None,
     as_json: Annotated[bool, options.as_json()] = False,
@@ -293,7 +299,8 @@ def check_command(
 
     again = checking.reattack(reattack, nonce, records_only=records_only)
     how = submitting.Verifying(root, device, records_only=records_only, allow_code=allow_code)
-    checked = submitting.check(row, images, how, again, by)
+    recorded = submitting.recording(by, nonce_source)
+    checked = submitting.check(row, images, how, again, recorded)
     if as_json:
         print_json(checked.to_json())
     else:

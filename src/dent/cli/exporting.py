@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from dent.board.board_row import BoardRow
 from dent.board.every_eval_ever import every_eval_ever
 from dent.board.hugging_face import hugging_face
-from dent.board.listing import BoardRow, list_rows
+from dent.board.listing import list_rows
 from dent.board.metrics import reason_to_omit
 from dent.errors import ConfigError, UnknownNameError
 from dent.storage.disk import write_atomically, writing

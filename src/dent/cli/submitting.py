@@ -4,14 +4,16 @@ import hashlib
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from dent.board import pack
-from dent.board.check import RowCheck, checks_of, conclude
-from dent.board.listing import BoardRow, read_board_row
+from dent.board.board_row import BoardRow
+from dent.board.check import RowCheck, conclude
+from dent.board.listing import by_digest, read_board_row
 from dent.board.pack import Packed
+from dent.board.row_checks import checks_of
 from dent.board.submission import (
     SUBMISSION,
     RowSubmission,
@@ -86,7 +88,7 @@ def submit(
     values["identity"] = row.headline.result.identity
     values["manifest"] = pack.declared_of(folder)
     submission = submission_of(values, str(chosen or "submission"))
-    row = BoardRow(**{**vars(row), "submission": submission})
+    row = replace(row, submission=submission)
     # Code is allowed, because submitters run their own.
     own = Verifying(how.root, how.device, how.records_only, allow_code=True)
     checked = conclude(checks_of(row), _verified(row, own, None))
@@ -123,8 +125,40 @@ def say_next(folder: Path, submission: RowSubmission, packed: Packed) -> None:
         OUT.print(line, markup=False, soft_wrap=True)
 
 
+@dataclass(frozen=True)
+class Recording:
+    """What to record of a passed check, beside its results.
+
+    Attributes:
+        by: Who checks.
+        nonce_source: Where the nonce of the row comes from; None if it is not stated.
+    """
+
+    by: str
+    nonce_source: str | None = None
+
+
+def recording(by: str | None, nonce_source: str | None) -> Recording | None:
+    """Return what to record; None without `--record`.
+
+    Raises:
+        ConfigError: There is a source, but nothing to record it with.
+    """
+    if by is None:
+        if nonce_source is not None:
+            raise ConfigError("--nonce-source is recorded with a check: add --record NAME.")
+        return None
+    if nonce_source is not None and not nonce_source.strip():
+        raise ConfigError("--nonce-source expected a text that says where the nonce comes from.")
+    return Recording(by, nonce_source)
+
+
 def check(
-    path: Path, images: Path | None, how: Verifying, reattack: Reattack | None, by: str | None
+    path: Path,
+    images: Path | None,
+    how: Verifying,
+    reattack: Reattack | None,
+    recording: Recording | None,
 ) -> RowCheck:
     """Check a row, or an archive of one.
 
@@ -133,22 +167,36 @@ def check(
         images: The archive of its images.
         how: How to verify the row.
         reattack: Which attacks of the headline run to run again; none if None.
-        by: Who checks. If given, a passed check is added to the row's `trust.json`.
+        recording: Who checks. If given, a passed check is added to the row's `trust.json`.
 
     Raises:
-        ConfigError: The row names code that is not allowed, `by` is given for an archive, or
-            `reattack` is given without images.
+        ConfigError: The row names code that is not allowed, `recording` is given for an archive,
+            `reattack` is given without images or has the nonce of the row, or the row has no nonce
+            of which a source could be recorded.
         RecordError: There is no row, or the archive is damaged.
     """
-    if by is not None and path.is_file():
+    if recording is not None and path.is_file():
         raise ConfigError("--record writes into the folder of a row, and an archive has none")
     with _folder(path, images) as folder:
         manifest = pack.declared_of(folder)  # first, because the row may change during the check
         row = read_board_row(folder)
+        _check_nonces(row, reattack, recording)
         checked = conclude(checks_of(row), _verified(row, how, reattack))
-    if by is not None and checked.status == "verified":
-        _record(path, row, manifest, checked.verification, by)
+    if recording is not None and checked.status == "verified":
+        _record(path, row, manifest, checked.verification, recording)
     return checked
+
+
+def _check_nonces(row: BoardRow, reattack: Reattack | None, recording: Recording | None) -> None:
+    if row.nonce is None:
+        if recording is not None and recording.nonce_source is not None:
+            raise ConfigError(f"{row.folder} has no nonce: leave out --nonce-source")
+        return
+    if reattack is not None and reattack.nonce.strip() == row.nonce.strip():
+        raise ConfigError(
+            f"--nonce {reattack.nonce} is the nonce that drew the samples of the row. Its "
+            "submitter knows it, and so knows which attacks it draws: draw another nonce"
+        )
 
 
 def _verified(row: BoardRow, how: Verifying, reattack: Reattack | None) -> dict[str, Verification]:
@@ -175,7 +223,11 @@ def _verified_run(path: Path, how: Verifying, reattack: Reattack | None) -> Veri
 
 
 def _record(
-    folder: Path, row: BoardRow, manifest: str, verification: Verification, by: str
+    folder: Path,
+    row: BoardRow,
+    manifest: str,
+    verification: Verification,
+    recording: Recording,
 ) -> None:
     again = verification.reattacked
     add_trust(
@@ -184,13 +236,27 @@ def _record(
             state="records verified" if again is None else "re-attacked",
             identity=row.headline.result.identity,
             manifest=manifest,
-            by=by,
+            submission=None if row.submission is None else row.submission.digest,
+            by=recording.by,
             date=datetime.now(UTC).date().isoformat(),
             nonce=None if again is None else again.nonce,
+            nonce_source=recording.nonce_source,
+            nonce_by=None if recording.nonce_source is None else recording.by,
             units=0 if again is None else len(again.units),
             of=0 if again is None else again.of,
+            by_defense={} if again is None else again.by_defense,
+            challenges=_challenges(row),
         ),
     )
+
+
+def _challenges(row: BoardRow) -> dict[str, tuple[str, ...]]:
+    """Return the checksums of all challenges of a row, by run: a check covers every one."""
+    return {
+        run.name: tuple(by_digest(every))
+        for run in row.runs
+        if (every := (*run.run.challenges, *run.unchecked))
+    }
 
 
 @contextmanager

@@ -29,10 +29,9 @@ from dent.evaluation.engine.execute import (
 from dent.evaluation.engine.progress import OnProgress
 from dent.evaluation.records.folder import packed_as
 from dent.evaluation.records.image_digest import digest_of
-from dent.evaluation.records.plan import Batch, Unit, challenge_file
+from dent.evaluation.records.plan import Batch, Unit, challenge_file, targets_of
 from dent.evaluation.records.provenance import new_session, now
 from dent.evaluation.records.schema import ChallengeRecord, Session, UnitRecord, short_digest
-from dent.evaluation.records.spec import STATIC, EvaluationSpec
 from dent.evaluation.results.tells import used_of
 from dent.evaluation.submission.submission import clock
 from dent.storage.errors import RecordError
@@ -201,16 +200,6 @@ def refuse_published(attack: Attack) -> None:
             f"{attack.name}: a published attack takes the batches apart; expected one that "
             "attacks whole batches (protocol=frozen)"
         )
-
-
-def targets_of(spec: EvaluationSpec, target: str) -> list[str]:
-    """Return the defenses to submit images to.
-
-    Images for the static model go to all defenses, if the run transfers attacks.
-    """
-    if target != STATIC or not spec.settings.transfer:
-        return [target]
-    return [entry.name for entry in spec.defenses]
 
 
 def _sums(images: Mapping[int, Tensor]) -> dict[int, str]:

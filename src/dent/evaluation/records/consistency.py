@@ -15,6 +15,7 @@ from dent.evaluation.records.plan import (
     Plan,
     candidates,
     challenge_file,
+    targets_of,
     tensor_file,
 )
 from dent.evaluation.records.schema import (
@@ -136,8 +137,13 @@ def of_record(spec: EvaluationSpec, plan: Plan, record: JournalRecord) -> Iterat
     yield from _of_timing(timing, record.seed)
 
 
-def of_challenge(spec: EvaluationSpec, plan: Plan, challenge: ChallengeRecord) -> Iterator[str]:
-    """Yield the problems of a challenge, by itself and with the plan."""
+def of_challenge(
+    spec: EvaluationSpec,
+    plan: Plan,
+    challenge: ChallengeRecord,
+    earlier: Sequence[ChallengeRecord] = (),
+) -> Iterator[str]:
+    """Yield the problems of a challenge: by itself, with the plan, and with earlier challenges."""
     names = {defense.name for defense in spec.defenses}
     if not challenge.by.strip():
         yield "it does not say who made it"
@@ -152,6 +158,43 @@ def of_challenge(spec: EvaluationSpec, plan: Plan, challenge: ChallengeRecord) -
             f"{_shown(unit.key)}: {problem}"
             for problem in _of_outside(spec, plan, unit, challenge, names)
         )
+    yield from _of_targets(spec, challenge, earlier)
+
+
+def _of_targets(
+    spec: EvaluationSpec, challenge: ChallengeRecord, earlier: Sequence[ChallengeRecord]
+) -> Iterator[str]:
+    """Yield where the images were not submitted as they have to be.
+
+    Images for the static model also go to every defense. Without these submissions, a challenge
+    would lower the static model alone, and so raise the difference of a defense.
+    """
+    images: dict[int | None, TensorRef | None] = {}
+    for unit in challenge.units:
+        if images.setdefault(unit.batch, unit.tensor) != unit.tensor:
+            yield f"{_shown(unit.key)}: the defenses got different images of batch {unit.batch}"
+    targets = targets_of(spec, challenge.defense)
+    for name in dict.fromkeys(unit.defense for unit in challenge.units):
+        if name not in targets:
+            yield f"images made for {challenge.defense} were submitted to {_shown(name)}"
+    for name in targets:
+        batches = {unit.batch for unit in challenge.units if unit.defense == name}
+        missing = sorted(batch for batch in images.keys() - batches if batch is not None)
+        covered = any(_sums(other, name) == _sums(challenge) for other in earlier)
+        if missing and (batches or not covered):
+            yield (
+                f"images made for {challenge.defense} have to be submitted to "
+                f"{', '.join(targets)}: batch {missing[0]} was not submitted to {_shown(name)}"
+            )
+
+
+def _sums(challenge: ChallengeRecord, defense: str | None = None) -> dict[int | None, str]:
+    """Return the SHA-256 of the images by batch: of one defense, or of all."""
+    return {
+        unit.batch: unit.tensor.sha256
+        for unit in challenge.units
+        if unit.tensor is not None and defense in (None, unit.defense)
+    }
 
 
 def _of_outside(

@@ -315,7 +315,7 @@ def read_outside(path: Path, run: RunRecord, plan: Plan) -> tuple[ChallengeRecor
     seen: set[str] = set()
     for number, challenge in enumerate(read_challenges(path / CHALLENGES), start=1):
         location = f"{path / CHALLENGES}, line {number}"
-        _refuse_first(location, consistency.of_challenge(run.spec, plan, challenge))
+        _refuse_first(location, consistency.of_challenge(run.spec, plan, challenge, challenges))
         for unit in challenge.units:
             if unit.key in seen:
                 raise RecordError(f"{location}: {unit.key} is there twice; nothing was changed")

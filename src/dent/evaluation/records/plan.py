@@ -340,6 +340,16 @@ def tensor_file(spec: EvaluationSpec, defense: str, attack: str | None, batch: i
     return f"{TENSORS}/{prefix}-{indices}.safetensors"
 
 
+def targets_of(spec: EvaluationSpec, target: str) -> list[str]:
+    """Return the defenses to submit the images of a challenge to.
+
+    Images for the static model go to all defenses, if the run transfers attacks.
+    """
+    if target != STATIC or not spec.settings.transfer:
+        return [target]
+    return [entry.name for entry in spec.defenses]
+
+
 def challenge_file(challenge: str, batch: int) -> str:
     """Return the file in a run folder for the images of a challenge for one batch.
 

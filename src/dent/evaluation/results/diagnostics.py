@@ -497,7 +497,7 @@ def stopped(diagnostics: Sequence[Diagnostic]) -> tuple[Diagnostic, ...]:
     )
 
 
-_STOPPED: Final = "The run stopped before it, because no gain was possible (--to-the-end)."
+_STOPPED: Final = "The run stopped before it, because a gain can no longer be shown (--to-the-end)."
 _LATE: Final = (
     "black-box beats white-box",
     "transfer beats white-box",

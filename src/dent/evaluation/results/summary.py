@@ -103,6 +103,21 @@ def summarize(
     )
 
 
+def spared_of(
+    spec: EvaluationSpec,
+    plan: Plan,
+    records: Mapping[str, JournalRecord],
+    challenges: Sequence[ChallengeRecord],
+) -> dict[str, Difference]:
+    """Return, by defense, the difference without the challenges to the static model.
+
+    Such challenges lower the static model, and so may raise the difference, perhaps only because
+    nobody has attacked the defense as hard. Empty if there are none.
+    """
+    scores = score(spec, plan, records)
+    return _spared(scores, with_challenges(scores, plan, challenges), spec)
+
+
 def _defense(
     defense: DefenseSpec,
     scores: Scores,

@@ -1,10 +1,11 @@
 """Run recorded attacks again and compare, to find what no check of the records can find."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
+from pydantic import Field
 from scipy.stats import binomtest
 from torch import Tensor
 
@@ -21,7 +22,7 @@ from dent.evaluation.records.schema import (
     ProbeRecord,
     UnitRecord,
 )
-from dent.evaluation.records.spec import EvaluationSpec
+from dent.evaluation.records.spec import STATIC, EvaluationSpec
 from dent.evaluation.results.diagnostics import MISMATCH
 from dent.evaluation.results.recorded_run import RecordedRun
 from dent.evaluation.subject import Prepared, Subject
@@ -67,7 +68,9 @@ class Reattack:
     def draw(self, recorded: RecordedRun) -> tuple[Unit, ...]:
         """Return the units to run again, in the order of the plan.
 
-        They are the lowest by SHA-256 of the nonce, the identity of the run, and the key.
+        They are the lowest by SHA-256 of the nonce, the identity of the run, and the key. But if
+        they are all on the static model, the lowest unit of another defense takes the place of the
+        last one, if there is any. What a run claims stands on the attacks on its defense.
         """
         attacked = [
             unit
@@ -79,7 +82,11 @@ class Reattack:
         ordered = sorted(
             attacked, key=lambda unit: _lot(self.nonce, recorded.run.identity, unit.key)
         )
-        keys = {unit.key for unit in ordered[: self.count]}
+        drawn = ordered[: self.count]
+        of_defense = next((unit for unit in ordered if unit.defense != STATIC), None)
+        if of_defense is not None and all(unit.defense == STATIC for unit in drawn):
+            drawn[-1] = of_defense
+        keys = {unit.key for unit in drawn}
         return tuple(unit for unit in attacked if unit.key in keys)
 
 
@@ -100,6 +107,15 @@ class Paired(Record):
     """P-value of McNemar's exact two-sided test, which treats members as independent."""
 
 
+class RerunCount(Record):
+    """How many attacks on one defense ran again."""
+
+    units: Annotated[int, Field(ge=0)]
+    """Number of attack units that ran again."""
+    of: Annotated[int, Field(ge=0)]
+    """Number of recorded attack units."""
+
+
 class Reattacked(Record):
     """The result of running attacks again."""
 
@@ -110,6 +126,8 @@ class Reattacked(Record):
     """Keys of the units that were attacked again."""
     of: int
     """Number of recorded attack units."""
+    by_defense: dict[str, RerunCount] = Field(default_factory=dict)
+    """The two numbers by defense, in the order of the run's description; empty in older results."""
     same: int
     """Number of units with equal results: images, predictions, claims and queries, bit for bit."""
     same_place: bool
@@ -194,11 +212,17 @@ class Attacker:
     def conclude(self, request: Reattack) -> Reattacked:
         """Return the result over all units that were run again."""
         recorded = self._recorded
+        every = Reattack().draw(recorded)
+        done = set(self._done)
         return Reattacked(
             drawn="all" if request.count is None else "some",
             nonce=None if request.count is None else request.nonce,
             units=tuple(self._done),
-            of=len(Reattack().draw(recorded)),
+            of=len(every),
+            by_defense={
+                defense.name: _count(every, done, defense.name)
+                for defense in recorded.run.spec.defenses
+            },
             same=len(self._done) - len(self._unlike),
             same_place=self._same_place,
             paired=tuple(_paired(name, pairs) for name, pairs in self._others.items()),
@@ -326,6 +350,11 @@ class _Kept:
             raise RecordError("the attack left no record")
         record, self._last = self._last, None
         return record
+
+
+def _count(every: Sequence[Unit], done: Set[str], defense: str) -> RerunCount:
+    own = [unit.key for unit in every if unit.defense == defense]
+    return RerunCount(units=sum(key in done for key in own), of=len(own))
 
 
 def _lot(nonce: str, identity: str, key: str) -> bytes:

@@ -2,11 +2,13 @@
 
 import math
 import operator
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from scipy.stats import binomtest
 from torch import Tensor
 
 from dent.evaluation.engine.carry import carried
@@ -51,7 +53,14 @@ from dent.support.plural import agreeing, counted
 
 TOLERATED = 0.01
 """Share of members whose prediction may change on other hardware or software, because of near ties.
-It limits the whole run, each unit (plus one member), and every worst case."""
+It limits the whole run, each unit (plus one member), every worst case, and every difference."""
+TIE = 1e-3
+"""Share of its largest logit by which the static model may prefer another class than the recorded
+one on other hardware or software. Rounding in float32 changed logits of the bundled models by up to
+1.3e-6 of the largest one, and rounding of their layers to TF32 by up to 3.4e-4, at most twice of
+which adds up in a margin. Defenses that adapt amplify rounding too much for such a limit."""
+ONE_SIDED = 0.001
+"""Significance level of the test whether changed predictions favor a defense, over all defenses."""
 _CLOSE = 1e-3
 _COUNTED = ("rows", "probabilities", "gradient_rows", "zero_gradients")
 _PROBED = (
@@ -134,6 +143,9 @@ class Resubmission:
         )
         self._changed: dict[str, list[str]] = {}
         self._members: dict[str, int] = {}
+        self._clear: list[str] = []
+        # By defense and sample id: how often it was correct only as recorded, minus only now.
+        self._leaning: dict[str, Counter[int]] = {}
         self._again: dict[str, JournalRecord] = {}
 
     def check(self, unit: Unit) -> Iterator[Finding]:
@@ -244,6 +256,21 @@ class Resubmission:
             for problem in problems
         ]
 
+    def clearly_changed(self) -> list[str]:
+        """Return the changed predictions of the static model that no rounding explains.
+
+        It does not adapt and draws nothing, so elsewhere only near ties may turn out differently.
+        """
+        return [] if self._same_place else self._clear
+
+    def one_sided(self) -> list[str]:
+        """Return the defenses that the changed predictions favor too often to be rounding.
+
+        Honest changes go both ways: the same images are submitted twice. If attacks chose them by
+        the first answers, more members are correct only now, which does not favor the record.
+        """
+        return [] if self._same_place else list(_favored(self._leaning))
+
     def scored_otherwise(self) -> list[str]:
         """Return what changes in the result if the run is scored with the new answers."""
         if not self._again:
@@ -343,6 +370,8 @@ class Resubmission:
         ]
         if changed:
             self._changed[unit.key] = changed
+            logits = torch.cat([answer.first.logits for answer in answers])
+            self._note_changes(unit, record, served, logits)
         self._keep(record, {"served": served, **self._fields(answers, record)})
         loss = loss_of([answer.first for answer in answers], batches_of(self._run.plan, unit))
         if record.loss is None:
@@ -353,6 +382,25 @@ class Resubmission:
             return f"{unit.key}: the loss is not as recorded"
         problem = self._views_problem(unit, answers, record)
         return problem or _trace_problem(unit, [answer.first for answer in answers], record.trace)
+
+    def _note_changes(
+        self, unit: Unit, record: UnitRecord, served: Sequence[int | None], logits: Tensor
+    ) -> None:
+        """Note whether the changed predictions of a unit are ties, and which side they favor."""
+        batches = batches_of(self._run.plan, unit)
+        members = [pair for each in batches for pair in zip(each.ids, each.labels, strict=True)]
+        leaning = self._leaning.setdefault(unit.defense, Counter())
+        answers = zip(record.served, served, members, strict=True)
+        for member, (then, now, (id_, label)) in enumerate(answers):
+            if then == now:
+                continue
+            leaning[id_] += (then == label) - (now == label)
+            if unit.defense == STATIC and not _is_tie(logits[member], then):
+                self._clear.append(
+                    f"{unit.key}: member {member} is served {now}, recorded as {then}, and its "
+                    "logits are no near tie: the static model gets other images or weights than "
+                    "when it was recorded, or the record was edited"
+                )
 
     def _fields(self, answers: list[Answers], record: UnitRecord) -> dict[str, Any]:
         """Return the fields of the other answers; empty for older records, which have only one."""
@@ -487,9 +535,57 @@ def _unlike(recorded: EvaluationResult, again: EvaluationResult) -> Iterator[str
                     f"{agreeing(before.correct, 'are')} correct {where} as recorded, "
                     f"{after.correct} of {after.total} as submitted again"
                 )
+        moved = _moved(then, now)
+        if moved is not None:
+            yield f"{name}: {moved}"
         ruling, ruling_now = (_ruling(each, ruled=ruled) for each in (then, now))
         if ruling != ruling_now:
             yield f"{name}: {ruling} as recorded, {ruling_now} as submitted again"
+
+
+def _moved(then: DefenseResult, now: DefenseResult) -> str | None:
+    """Return a message if the difference to the static model changes by more than is tolerated.
+
+    Each accuracy may change as well, but not so that their changes add up.
+    """
+    before, after = then.difference, now.difference
+    if before is None or after is None or before.value is None or after.value is None:
+        return None
+    allowed = max(1, math.floor(TOLERATED * before.total))
+    if abs(after.value - before.value) * before.total <= allowed + _CLOSE:
+        return None
+    return (
+        f"the difference to the static model is {100 * before.value:+.2f} points as recorded, "
+        f"{100 * after.value:+.2f} as submitted again, which is more than "
+        f"{counted(allowed, 'member')} of {before.total} apart"
+    )
+
+
+def _is_tie(logits: Tensor, recorded: int | None) -> bool:
+    """Return whether a recorded class may be predicted from these logits after some rounding."""
+    if recorded is None or recorded >= len(logits) or not bool(logits.isfinite().all()):
+        return False
+    behind = logits.max() - logits[recorded]
+    return bool(behind <= TIE * logits.abs().max())
+
+
+def _favored(leaning: Mapping[str, Mapping[int, int]]) -> Iterator[str]:
+    """Yield the defenses with more samples that are correct as recorded than now, by a sign test.
+
+    A sample counts once, because its predictions under different attacks are not independent.
+    """
+    others = {name: counts for name, counts in leaning.items() if name != STATIC}
+    for name, counts in others.items():
+        recorded, now = (sum(sign * count > 0 for count in counts.values()) for sign in (1, -1))
+        if not recorded:
+            continue
+        p_value = float(binomtest(recorded, recorded + now, alternative="greater").pvalue)
+        if p_value < ONE_SIDED / len(others):
+            yield (
+                f"{name}: of {counted(recorded + now, 'sample')} with other predictions, "
+                f"{recorded} are correct more often as recorded, and only {now} as submitted again "
+                f"(p = {p_value:.2g}): rounding would change them in both directions"
+            )
 
 
 def _ruling(result: DefenseResult, *, ruled: bool) -> str:
