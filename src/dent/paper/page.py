@@ -11,7 +11,7 @@ from dent.evaluation.records.folder import RUN
 from dent.evaluation.results.power import detectable_gain
 from dent.evaluation.results.worst_case import MIN_CLUSTERS
 from dent.paper.counts import RULINGS, Sentence, by_sentence, count_rulings
-from dent.paper.figures import figure, interval, measured, printed
+from dent.paper.figures import RATIO, figure, interval, measured, printed
 from dent.paper.labels import label
 from dent.paper.load import load_roles
 from dent.paper.planning import PaperPlan
@@ -92,9 +92,16 @@ class TablePart:
     def units(self) -> str:
         """The units of the differences of its claims, in words."""
         units = dict.fromkeys(
-            judgement.unit for judgement in self.result.judgements if len(judgement.cells) > 1
+            judgement.unit
+            for judgement in self.result.judgements
+            if len(judgement.cells) > 1 and judgement.unit != RATIO
         )
         return " or ".join(_IN_WORDS[unit] for unit in units)
+
+    @property
+    def has_ratios(self) -> bool:
+        """Whether one of its claims compares two cells by their ratio."""
+        return any(judgement.unit == RATIO for judgement in self.result.judgements)
 
     def label(self, key: str) -> str:
         """Return the name of a cell by row and column, as printed in the paper."""

@@ -24,7 +24,16 @@ Measure = Literal[
 ]
 SHARES: Final = ("robust", "natural", "transfer")
 """Measures that are accuracies, published in percent."""
-Kind = Literal["higher", "about", "not-lower", "at-most", "factor"]
+Kind = Literal["higher", "at-least", "about", "not-lower", "at-most", "factor"]
+_LIMITS: Final[Mapping[Kind, tuple[str, ...]]] = {
+    "higher": (),
+    "at-least": ("bound", "ratio"),
+    "about": ("within",),
+    "not-lower": ("within",),
+    "at-most": ("bound",),
+    "factor": ("factor",),
+}
+"""For each kind of claim, the fields of which it has exactly one."""
 
 
 class Strict(BaseModel):
@@ -91,10 +100,11 @@ class Claim(Strict):
     """A claim of the paper about its table.
 
     `higher`: the first cell of a pair is above the second by at least half the published
-    difference. `about`: the two differ by at most `within`. `not-lower`: the first is below the
-    second by at most `within`. `at-most`: a cell is at most `bound`. `factor`: a cell is within a
-    `factor` of the published figure. `within` and `bound` are in the unit of the cells (percentage
-    points, percent).
+    difference. `at-least`: the sentence itself states a size; the first is above the second by at
+    least `bound`, or is at least `ratio` times the second. `about`: the two differ by at most
+    `within`. `not-lower`: the first is below the second by at most `within`. `at-most`: a cell is
+    at most `bound`. `factor`: a cell is within a `factor` of the published figure. `within` and
+    `bound` are in the unit of the cells (percentage points, percent).
     """
 
     id: str
@@ -109,29 +119,26 @@ class Claim(Strict):
     cells: tuple[str, ...] = ()
     within: float | None = Field(default=None, ge=0)
     bound: float | None = Field(default=None, ge=0)
+    ratio: float | None = Field(default=None, gt=0)
     factor: float | None = Field(default=None, gt=1)
-    difference: float | None = Field(default=None, gt=0)
-    """The published difference, if it is not the difference of two published figures."""
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        field_of_kind = {
-            "about": "within",
-            "not-lower": "within",
-            "at-most": "bound",
-            "factor": "factor",
-        }
-        needed = field_of_kind.get(self.kind)
-        for name in ("within", "bound", "factor"):
-            if (getattr(self, name) is not None) != (name == needed):
-                raise ValueError(f"claim {self.id}: {name} does not go with {self.kind}")
+        limits = _LIMITS[self.kind]
+        fields = ("within", "bound", "ratio", "factor")
+        given = [name for name in fields if getattr(self, name) is not None]
+        if len(given) != min(1, len(limits)) or not set(given) <= set(limits):
+            needed = " or ".join(limits) or "no limit"
+            raise ValueError(
+                f"claim {self.id}: {self.kind} needs {needed}, not {', '.join(given) or 'none'}"
+            )
         single = self.kind in ("at-most", "factor")
         if single != bool(self.cells) or single == bool(self.compared()):
             raise ValueError(f"claim {self.id}: {self.kind} needs {'cells' if single else 'pairs'}")
         return self
 
     def compared(self) -> tuple[tuple[str, str], ...]:
-        """Return all pairs of cells; `higher` claims that the first of each is higher."""
+        """Return all pairs of cells; `higher` and `at-least` are about the first of each."""
         if self.pairs or not (self.rows and self.columns):
             return self.pairs
         if self.across == "rows":
@@ -253,6 +260,10 @@ class Table(Strict):
         for key in self._named():
             if key not in keys:
                 raise ValueError(f"{self.id}: there is no cell {key}")
+        for claim in self.claims:
+            compared = [self.cells[cell].measure for pair in claim.compared() for cell in pair]
+            if claim.ratio is not None and not set(compared) <= set(SHARES):
+                raise ValueError(f"{self.id}: claim {claim.id} has a ratio of no accuracies")
         return self
 
     @cached_property
