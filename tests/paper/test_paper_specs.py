@@ -12,15 +12,28 @@ from hypothesis import strategies as st
 
 from dent import DENT, DENT_NOMINAL, DENT_PLUS, DentConfig, SmoothingConfig, models
 from dent.attacks import AutoAttack, make_from
+from dent.cli.costs import forwards_in_words
 from dent.errors import ConfigError, UnknownNameError
 from dent.evaluation.records.spec import Settings
 from dent.models.residual import is_member
-from dent.paper import load_scale, load_table, plan_table, scale_names, table_names
+from dent.paper import (
+    PaperPlan,
+    load_scale,
+    load_table,
+    plan_table,
+    scale_names,
+    table_names,
+)
+from dent.paper.claims import judge
 from dent.paper.defenses import defense_name, parse_defense
-from dent.paper.estimate import forwards_of, plan_cost
+from dent.paper.estimate import forwards_of, largest_unit, plan_cost
+from dent.paper.foreseen import Foreseen, foreseen
 from dent.paper.load import load_roles, read_spec
+from dent.paper.measure import MeasuredCell, of_accuracy, of_numbers
+from dent.paper.planning import PlannedCell
 from dent.paper.scales import Role, Scale, choose
-from dent.paper.spec import Table
+from dent.paper.spec import SHARES, Claim, Table
+from dent.paper.summary import _UNITS
 from dent.threat import ThreatModel
 from dent.training.recipes import RECIPES
 
@@ -165,6 +178,73 @@ def test_full_scale_has_the_settings_of_the_paper() -> None:
         assert plan.profile == plan.table.profile
 
 
+OPEN: dict[str, dict[Foreseen, dict[str, int]]] = {
+    "cpu": {
+        "cannot be told": {"table6": 12, "table9": 10},
+        "cannot be reproduced": {"table4": 1, "table10": 2, "table12": 4},
+        "needs a rise": {"table3": 6, "readme": 7},
+    },
+}
+"""The comparisons that a scale is too small for, whatever the result, by table."""
+
+
+@AT_EVERY_SCALE
+def test_an_ideal_result_decides_every_claim_that_a_scale_measures(
+    scale: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dent.evaluation.results.intervals._DRAWS", 20)
+    found: dict[str, dict[str, int]] = {}
+    for name in table_names():
+        plan = plan_table(load_table(name), load_scale(scale))
+        limits = foreseen(plan)
+        for claim in plan.table.claims:
+            for cells in [*claim.compared(), *((key,) for key in claim.cells)]:
+                if any(plan.cells[key].why for key in cells):
+                    continue
+                limit = limits.get((claim.id, cells))
+                kept, rising = (ideal(plan, claim, cells, rises=rises) for rises in (False, True))
+                told = {None: "reproduced", "needs a rise": "reproduced"}
+                assert rising == told.get(limit, "cannot be told"), (name, claim.id, cells)
+                assert (kept == "reproduced") == (limit is None), (name, claim.id, cells)
+                if limit is not None:
+                    counts = found.setdefault(limit, {})
+                    counts[name] = counts.get(name, 0) + 1
+    assert found == OPEN.get(scale, {})
+
+
+def ideal(plan: PaperPlan, claim: Claim, cells: tuple[str, ...], *, rises: bool) -> str:
+    """Return the ruling on cells that agree with a claim as well as they can."""
+    shares = {"about": (1.0, 1.0), "not-lower": (1.0, 0.0) if rises else (1.0, 1.0)}
+    default = (1.0, 0.5) if claim.ratio else (0.0,) if claim.kind == "at-most" else (1.0, 0.0)
+    values = shares.get(claim.kind, default)
+    if claim.kind == "factor":
+        values = (plan.table.cells[cells[0]].value or 0.0,)
+    measured = {
+        key: ideal_cell(plan, plan.cells[key], value)
+        for key, value in zip(cells, values, strict=True)
+    }
+    unit = _UNITS[plan.table.cells[cells[0]].measure]
+    return judge(plan.table, claim, cells, measured, unit).ruling
+
+
+def ideal_cell(plan: PaperPlan, planned: PlannedCell, value: float) -> MeasuredCell:
+    run = planned.run
+    if run is None:
+        rounds = plan.profile.rounds if plan.profile else 0
+        numbers = of_numbers([value] * rounds, (), False)
+        assert numbers is not None
+        return numbers
+    per_batch = max(1, round((run.mix or 1.0) * run.batch_size))
+    right = {at: (at + 1) * value // 1 > at * value // 1 for at in range(run.samples)}
+    if planned.cell.measure in SHARES:
+        shared = run.defense is not None and run.defense.batch_dependent
+        batch = {at: at // per_batch for at in right}
+        return of_accuracy(right, batch, shared=shared, flags=(), partial=False)
+    numbers = of_numbers([value] * -(-run.samples // per_batch), (), False)
+    assert numbers is not None
+    return numbers
+
+
 def test_defenses_of_the_tables_match_the_presets_and_printed_steps() -> None:
     def defense(table: str, key: str) -> DentConfig:
         return load_table(table).cells[key].defense
@@ -217,6 +297,36 @@ def test_cpu_scale_takes_at_most_three_hours_on_two_cores() -> None:
     together = plan_cost({run for plan in plans for run in plan.runs()})
     assert together.forwards <= 3 * 3600 * 500
     assert max(plan_cost(plan.runs()).forwards for plan in plans) <= 3000 * 500
+
+
+def test_largest_unit_is_a_whole_attack_as_released_or_else_one_batch() -> None:
+    whole, split = (
+        plan_table(load_table("table3"), load_scale(name)).runs()[0] for name in ("cpu-wide", "cpu")
+    )
+    of_whole, of_split = largest_unit([whole]), largest_unit([split])
+    assert of_whole is not None
+    assert of_split is not None
+    # The static model needs a forward and a backward of two forwards for each iteration.
+    assert whole.defense is split.defense is None
+    assert 25 * 3 * 1024 <= of_whole.forwards < 2 * 25 * 3 * 1024
+    assert 5 * 3 * 16 <= of_split.forwards < 2 * 5 * 3 * 16
+    assert of_whole.seconds is None
+    # By time, a slow model counts for more.
+    slow = largest_unit([whole, split], lambda chosen: 1000.0 if chosen is split.model else 1e-6)
+    assert slow is not None
+    assert (slow.model, slow.seconds) == (split.model, 1000 * slow.forwards)
+
+
+def test_docs_have_the_cost_of_the_scale_cpu_wide() -> None:
+    text = " ".join((Path(__file__).parents[2] / "docs/paper.md").read_text().split())
+    plans = [plan_table(load_table(name), load_scale("cpu-wide")) for name in table_names()]
+    costs = {plan.table.id: plan_cost(plan.runs()).forwards for plan in plans}
+    together = plan_cost({run for plan in plans for run in plan.runs()}).forwards
+    listed = [f"{name} {forwards_in_words(cost)}" for name, cost in costs.items() if cost]
+    assert (
+        f"The scale `cpu-wide` needs at most {forwards_in_words(together)} forwards. By table: "
+        f"{', '.join(listed)}."
+    ) in text
 
 
 def test_tables_share_runs_and_every_run_has_its_own_folder() -> None:

@@ -1,6 +1,7 @@
 """The page of the paper's tables: published and measured figures, and rulings on all claims."""
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from dent.evaluation.results.power import detectable_gain
 from dent.evaluation.results.worst_case import MIN_CLUSTERS
 from dent.paper.counts import RULINGS, Sentence, by_sentence, count_rulings
 from dent.paper.figures import RATIO, figure, interval, measured, printed
+from dent.paper.foreseen import Foreseen, foreseen
 from dent.paper.labels import label
 from dent.paper.load import load_roles
 from dent.paper.planning import PaperPlan
@@ -84,6 +86,13 @@ class TablePart:
         return count_rulings(self.result.judgements)
 
     @property
+    def limits(self) -> tuple[Foreseen, ...]:
+        """For each distinct comparison that its scale cannot decide, what was foreseen."""
+        found = foreseen(self.plan)
+        keys = [(each.claim, each.cells) for each in self.result.judgements if each.as_in is None]
+        return tuple(found[key] for key in keys if key in found)
+
+    @property
     def sentences(self) -> tuple[Sentence, ...]:
         """The paper's sentences about the table, with their rulings."""
         return by_sentence(self.result.judgements)
@@ -144,6 +153,7 @@ def to_page(plans: Sequence[PaperPlan], results: Sequence[TableResult], links: L
     }
     parts = [_part(plan, result, flags) for plan, result in zip(plans, results, strict=True)]
     total = {ruling: sum(part.rulings[ruling] for part in parts) for ruling in RULINGS}
+    limits = Counter(limit for part in parts for limit in part.limits)
     return templates.get_template("paper.html.j2").render(
         parts=parts,
         scale=plans[0].scale,
@@ -155,6 +165,7 @@ def to_page(plans: Sequence[PaperPlan], results: Sequence[TableResult], links: L
         MIN_CLUSTERS=MIN_CLUSTERS,
         marks_of=lambda names: [flags[name] for name in names],
         total=total,
+        limits=limits,
     )
 
 

@@ -57,6 +57,11 @@ class PlannedRun:
         return STATIC if self.defense is None else defense_name(self.defense)
 
     @property
+    def attacked_per_batch(self) -> int:
+        """The number of attacked members of each batch."""
+        return max(1, round((self.mix or 1.0) * self.batch_size))
+
+    @property
     def threat(self) -> ThreatModel:
         """The threat model."""
         return ThreatModel(self.norm, self.eps)
