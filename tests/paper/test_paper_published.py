@@ -191,8 +191,8 @@ def test_docs_match_the_published_records(
         f"reproduced, {counts['not reproduced']} are not, {counts['cannot be told']} cannot be "
         f"told at our sample size, and {counts['not measured']} are not measured."
     ) in short
-    assert "every comparison of Tables 2, 6, 9, 10, 11 and 12 that was measured" in text
-    for number in (2, 6, 9, 10, 11, 12):
+    assert "every comparison of Tables 2, 6, 9, 10 and 12 that was measured" in text
+    for number in (2, 6, 9, 10, 12):
         rulings = {each.ruling for each in results[f"table{number}"].judgements}
         assert rulings <= {"cannot be told", "not measured"}
     table, cells = load_table("table4"), results["table4"].cells

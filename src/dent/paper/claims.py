@@ -9,7 +9,7 @@ from dent.evaluation.records.plan import seed_of
 from dent.evaluation.results.intervals import of_median
 from dent.evaluation.results.worst_case import MIN_CLUSTERS, paired
 from dent.paper.figures import RATIO
-from dent.paper.measure import Interval, MeasuredCell
+from dent.paper.measure import Interval, MeasuredCell, worst_by_batch
 from dent.paper.ratios import METHOD, ratio
 from dent.paper.results import Judgement, Ruling, Unit
 from dent.paper.rules import rule
@@ -94,17 +94,29 @@ def _by_sample(first: MeasuredCell, second: MeasuredCell, *, as_ratio: bool) -> 
     # Larger batches have more dependent members, so the bootstrap is over the larger batches.
     ways = [{sample: cell.batch[sample] for sample in common} for cell in shared or (first,)]
     coarse = min(ways, key=lambda way: len(set(way.values())))
+    # An attacker who may choose a submission for each sample breaks more than one who may choose
+    # only one for each batch. So if one cell is scored by batch, the other one is, too.
+    by_batch = first.by_batch or second.by_batch
+    first_right, second_right = (
+        worst_by_batch(cell, coarse) if by_batch and not cell.by_batch else cell.right
+        for cell in (first, second)
+    )
     ours: dict[int, tuple[bool, ...]] = {}
     theirs: dict[int, tuple[bool, ...]] = {}
     for sample in common:
-        ours[coarse[sample]] = (*ours.get(coarse[sample], ()), first.right[sample])
-        theirs[coarse[sample]] = (*theirs.get(coarse[sample], ()), second.right[sample])
+        ours[coarse[sample]] = (*ours.get(coarse[sample], ()), first_right[sample])
+        theirs[coarse[sample]] = (*theirs.get(coarse[sample], ()), second_right[sample])
     seed = seed_of(0, "paper", len(common))
-    difference = paired(ours, theirs, independent=not shared, static_by_sample=True, seed=seed)
+    difference = paired(
+        ours, theirs, independent=not shared, static_by_sample=not by_batch, seed=seed
+    )
     if difference.value is None or difference.interval is None:
         return Compared(None, None, "no sample in common", few=True)
     value, (low, high), method = difference.value, difference.interval, difference.method
     few = bool(shared) and len(ours) < MIN_CLUSTERS
+    assumes = difference.assumes
+    if any(first_right[i] != first.right[i] or second_right[i] != second.right[i] for i in common):
+        assumes += "; in both cells, one submission for each batch counts"
     if as_ratio:
         dependent = bool(shared) and not few
         found = ratio(ours, theirs, (low, high), dependent=dependent, seed=seed)
@@ -115,7 +127,7 @@ def _by_sample(first: MeasuredCell, second: MeasuredCell, *, as_ratio: bool) -> 
     return Compared(
         100 * value,
         (100 * low, 100 * high),
-        f"{method}, assuming {difference.assumes}",
+        f"{method}, assuming {assumes}",
         few=few,
     )
 
