@@ -289,6 +289,24 @@ def test_transfer_of_a_published_attack_is_its_single_submission(
     assert list(measured(plan, "denied").right.values()) == correct
 
 
+def test_static_model_may_be_read_from_the_run_of_a_defense(
+    finished: PaperPlan, make_plan: MakePlan
+) -> None:
+    first, columns = TABLE["rows"][0] | {"published": ["10.0"]}, [{"id": "dent", "label": "DENT"}]
+    rows = [
+        first | {"id": "of-dent", "defense": "static", "from_row": "defended"},
+        first | {"id": "defended", "defense": COLUMNS[2]["defense"]},
+    ]
+    plan = make_plan(**NO_SUITE, rows=rows, columns=columns, claims=[], charts=[])
+    planned = plan.cells["of-dent/dent"]
+    assert planned.run == plan.cells["defended/dent"].run == finished.cells["small/dent"].run
+    of_static, defended = summarize(plan, OUT).cells
+    static = recorded(finished, "small/dent").result.defenses["static"]
+    assert of_static.count == static.worst.served
+    assert (of_static.as_in, defended.as_in) == (None, None)
+    assert of_static.run == defended.run
+
+
 def replace_measure(plan: PaperPlan, what: Any) -> Any:
     planned = plan.cells["small/dent"]
     return replace(planned, cell=replace(planned.cell, measure=what))

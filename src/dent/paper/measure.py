@@ -73,8 +73,8 @@ def measure(planned: PlannedCell, recorded: RecordedRun) -> MeasuredCell | None:
     if run is None:
         return None
     spec, batches = recorded.run.spec, recorded.plan
-    scores = score(spec, batches, recorded.records)[run.defense_name]
-    defense = recorded.result.defenses[run.defense_name]
+    scores = score(spec, batches, recorded.records)[planned.defense_name]
+    defense = recorded.result.defenses[planned.defense_name]
     quantity = planned.cell.measure
     if quantity in ("robust", "natural", "transfer"):
         pieces = _pieces(planned, scores, batches)
@@ -85,7 +85,7 @@ def measure(planned: PlannedCell, recorded: RecordedRun) -> MeasuredCell | None:
     if quantity == "relative-time":
         pairs = [(record.timing.serve, record.timing.static) for record in natural]
         numbers = [seconds / static for seconds, static in pairs if static]
-        if run.defense_name == STATIC:  # it is the reference, and was not timed twice
+        if planned.defense_name == STATIC:  # it is the reference, and was not timed twice
             numbers = [1.0 for _ in natural]
     else:
         numbers = _sigmas(planned, natural)

@@ -63,6 +63,8 @@ class Fields(Strict):
     """The last part of the attack that counts, with all parts before it."""
     only: str | None = None
     """The only part of the attack that counts."""
+    from_row: str | None = None
+    """For the static model: the row from whose runs it is read, instead of a run of its own."""
 
 
 class TableColumn(Fields):
@@ -203,6 +205,7 @@ class TableCell:
         mix: Share of each batch that is attacked.
         through: See `Fields`.
         only: See `Fields`.
+        from_row: See `Fields`.
     """
 
     key: str
@@ -217,6 +220,7 @@ class TableCell:
     mix: float | None
     through: str | None
     only: str | None
+    from_row: str | None
 
     @property
     def value(self) -> float | None:
@@ -281,8 +285,11 @@ class Table(Strict):
         }
 
     def _named(self) -> Iterator[str]:
-        """Yield every cell that a claim, a chart or the suite names."""
+        """Yield every cell that another cell, a claim, a chart or the suite names."""
         yield from self.suite.cells
+        for key, cell in self.cells.items():
+            if cell.from_row is not None:
+                yield f"{cell.from_row}/{key.partition('/')[2]}"
         for claim in self.claims:
             yield from claim.cells
             for pair in claim.compared():
@@ -313,6 +320,7 @@ class Table(Strict):
             mix=fields.get("mix"),
             through=fields.get("through"),
             only=fields.get("only"),
+            from_row=fields.get("from_row"),
         )
 
     def _merged(self, row: TableRow, column: TableColumn, index: int) -> dict[str, Any]:

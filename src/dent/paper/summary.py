@@ -154,7 +154,7 @@ def _cells(
 
 def _evidence(planned: PlannedCell) -> object:
     """Return a key that two cells share if and only if they are the same piece of evidence."""
-    return planned.run, planned.attacks, planned.cell.measure
+    return planned.run, planned.defense_name, planned.attacks, planned.cell.measure
 
 
 def _earlier(first_cells: dict[object, str], planned: PlannedCell, key: str) -> str | None:
