@@ -26,7 +26,7 @@ from dent.paper import Judgement, PaperPlan, Table, run_plans, summarize, summar
 from dent.paper.claims import compare
 from dent.paper.counts import by_sentence
 from dent.paper.estimate import profile_forwards
-from dent.paper.measure import MeasuredCell, measure
+from dent.paper.measure import APPROXIMATE, MeasuredCell, measure
 from dent.paper.planning import RUNS, PlannedRun
 from dent.paper.profile import count_flops, read_profile, run_profile
 from dent.paper.runner import Loader
@@ -207,6 +207,11 @@ def test_attack_with_published_protocol_counts_the_samples_that_it_claims(
     assert unit.claimed is not None
     found = measure(plan.cells["small/dent"], records)
     assert found is not None
+    assert APPROXIMATE in found.method
+    static = measure(plan.cells["small/static"], recorded(plan, "small/static"))
+    assert static is not None
+    assert APPROXIMATE not in static.method
+    assert APPROXIMATE in compare(found, static).method
     assert len(found.right) == 8
     ids = [at for batch in records.plan.batches for at in batch.ids]
     natural = measure(replace_measure(plan, "natural"), records)

@@ -9,7 +9,7 @@ from dent.evaluation.records.plan import seed_of
 from dent.evaluation.results.intervals import of_median
 from dent.evaluation.results.worst_case import MIN_CLUSTERS, paired
 from dent.paper.figures import RATIO
-from dent.paper.measure import Interval, MeasuredCell, worst_by_batch
+from dent.paper.measure import APPROXIMATE, Interval, MeasuredCell, worst_by_batch
 from dent.paper.ratios import METHOD, ratio
 from dent.paper.results import Judgement, Ruling, Unit
 from dent.paper.rules import rule
@@ -117,6 +117,8 @@ def _by_sample(first: MeasuredCell, second: MeasuredCell, *, as_ratio: bool) -> 
     assumes = difference.assumes
     if any(first_right[i] != first.right[i] or second_right[i] != second.right[i] for i in common):
         assumes += "; in both cells, one submission for each batch counts"
+    if any(cell.regrouped for cell in shared):
+        assumes += f". {APPROXIMATE}"
     if as_ratio:
         dependent = bool(shared) and not few
         found = ratio(ours, theirs, (low, high), dependent=dependent, seed=seed)

@@ -27,6 +27,10 @@ from dent.paper.profile import ProfileRecord
 
 Interval = tuple[float, float]
 _SAMPLES: Final = 100.0  # percent
+APPROXIMATE: Final = (
+    "AutoAttack regroups images, so batches are not independent, and the interval is approximate"
+)
+"""The limit of an interval of a batch-dependent defense under AutoAttack as released."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,7 @@ class MeasuredCell:
         shared: Whether it is an accuracy of a batch-dependent defense.
         submissions: For an accuracy, whether each sample is correct in each counted submission.
         by_batch: Whether one submission counts for a whole batch, instead of one for each sample.
+        regrouped: Whether the attack took samples out of their batches (AutoAttack as released).
         numbers: For other measures, the values by batch or round.
         flags: Names of the raised diagnostics of the defense and of the run.
         partial: Whether batches are missing.
@@ -59,6 +64,7 @@ class MeasuredCell:
     partial: bool
     submissions: Sequence[Mapping[int, bool]] = ()
     by_batch: bool = False
+    regrouped: bool = False
 
 
 def measure(planned: PlannedCell, recorded: RecordedRun) -> MeasuredCell | None:
@@ -80,7 +86,8 @@ def measure(planned: PlannedCell, recorded: RecordedRun) -> MeasuredCell | None:
         pieces = _pieces(planned, scores, batches)
         regrouped = quantity == "robust" and _published(scores, planned)
         per_sample = regrouped or by_sample(defense.dependence)
-        return _accuracy(pieces, batches, defense, recorded, per_sample=per_sample)
+        cell = _accuracy(pieces, batches, defense, recorded, per_sample=per_sample)
+        return None if cell is None else _noted(cell, regrouped=regrouped)
     natural = scores.records["natural"]
     if quantity == "relative-time":
         pairs = [(record.timing.serve, record.timing.static) for record in natural]
@@ -242,6 +249,12 @@ def _accuracy(
         partial=len(right) < recorded.result.samples,
     )
     return replace(cell, submissions=tuple(submissions), by_batch=not per_sample)
+
+
+def _noted(cell: MeasuredCell, *, regrouped: bool) -> MeasuredCell:
+    """Return an accuracy whose method says if the attack mixed the members of batches."""
+    method = f"{cell.method}. {APPROXIMATE}" if regrouped and cell.shared else cell.method
+    return replace(cell, regrouped=regrouped, method=method)
 
 
 def worst_by_batch(cell: MeasuredCell, batch_of: Mapping[int, int]) -> Mapping[int, bool]:
