@@ -11,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from dent.errors import ConfigError
 from dent.evaluation.results.intervals import of_median, tango, wilson
 from dent.evaluation.results.worst_case import MIN_CLUSTERS
 from dent.paper.claims import compare, judge
+from dent.paper.figures import measured
 from dent.paper.load import read_spec
 from dent.paper.measure import MeasuredCell, of_accuracy, of_numbers
 from dent.paper.results import Judgement
@@ -63,7 +65,10 @@ def ruled(
         (34, 30, "higher", {}, "not reproduced"),  # interval below half
         (30, 30, "higher", {}, "not reproduced"),
         (30, 60, "higher", {}, "not reproduced"),
-        (32, 30, "higher", {"difference": 4.0}, "cannot be told"),
+        (32, 30, "at-least", {"bound": 4.0}, "cannot be told"),
+        (60, 30, "at-least", {"bound": 20.0}, "reproduced"),
+        (60, 30, "at-least", {"bound": 30.0}, "cannot be told"),
+        (40, 30, "at-least", {"bound": 20.0}, "not reproduced"),
         (30, 32, "higher", {"printed": UNPRINTED}, "cannot be told"),
         (30, 40, "higher", {"printed": UNPRINTED}, "not reproduced"),
         (40, 30, "higher", {"printed": UNPRINTED}, "reproduced"),  # no published size
@@ -91,13 +96,17 @@ UNSETTLED = (
     "Claimed: +17.0. The interval lies above 0 and reaches half of that (8.5): reproduced in "
     "direction; the size is not settled."
 )
+SIZED = "lies between half of that (8.5) and twice that (34.0): reproduced in direction and size."
 
 
 @pytest.mark.parametrize(
     ("kind", "fields", "bounds", "ruling", "said"),
     [
         # Published +17: half is 8.5.
-        ("higher", {}, (9.0, 20.0), "reproduced", "above 0 and above half of that (8.5)."),
+        ("higher", {}, (9.0, 20.0), "reproduced", SIZED),
+        ("higher", {}, (9.0, 34.1), "reproduced", "the size is not settled."),
+        ("higher", {}, (17.1, 34.0), "reproduced", f"{SIZED} The paper's figure lies below it."),
+        ("higher", {}, (34.1, 40.0), "reproduced", "the size is larger than the paper's."),
         (
             "higher",
             {},
@@ -109,6 +118,36 @@ UNSETTLED = (
         ("higher", {}, (-1.0, 8.0), "not reproduced", "contains 0 and lies below half of that"),
         ("higher", {}, (-3.0, 0.0), "not reproduced", "The interval does not reach above 0."),
         ("higher", {}, (-1.0, 9.0), "cannot be told", "contains 0 and reaches half of that (8.5)."),
+        (
+            "higher",
+            {"published": 2.9},
+            (4.1, 18.6),
+            "reproduced",
+            "the size is not settled. The paper's figure lies below it.",
+        ),
+        (
+            "higher",
+            {"published": 22.8},
+            (6.1, 21.2),
+            "reproduced",
+            "the size is not settled. The paper's figure lies above it.",
+        ),
+        (
+            "at-least",
+            {"bound": 14.0},
+            (0.1, 7.1),
+            "not reproduced",
+            "Claimed: at least +14.0. The interval lies below that.",
+        ),
+        ("at-least", {"bound": 14.0}, (6.0, 18.0), "cannot be told", "contains that."),
+        ("at-least", {"bound": 14.0}, (14.0, 18.0), "reproduced", "does not reach below that."),
+        (
+            "at-least",
+            {"ratio": 0.9},
+            (91.0, 98.0),
+            "reproduced",
+            "Claimed: at least 90% of the second cell.",
+        ),
         ("higher", {"published": None}, (0.1, 9.0), "reproduced", "Claimed: above 0. The interval"),
         ("higher", {"published": None}, (-1.0, 9.0), "cannot be told", "The interval contains 0."),
         (
@@ -155,12 +194,63 @@ def test_unfinished_cells_are_not_judged() -> None:
     assert ruled(accuracy(some(90)), accuracy(some(10))).ruling == "reproduced"
 
 
-def test_claim_with_a_difference_of_zero_is_refused() -> None:
-    """Zero would mean "the paper prints 0". If it prints no figure, the claim has no difference."""
-    with pytest.raises(ValidationError, match="difference"):
+def test_more_than_30_percent_is_not_reproduced_by_a_gain_of_30_percent() -> None:
+    """57 of 128 against 74 of 128: the interval of the ratio contains 130%."""
+    found = ruled(accuracy(some(74, 128)), accuracy(some(57, 128)), "at-least", ratio=1.3)
+    assert (found.ruling, found.unit) == ("cannot be told", "% of the second")
+    assert found.published == 400  # 40.0 against 10.0
+    assert found.measured == pytest.approx(100 * 74 / 57)
+    assert found.interval is not None
+    low, high = found.interval
+    difference = tango(17, 0, 128)
+    assert low <= 100 * (1 + difference[0] / (57 / 128))
+    assert high >= 100 * (1 + difference[1] / (57 / 128))
+    assert measured(found) == "129.8%"
+    assert ruled(
+        accuracy(some(100, 128)), accuracy(some(57, 128)), "at-least", ratio=1.3
+    ).ruling == ("reproduced")
+    assert ruled(
+        accuracy(some(60, 128)), accuracy(some(57, 128)), "at-least", ratio=1.3
+    ).ruling == ("not reproduced")
+
+
+def test_interval_of_a_ratio_accounts_for_the_error_of_both_accuracies() -> None:
+    """By hand: the delta method for a ratio of two paired proportions."""
+    first, second = some(74, 128), [at % 2 == 0 for at in range(128)]
+    value = 74 / 64
+    residuals = [a - value * b for a, b in zip(first, second, strict=True)]
+    reach = 1.9788 * stdev(residuals) / 128**0.5 / 0.5  # t at 127 degrees
+    found = compare(accuracy(first), accuracy(second), as_ratio=True)
+    assert found.interval is not None
+    assert found.value == pytest.approx(100 * value)
+    assert found.interval[1] == pytest.approx(100 * (value + reach), abs=0.01)
+    dependent = compare(accuracy(first, shared=True), accuracy(second), as_ratio=True)
+    assert dependent.interval is not None
+    assert dependent.interval[0] <= found.interval[0]
+    assert dependent.interval[1] >= found.interval[1]
+
+
+def test_a_ratio_to_an_accuracy_of_0_cannot_be_told() -> None:
+    assert ruled(accuracy(some(60)), accuracy(some(0)), "at-least", ratio=1.3).ruling == (
+        "cannot be told"
+    )
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, {"within": 1.0}, {"bound": 1.0, "ratio": 1.3}, {"ratio": 0.0}]
+)
+def test_claim_of_a_size_needs_exactly_one_bound(fields: dict[str, float]) -> None:
+    with pytest.raises(ValidationError):
         Claim.model_validate(
-            {"id": "c", "says": "So.", "kind": "higher", "pairs": [CELLS], "difference": 0.0}
+            {"id": "c", "says": "So.", "kind": "at-least", "pairs": [CELLS], **fields}
         )
+
+
+def test_a_ratio_is_claimed_of_accuracies_only() -> None:
+    claims = [{"id": "c", "says": "So.", "kind": "at-least", "ratio": 1.3, "pairs": [CELLS]}]
+    columns = [{**column, "measure": "relative-time"} for column in TABLE["columns"]]
+    with pytest.raises(ConfigError, match="ratio of no accuracies"):
+        read_spec(Table, "tiny", {**TABLE, "claims": claims, "columns": columns})
 
 
 def test_too_few_dependent_batches_for_the_bootstrap_cannot_be_told() -> None:

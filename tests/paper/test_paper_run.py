@@ -4,6 +4,7 @@ import json
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,11 +18,15 @@ from dent.cli.app import main
 from dent.data import ArrayDataset, ImageDataset
 from dent.evaluation import load_run, verify
 from dent.evaluation.records.folder import RUN
+from dent.evaluation.records.plan import Plan as Batches
+from dent.evaluation.records.spec import EvaluationSpec
 from dent.evaluation.results.recorded_run import RecordedRun
+from dent.evaluation.results.scoring import Piece, Scores, label
 from dent.paper import Judgement, PaperPlan, Table, run_plans, summarize, summary
+from dent.paper.claims import compare
 from dent.paper.counts import by_sentence
 from dent.paper.estimate import profile_forwards
-from dent.paper.measure import measure
+from dent.paper.measure import APPROXIMATE, MeasuredCell, measure
 from dent.paper.planning import RUNS, PlannedRun
 from dent.paper.profile import count_flops, read_profile, run_profile
 from dent.paper.runner import Loader
@@ -202,6 +207,11 @@ def test_attack_with_published_protocol_counts_the_samples_that_it_claims(
     assert unit.claimed is not None
     found = measure(plan.cells["small/dent"], records)
     assert found is not None
+    assert APPROXIMATE in found.method
+    static = measure(plan.cells["small/static"], recorded(plan, "small/static"))
+    assert static is not None
+    assert APPROXIMATE not in static.method
+    assert APPROXIMATE in compare(found, static).method
     assert len(found.right) == 8
     ids = [at for batch in records.plan.batches for at in batch.ids]
     natural = measure(replace_measure(plan, "natural"), records)
@@ -209,6 +219,97 @@ def test_attack_with_published_protocol_counts_the_samples_that_it_claims(
     assert found.right == {
         at: natural.right[at] and not fell for at, fell in zip(ids, unit.claimed, strict=True)
     }
+
+
+def scored(monkeypatch: pytest.MonkeyPatch, wrong: dict[str, set[int]], **call: object) -> None:
+    """Replace the scores of all records: in each submission, some places of each batch are wrong.
+
+    Args:
+        monkeypatch: The fixture.
+        wrong: The wrong places, by the beginning of the submission's name, such as `attack/square`.
+        call: Fields of the one record of an attack that took all batches in one call, if it did.
+    """
+
+    def piece(name: str, size: int) -> Piece:
+        places = {place for prefix in wrong if name.startswith(prefix) for place in wrong[prefix]}
+        return Piece(tuple(float(place not in places) for place in range(size)), (), missing=0)
+
+    def scores(spec: EvaluationSpec, batches: Batches, _: Any) -> dict[str, Scores]:
+        kinds = ("attack", "transfer")
+        names = ["natural", *(label(kind, each.name) for kind in kinds for each in spec.attacks)]
+        pieces = {
+            name: {batch.index: piece(name, batch.size) for batch in batches.batches}
+            for name in names
+        }
+        records: Any = dict.fromkeys(names, (SimpleNamespace(**call),) if call else ())
+        found = Scores(pieces, records, None, tuple(pieces["natural"]))
+        return {defense.name: found for defense in spec.defenses}
+
+    monkeypatch.setattr("dent.paper.measure.score", scores)
+
+
+def measured(plan: PaperPlan, column: str) -> MeasuredCell:
+    found = measure(plan.cells[f"small/{column}"], recorded(plan, f"small/{column}"))
+    assert found is not None
+    return found
+
+
+def test_static_model_is_scored_by_batch_against_a_batch_dependent_defense(
+    finished: PaperPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of two attacks breaks another member of each batch of four, with and without defense."""
+    scored(monkeypatch, {"attack/apgd-ce": {0}, "attack/square": {1}})
+    static, defended = (measured(finished, column) for column in ("static", "dent"))
+    assert (static.value, defended.value) == (50.0, 75.0)  # worst case by sample, and by batch
+    assert (static.by_batch, defended.by_batch) == (False, True)
+    assert compare(defended, static).value == compare(static, defended).value == 0
+    assert "one submission for each batch" in compare(defended, static).method
+
+
+def test_transfer_counts_one_submission_for_each_batch_and_no_natural_images(
+    finished: PaperPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if the attack made its images in one call, and regrouped them."""
+    wrong = {"natural": {0}, "transfer/apgd-ce": {1, 2}, "transfer/square": {3}}
+    scored(monkeypatch, wrong, batch=None, claimed=None)
+    transferred = measured(finished, "denied")
+    assert list(transferred.right.values()) == [True, False, False, True] * 2
+    assert transferred.by_batch
+    wrong |= {"attack/apgd-ce": {1, 2}, "attack/square": {3}}
+    scored(monkeypatch, wrong, batch=None, claimed=None)
+    assert measured(finished, "static").value == 0.0  # regrouped: by sample
+    assert compare(transferred, measured(finished, "static")).value == 0
+
+
+def test_transfer_of_a_published_attack_is_its_single_submission(
+    make_plan: MakePlan, loader: Loader
+) -> None:
+    attacks = {"autoattack": {"ce": "apgd-ce:iterations=2,protocol=published"}}
+    plan = make_plan({"attacks": attacks}, **NO_SUITE)
+    run_plans([plan], OUT, loader)
+    records = recorded(plan, "small/denied")
+    (unit,) = [unit for unit in records.units() if unit.kind == "transfer"]
+    labels = [truth for batch in records.plan.batches for truth in batch.labels]
+    correct = [served == truth for served, truth in zip(unit.served, labels, strict=True)]
+    assert list(measured(plan, "denied").right.values()) == correct
+
+
+def test_static_model_may_be_read_from_the_run_of_a_defense(
+    finished: PaperPlan, make_plan: MakePlan
+) -> None:
+    first, columns = TABLE["rows"][0] | {"published": ["10.0"]}, [{"id": "dent", "label": "DENT"}]
+    rows = [
+        first | {"id": "of-dent", "defense": "static", "from_row": "defended"},
+        first | {"id": "defended", "defense": COLUMNS[2]["defense"]},
+    ]
+    plan = make_plan(**NO_SUITE, rows=rows, columns=columns, claims=[], charts=[])
+    planned = plan.cells["of-dent/dent"]
+    assert planned.run == plan.cells["defended/dent"].run == finished.cells["small/dent"].run
+    of_static, defended = summarize(plan, OUT).cells
+    static = recorded(finished, "small/dent").result.defenses["static"]
+    assert of_static.count == static.worst.served
+    assert (of_static.as_in, defended.as_in) == (None, None)
+    assert of_static.run == defended.run
 
 
 def replace_measure(plan: PaperPlan, what: Any) -> Any:

@@ -1,14 +1,24 @@
 """Print the cost of tables of the paper."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from dent.cli.console import ERR, OUT, print_json, print_table
 from dent.cli.durations import lasting
 from dent.evaluation.records.folder import RESULT
 from dent.paper import PaperPlan, PlannedRun
-from dent.paper.estimate import PlanCost, plan_cost, profile_forwards, undone
+from dent.paper.estimate import (
+    PlanCost,
+    UnitCost,
+    largest_unit,
+    plan_cost,
+    profile_forwards,
+    undone,
+)
+from dent.paper.foreseen import SENTENCES, Foreseen, foreseen
 from dent.paper.planning import RUNS
 from dent.paper.scales import Chosen
 from dent.support.plural import counted
@@ -22,28 +32,29 @@ AT_MOST = (
 )
 
 
+@dataclass(frozen=True)
+class _Estimate:
+    """What to know about runs before they start."""
+
+    cost: PlanCost
+    largest: UnitCost | None
+    limits: Mapping[Foreseen, int]
+
+
 def estimated(plans: Sequence[PaperPlan], folder: Path, timed: Timer, *, as_json: bool) -> None:
     """Print the cost of each table, and of all of them together."""
-    costs: dict[str, PlanCost] = {}
+    estimates: dict[str, _Estimate] = {}
     for plan in plans:
-        cost = _cost([plan], folder, timed)
-        # A profile times its own model, so a time estimated from forwards does not apply.
-        costs[plan.table.id] = cost if plan.profile is None else replace(cost, seconds=None)
-    costs["together"] = _cost(plans, folder, timed)
+        estimate = _estimate([plan], folder, timed)
+        if plan.profile is not None:
+            # A profile times its own model, so a time estimated from forwards does not apply.
+            estimate = replace(estimate, cost=replace(estimate.cost, seconds=None))
+        estimates[plan.table.id] = estimate
+    estimates["together"] = _estimate(plans, folder, timed)
     if as_json:
-        print_json(
-            [
-                {
-                    "id": name,
-                    "runs": cost.runs,
-                    "forwards": cost.forwards,
-                    "seconds": cost.seconds,
-                    "missing": list(dict.fromkeys(chosen.name for chosen in cost.missing)),
-                }
-                for name, cost in costs.items()
-            ]
-        )
+        print_json([_as_plain(name, estimate) for name, estimate in estimates.items()])
         return
+    costs = {name: estimate.cost for name, estimate in estimates.items()}
     rows = [
         (name, str(cost.runs), forwards_in_words(cost.forwards), _time(cost))
         for name, cost in costs.items()
@@ -56,18 +67,64 @@ def estimated(plans: Sequence[PaperPlan], folder: Path, timed: Timer, *, as_json
                 f"{profile_forwards(plan):.0f} forwards of {plan.profile.model} at "
                 f"{plan.profile.size} pixels, not counted above."
             )
-    missing = dict.fromkeys(chosen for cost in costs.values() for chosen in cost.missing)
-    if missing:
-        _say("Not timed, because models are missing:")
-    for chosen in missing:
-        how = f"make it by: {chosen.made_by}" if chosen.made_by else "its first run downloads it"
-        _say(f"  {chosen.name} on {chosen.dataset}: {how}")
+    _say_missing(costs.values())
     _say(
         "A forward is one image through the static model. Tables share runs, so together they "
         "cost less than separately."
     )
     if any(cost.seconds is not None for cost in costs.values()):
         _say(AT_MOST)
+    _say_largest(estimates["together"].largest)
+    _say_limits({name: estimates[name].limits for name in (plan.table.id for plan in plans)})
+
+
+def _estimate(plans: Sequence[PaperPlan], folder: Path, timed: Timer) -> _Estimate:
+    runs = undone(plans, lambda run: _is_done(folder, run))
+    limits = Counter(limit for plan in plans for limit in foreseen(plan).values())
+    return _Estimate(plan_cost(runs, timed), largest_unit(runs, timed), limits)
+
+
+def _as_plain(name: str, estimate: _Estimate) -> dict[str, Any]:
+    cost, unit = estimate.cost, estimate.largest
+    return {
+        "id": name,
+        "runs": cost.runs,
+        "forwards": cost.forwards,
+        "seconds": cost.seconds,
+        "missing": list(dict.fromkeys(chosen.name for chosen in cost.missing)),
+        "largest_unit": unit and {**asdict(unit), "model": unit.model.name},
+        "foreseen": dict(estimate.limits),
+    }
+
+
+def _say_missing(costs: Iterable[PlanCost]) -> None:
+    missing = dict.fromkeys(chosen for cost in costs for chosen in cost.missing)
+    if missing:
+        _say("Not timed, because models are missing:")
+    for chosen in missing:
+        how = f"make it by: {chosen.made_by}" if chosen.made_by else "its first run downloads it"
+        _say(f"  {chosen.name} on {chosen.dataset}: {how}")
+
+
+def _say_largest(unit: UnitCost | None) -> None:
+    if unit is not None:
+        _say(
+            "A run that is killed loses the unit that it is in. The largest unit: "
+            f"{unit.attack} on {unit.defense} of {unit.model.name}, at most "
+            f"{forwards_in_words(unit.forwards)} forwards, {_duration(unit.seconds)}."
+        )
+
+
+def _say_limits(limits: Mapping[str, Mapping[Foreseen, int]]) -> None:
+    """Print which tables have comparisons that the size of their scale leaves open."""
+    for limit, sentence in SENTENCES.items():
+        where = [
+            f"{counted(counts[limit], 'comparison')} of {name}"
+            for name, counts in limits.items()
+            if counts.get(limit)
+        ]
+        if where:
+            _say(f"{sentence.removesuffix('.')}: {', '.join(where)}.")
 
 
 def announce(plans: Sequence[PaperPlan], folder: Path, timed: Timer) -> None:
@@ -109,9 +166,11 @@ def _is_done(folder: Path, run: PlannedRun) -> bool:
 
 
 def _time(cost: PlanCost) -> str:
-    if cost.seconds is None:
-        return "not timed"
-    return lasting(cost.seconds) if cost.runs else "nothing to run"
+    return _duration(cost.seconds) if cost.runs or cost.seconds is None else "nothing to run"
+
+
+def _duration(seconds: float | None) -> str:
+    return "not timed" if seconds is None else lasting(seconds)
 
 
 def _say(text: str) -> None:

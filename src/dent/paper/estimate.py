@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -41,6 +41,39 @@ class PlanCost:
     forwards: float
     seconds: float | None
     missing: tuple[Chosen, ...]
+
+
+@dataclass(frozen=True)
+class UnitCost:
+    """An upper bound on the work of one unit of a run. A run that is killed loses its last unit.
+
+    Attributes:
+        attack: The attack.
+        defense: The attacked defense.
+        model: Its model.
+        forwards: The work in static forwards of one image.
+        seconds: The time on this machine; None if the model was not timed.
+    """
+
+    attack: str
+    defense: str
+    model: Chosen
+    forwards: float
+    seconds: float | None
+
+
+def largest_unit(
+    runs: Iterable[PlannedRun], timer: Callable[[Chosen], float | None] | None = None
+) -> UnitCost | None:
+    """Return the largest unit of several runs: by time, or by forwards if a model is not timed.
+
+    AutoAttack as released is one unit over all images. Any other attack is a unit for each batch.
+    """
+    found = [unit for run in runs for unit in _units(run, timer)]
+    timed = all(unit.seconds is not None for unit in found)
+    return max(
+        found, key=lambda unit: (unit.seconds or 0.0) if timed else unit.forwards, default=None
+    )
 
 
 def plan_cost(
@@ -130,15 +163,43 @@ def _time(chosen: Chosen, device: torch.device) -> float:
     return min(seconds) / len(x)
 
 
+def _units(run: PlannedRun, timer: Callable[[Chosen], float | None] | None) -> Iterator[UnitCost]:
+    """Yield the largest unit of each attack on the defense of a run, or on the static model."""
+    seconds = None if timer is None else timer(run.model)
+    batches = _batches(run)
+    for attack in _attacks(run):
+        whole = _is_published(attack, run)
+        passes = _of_attack(run, attack, _answer(run.defense), batches) / (1 if whole else batches)
+        forwards = run.batch_size * passes
+        time = None if seconds is None else seconds * forwards
+        yield UnitCost(attack.name, run.defense_name, run.model, forwards, time)
+
+
+def _attacks(run: PlannedRun) -> tuple[Attack, ...]:
+    return suite("dynamic", run.suite) if run.suite else tuple(map(make_from, run.attacks))
+
+
+def _answer(defense: DentConfig | None) -> float:
+    """Return the cost of one prediction in static forwards."""
+    return 1 + _STEP * (0 if defense is None else defense.steps)
+
+
+def _batches(run: PlannedRun) -> int:
+    return math.ceil(run.samples / run.attacked_per_batch)
+
+
+def _is_published(attack: Attack, run: PlannedRun) -> bool:
+    return getattr(attack.sized(run.batch_size), "protocol", "") == "published"
+
+
 def _of_defense(run: PlannedRun, defense: DentConfig | None) -> float:
-    attacks = suite("dynamic", run.suite) if run.suite else tuple(map(make_from, run.attacks))
+    attacks = _attacks(run)
     if run.suite and defense is None:
         same = same_on_static(attacks, _CLASSES.get(run.model.dataset, 10), run.norm)
         attacks = tuple(attack for attack in attacks if attack.name not in same)
-    answer = 1 + _STEP * (0 if defense is None else defense.steps)
+    answer = _answer(defense)
     dynamic = defense is not None
-    per_batch = max(1, round((run.mix or 1.0) * run.batch_size))
-    batches = math.ceil(run.samples / per_batch)
+    batches = _batches(run)
     transfers = len(attacks) if dynamic else 0
     assembled = 1 if dynamic and 2 * len(attacks) > 1 else 0
     served = batches * (1 + len(attacks) + transfers + assembled) + _PROBE
@@ -150,7 +211,7 @@ def _of_attack(run: PlannedRun, attack: Attack, answer: float, batches: int) -> 
     """Return the cost of an attack on all batches, in static forwards of one batch."""
     classes = _CLASSES.get(run.model.dataset, 10)
     sized = attack.sized(run.batch_size)
-    published = getattr(sized, "protocol", "") == "published"
+    published = _is_published(attack, run)
     size = run.samples if published else run.batch_size
     passes, cheap = sized.passes(classes, run.norm, size), sized.unadapted(classes, run.norm)
     adapting = (passes.forwards - cheap.forwards) * answer

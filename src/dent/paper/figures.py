@@ -6,13 +6,21 @@ from typing import Final
 from dent.paper.results import Judgement, Unit
 from dent.support.rounding import MINUS, PLACES
 
-_PLACES: Final[Mapping[Unit, str]] = {"%": PLACES, "×": PLACES, "s": ".3g", "pixels": ".3f"}
+RATIO: Final[Unit] = "% of the second"
+"""The unit of a ratio of two cells."""
+_PLACES: Final[Mapping[Unit, str]] = {
+    "%": PLACES,
+    RATIO: PLACES,
+    "×": PLACES,
+    "s": ".3g",
+    "pixels": ".3f",
+}
 
 
 def figure(value: float, unit: Unit) -> str:
-    """Format a figure: `62.1`, `25.3×`, `0.213 s`. Percentages have no sign, as in the paper."""
+    """Format a figure: `62.1`, `25.3×`, `0.213 s`. Accuracies have no sign, as in the paper."""
     text = format(value, _PLACES.get(unit, ".4g"))
-    return text + {"×": "×", "s": " s"}.get(unit, "")
+    return text + {"×": "×", "s": " s", RATIO: "%"}.get(unit, "")
 
 
 def signed(value: float, unit: Unit) -> str:
@@ -30,7 +38,7 @@ def interval(bounds: tuple[float, float] | None, unit: Unit) -> str:
 
 
 def measured(judgement: Judgement) -> str:
-    """Format the measured value of a judgement: a difference with its sign, or a figure."""
+    """Format the measured value of a judgement: a signed difference, a ratio, or a figure."""
     return _written(judgement, judgement.measured) or "not measured"
 
 
@@ -42,5 +50,5 @@ def printed(judgement: Judgement) -> str:
 def _written(judgement: Judgement, value: float | None) -> str:
     if value is None:
         return ""
-    write = figure if len(judgement.cells) == 1 else signed
+    write = figure if len(judgement.cells) == 1 or judgement.unit == RATIO else signed
     return write(value, judgement.unit)

@@ -1,7 +1,7 @@
 """Read the figure of a cell from the records of its run, sample by sample."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Final
 
@@ -20,13 +20,17 @@ from dent.evaluation.results.intervals import (
 )
 from dent.evaluation.results.recorded_run import RecordedRun
 from dent.evaluation.results.result import DefenseResult
-from dent.evaluation.results.scoring import Piece, Rights, Scores, label, score, worst_of_batch
+from dent.evaluation.results.scoring import Piece, Scores, label, score, worst_of_batch
 from dent.evaluation.results.worst_case import MIN_CLUSTERS, by_sample
 from dent.paper.planning import PlannedCell
 from dent.paper.profile import ProfileRecord
 
 Interval = tuple[float, float]
 _SAMPLES: Final = 100.0  # percent
+APPROXIMATE: Final = (
+    "AutoAttack regroups images, so batches are not independent, and the interval is approximate"
+)
+"""The limit of an interval of a batch-dependent defense under AutoAttack as released."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,9 @@ class MeasuredCell:
         right: For an accuracy, whether each sample is correct, by sample id; empty otherwise.
         batch: For an accuracy, the index of each sample's batch, by sample id; empty otherwise.
         shared: Whether it is an accuracy of a batch-dependent defense.
+        submissions: For an accuracy, whether each sample is correct in each counted submission.
+        by_batch: Whether one submission counts for a whole batch, instead of one for each sample.
+        regrouped: Whether the attack took samples out of their batches (AutoAttack as released).
         numbers: For other measures, the values by batch or round.
         flags: Names of the raised diagnostics of the defense and of the run.
         partial: Whether batches are missing.
@@ -55,6 +62,9 @@ class MeasuredCell:
     numbers: Sequence[float]
     flags: tuple[str, ...]
     partial: bool
+    submissions: Sequence[Mapping[int, bool]] = ()
+    by_batch: bool = False
+    regrouped: bool = False
 
 
 def measure(planned: PlannedCell, recorded: RecordedRun) -> MeasuredCell | None:
@@ -62,23 +72,27 @@ def measure(planned: PlannedCell, recorded: RecordedRun) -> MeasuredCell | None:
 
     `robust` is the worst case over natural images and the attacks that the cell counts: per sample,
     or per batch for a batch-dependent defense. For AutoAttack as released (`published`), its own
-    claims count, as in the paper.
+    claims count, per sample, as in the paper. `transfer` is the worst case over the images made for
+    the static model only. They are submitted in fixed batches, however they were made.
     """
     run = planned.run
     if run is None:
         return None
     spec, batches = recorded.run.spec, recorded.plan
-    scores = score(spec, batches, recorded.records)[run.defense_name]
-    defense = recorded.result.defenses[run.defense_name]
+    scores = score(spec, batches, recorded.records)[planned.defense_name]
+    defense = recorded.result.defenses[planned.defense_name]
     quantity = planned.cell.measure
     if quantity in ("robust", "natural", "transfer"):
-        rights = _rights(planned, scores, batches, by_sample(defense.dependence))
-        return _accuracy(rights, batches, defense, recorded)
+        pieces = _pieces(planned, scores, batches)
+        regrouped = quantity == "robust" and _published(scores, planned)
+        per_sample = regrouped or by_sample(defense.dependence)
+        cell = _accuracy(pieces, batches, defense, recorded, per_sample=per_sample)
+        return None if cell is None else _noted(cell, regrouped=regrouped)
     natural = scores.records["natural"]
     if quantity == "relative-time":
         pairs = [(record.timing.serve, record.timing.static) for record in natural]
         numbers = [seconds / static for seconds, static in pairs if static]
-        if run.defense_name == STATIC:  # it is the reference, and was not timed twice
+        if planned.defense_name == STATIC:  # it is the reference, and was not timed twice
             numbers = [1.0 for _ in natural]
     else:
         numbers = _sigmas(planned, natural)
@@ -172,24 +186,16 @@ def _ratio(round_: Mapping[str, float], column: str) -> float:
     return round_[column] / round_["0"]
 
 
-def _rights(
-    planned: PlannedCell, scores: Scores, batches: Batches, samples: bool
-) -> dict[int, Rights]:
-    """Return which members are correct, by batch index."""
+def _pieces(planned: PlannedCell, scores: Scores, batches: Batches) -> list[Mapping[int, Piece]]:
+    """Return the submissions that count for a cell, each by batch index."""
+    natural = scores.submissions["natural"]
     if planned.cell.measure == "natural":
-        return {index: piece.attacked for index, piece in scores.submissions["natural"].items()}
-    kind = "transfer" if planned.cell.measure == "transfer" else "attack"
-    pieces = [scores.submissions["natural"]]
-    for attack in planned.attacks:
-        name = label(kind, attack)
-        claimed = _claimed(scores.records[name], batches) if kind == "attack" else None
-        pieces.append(claimed or scores.submissions[name])
-    complete = set.intersection(*(set(piece) for piece in pieces))
-    rights = {}
-    for batch in sorted(complete):
-        by_name = {str(index): piece[batch] for index, piece in enumerate(pieces)}
-        rights[batch], _ = worst_of_batch(by_name, by_sample=samples or _published(scores, planned))
-    return rights
+        return [natural]
+    if planned.cell.measure == "transfer":
+        return [scores.submissions[label("transfer", attack)] for attack in planned.attacks]
+    names = [label("attack", attack) for attack in planned.attacks]
+    claims = [_claimed(scores.records[name], batches) or scores.submissions[name] for name in names]
+    return [natural, *claims]
 
 
 def _published(scores: Scores, planned: PlannedCell) -> bool:
@@ -212,22 +218,62 @@ def _claimed(records: Sequence[UnitRecord], batches: Batches) -> dict[int, Piece
 
 
 def _accuracy(
-    rights: Mapping[int, Rights], batches: Batches, defense: DefenseResult, recorded: RecordedRun
+    pieces: Sequence[Mapping[int, Piece]],
+    batches: Batches,
+    defense: DefenseResult,
+    recorded: RecordedRun,
+    *,
+    per_sample: bool,
 ) -> MeasuredCell | None:
     right: dict[int, bool] = {}
     batch_of: dict[int, int] = {}
+    submissions: list[dict[int, bool]] = [{} for _ in pieces]
+    complete = set.intersection(*(set(piece) for piece in pieces))
     for batch in batches.batches:
-        for member, hit in zip(batch.ids, rights.get(batch.index, ()), strict=False):
+        if batch.index not in complete:
+            continue
+        by_name = {str(index): piece[batch.index] for index, piece in enumerate(pieces)}
+        worst, _ = worst_of_batch(by_name, by_sample=per_sample)
+        for member, hit in zip(batch.ids, worst, strict=False):
             right[member], batch_of[member] = hit > 0.5, batch.index
+        for submission, piece in zip(submissions, pieces, strict=True):
+            hits = zip(batch.ids, piece[batch.index].attacked, strict=False)
+            submission |= {member: hit > 0.5 for member, hit in hits}
     if not right:
         return None
-    return of_accuracy(
+    cell = of_accuracy(
         right,
         batch_of,
         shared=not by_sample(defense.dependence),
         flags=_flags(defense, recorded),
         partial=len(right) < recorded.result.samples,
     )
+    return replace(cell, submissions=tuple(submissions), by_batch=not per_sample)
+
+
+def _noted(cell: MeasuredCell, *, regrouped: bool) -> MeasuredCell:
+    """Return an accuracy whose method says if the attack mixed the members of batches."""
+    method = f"{cell.method}. {APPROXIMATE}" if regrouped and cell.shared else cell.method
+    return replace(cell, regrouped=regrouped, method=method)
+
+
+def worst_by_batch(cell: MeasuredCell, batch_of: Mapping[int, int]) -> Mapping[int, bool]:
+    """Return whether each sample is correct if one submission counts for each batch.
+
+    Args:
+        cell: An accuracy.
+        batch_of: The batch of each sample that counts.
+    """
+    members: dict[int, list[int]] = {}
+    for sample, batch in batch_of.items():
+        members.setdefault(batch, []).append(sample)
+    right: dict[int, bool] = {}
+    for samples in members.values():
+        worst = min(
+            cell.submissions or (cell.right,), key=lambda hits: sum(hits[i] for i in samples)
+        )
+        right |= {sample: worst[sample] for sample in samples}
+    return right
 
 
 def _flags(defense: DefenseResult, recorded: RecordedRun) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """The page of the paper's tables: published and measured figures, and rulings on all claims."""
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,8 @@ from dent.evaluation.records.folder import RUN
 from dent.evaluation.results.power import detectable_gain
 from dent.evaluation.results.worst_case import MIN_CLUSTERS
 from dent.paper.counts import RULINGS, Sentence, by_sentence, count_rulings
-from dent.paper.figures import figure, interval, measured, printed
+from dent.paper.figures import RATIO, figure, interval, measured, printed
+from dent.paper.foreseen import Foreseen, foreseen
 from dent.paper.labels import label
 from dent.paper.load import load_roles
 from dent.paper.planning import PaperPlan
@@ -85,6 +87,13 @@ class TablePart:
         return count_rulings(self.result.judgements)
 
     @property
+    def limits(self) -> tuple[Foreseen, ...]:
+        """For each distinct comparison that its scale cannot decide, what was foreseen."""
+        found = foreseen(self.plan)
+        keys = [(each.claim, each.cells) for each in self.result.judgements if each.as_in is None]
+        return tuple(found[key] for key in keys if key in found)
+
+    @property
     def sentences(self) -> tuple[Sentence, ...]:
         """The paper's sentences about the table, with their rulings."""
         return by_sentence(self.result.judgements)
@@ -93,9 +102,16 @@ class TablePart:
     def units(self) -> str:
         """The units of the differences of its claims, in words."""
         units = dict.fromkeys(
-            judgement.unit for judgement in self.result.judgements if len(judgement.cells) > 1
+            judgement.unit
+            for judgement in self.result.judgements
+            if len(judgement.cells) > 1 and judgement.unit != RATIO
         )
         return " or ".join(_IN_WORDS[unit] for unit in units)
+
+    @property
+    def has_ratios(self) -> bool:
+        """Whether one of its claims compares two cells by their ratio."""
+        return any(judgement.unit == RATIO for judgement in self.result.judgements)
 
     def label(self, key: str) -> str:
         """Return the name of a cell by row and column, as printed in the paper."""
@@ -140,6 +156,7 @@ def to_page(plans: Sequence[PaperPlan], results: Sequence[TableResult], links: L
     }
     parts = [_part(plan, result, flags) for plan, result in zip(plans, results, strict=True)]
     total = {ruling: sum(part.rulings[ruling] for part in parts) for ruling in RULINGS}
+    limits = Counter(limit for part in parts for limit in part.limits)
     return templates.get_template("paper.html.j2").render(
         parts=parts,
         scale=plans[0].scale,
@@ -151,6 +168,7 @@ def to_page(plans: Sequence[PaperPlan], results: Sequence[TableResult], links: L
         MIN_CLUSTERS=MIN_CLUSTERS,
         marks_of=lambda names: [flags[name] for name in names],
         total=total,
+        limits=limits,
     )
 
 

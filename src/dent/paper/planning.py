@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -55,6 +55,11 @@ class PlannedRun:
     def defense_name(self) -> str:
         """The name of the defense in the records."""
         return STATIC if self.defense is None else defense_name(self.defense)
+
+    @property
+    def attacked_per_batch(self) -> int:
+        """The number of attacked members of each batch."""
+        return max(1, round((self.mix or 1.0) * self.batch_size))
 
     @property
     def threat(self) -> ThreatModel:
@@ -121,6 +126,12 @@ class PlannedCell:
     attacks: tuple[str, ...]
     why: str = ""
 
+    @property
+    def defense_name(self) -> str:
+        """The name, in the run's records, of the defense that the cell is about."""
+        is_static = self.run is None or _is_static(self.cell.defense)
+        return STATIC if is_static else defense_name(self.cell.defense)
+
 
 @dataclass(frozen=True)
 class PaperPlan:
@@ -182,6 +193,10 @@ def plan_table(table: Table, scale: Scale, weights: Path = WEIGHTS) -> PaperPlan
         if key.partition("/")[2] in changes.leave_out:
             reason = f"left out at scale {scale.id}"
         cells[key] = _cell(table, scale, cell, roles, weights, reason)
+    for key, cell in table.cells.items():
+        if cell.from_row is not None and cells[key].run is not None:
+            source = cells[f"{cell.from_row}/{key.partition('/')[2]}"]
+            cells[key] = replace(cells[key], run=source.run)
     suites = {}
     chosen = table.suite.cells if changes.suite is None else changes.suite
     for key in chosen:

@@ -6,7 +6,7 @@ from dent.evaluation.results.result import Count, Difference
 from dent.storage.canonical import Record
 
 Interval = tuple[float, float]
-Unit = Literal["%", "×", "s", "pixels", "GFLOPs"]
+Unit = Literal["%", "% of the second", "×", "s", "pixels", "GFLOPs"]
 Ruling = Literal["reproduced", "not reproduced", "cannot be told", "not finished", "not measured"]
 
 
@@ -51,7 +51,7 @@ class Judgement(Record):
     kind: str
     cells: tuple[str, ...]
     published: float | None
-    """The difference of the published figures, or the published figure."""
+    """The difference or the ratio of the published figures, or the published figure."""
     measured: float | None
     interval: Interval | None
     unit: Unit

@@ -19,8 +19,9 @@ WORST_FIRST: Final[tuple[Ruling, ...]] = (
 )
 """All rulings, from the worst for a claim to the best."""
 
-_ROUGHLY: Final = 0.5
-"""The smallest share of a published difference that counts as roughly the same."""
+_LEAST: Final = 0.5
+_MOST: Final = 2.0
+"""The shares of a published difference between which a difference has the same size."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,8 @@ def _check(claim: Claim, published: float | None, bounds: Interval, unit: Unit) 
     points = {"%": "points", "×": "static forwards", "s": "s"}.get(unit, unit)
     if claim.kind == "higher":
         return _higher(published or 0.0, bounds, unit)
+    if claim.kind == "at-least":
+        return _at_least(claim, bounds, unit)
     if claim.kind == "about":
         inside, outside = -within <= low and high <= within, high < -within or low > within
         return _range(f"Claimed: at most {within:g} {points} apart.", inside, outside)
@@ -87,17 +90,13 @@ def _check(claim: Claim, published: float | None, bounds: Interval, unit: Unit) 
 
 def _higher(published: float, bounds: Interval, unit: Unit) -> _Check:
     low, high = bounds
-    least = max(_ROUGHLY * published, 0.0)
+    least = max(_LEAST * published, 0.0)
     if not least:
         words = ("lies above 0", "does not reach above 0", "contains 0")
         return _checked("Claimed: above 0.", low > 0, high <= 0, words)
     half = f"half of that ({figure(least, unit)})"
-    if low > 0 and low >= least:
-        where = f"lies above 0 and above {half}."
-    elif low > 0 and high >= least:
-        where = (
-            f"lies above 0 and reaches {half}: reproduced in direction; the size is not settled."
-        )
+    if low > 0 and high >= least:
+        where = _sized(published, bounds, unit)
     elif low > 0:
         where = f"lies above 0, but below {half}: the direction is the paper's, the size is not."
     elif high >= least:
@@ -108,6 +107,43 @@ def _higher(published: float, bounds: Interval, unit: Unit) -> _Check:
         where = "does not reach above 0."
     claimed = f"Claimed: {signed(published, unit)}."
     return _Check(claimed, low > 0 and high >= least, high < least, where)
+
+
+def _sized(published: float, bounds: Interval, unit: Unit) -> str:
+    """Return where an interval lies that confirms a direction, and whether it confirms the size."""
+    (low, high), least, most = bounds, _LEAST * published, _MOST * published
+    half, double = figure(least, unit), figure(most, unit)
+    if low > most:
+        return (
+            f"lies above twice that ({double}): reproduced in direction; the size is larger than "
+            "the paper's."
+        )
+    if low >= least and high <= most:
+        where = (
+            f"lies between half of that ({half}) and twice that ({double}): reproduced in "
+            "direction and size."
+        )
+    else:
+        where = (
+            f"lies above 0 and reaches half of that ({half}): reproduced in direction; the size is "
+            "not settled."
+        )
+    if high < published:
+        return f"{where} The paper's figure lies above it."
+    return f"{where} The paper's figure lies below it." if low > published else where
+
+
+def _at_least(claim: Claim, bounds: Interval, unit: Unit) -> _Check:
+    """Check the size that a sentence states, not the published difference."""
+    low, high = bounds
+    if claim.ratio is None:
+        least = claim.bound or 0.0
+        claimed = f"Claimed: at least {signed(least, unit)}."
+    else:
+        least = 100 * claim.ratio
+        claimed = f"Claimed: at least {least:g}% of the second cell."
+    words = ("does not reach below that", "lies below that", "contains that")
+    return _checked(claimed, low >= least, high < least, words)
 
 
 def _range(claimed: str, inside: bool, outside: bool) -> _Check:

@@ -24,7 +24,16 @@ Measure = Literal[
 ]
 SHARES: Final = ("robust", "natural", "transfer")
 """Measures that are accuracies, published in percent."""
-Kind = Literal["higher", "about", "not-lower", "at-most", "factor"]
+Kind = Literal["higher", "at-least", "about", "not-lower", "at-most", "factor"]
+_LIMITS: Final[Mapping[Kind, tuple[str, ...]]] = {
+    "higher": (),
+    "at-least": ("bound", "ratio"),
+    "about": ("within",),
+    "not-lower": ("within",),
+    "at-most": ("bound",),
+    "factor": ("factor",),
+}
+"""For each kind of claim, the fields of which it has exactly one."""
 
 
 class Strict(BaseModel):
@@ -54,6 +63,8 @@ class Fields(Strict):
     """The last part of the attack that counts, with all parts before it."""
     only: str | None = None
     """The only part of the attack that counts."""
+    from_row: str | None = None
+    """For the static model: the row from whose runs it is read, instead of a run of its own."""
 
 
 class TableColumn(Fields):
@@ -91,10 +102,11 @@ class Claim(Strict):
     """A claim of the paper about its table.
 
     `higher`: the first cell of a pair is above the second by at least half the published
-    difference. `about`: the two differ by at most `within`. `not-lower`: the first is below the
-    second by at most `within`. `at-most`: a cell is at most `bound`. `factor`: a cell is within a
-    `factor` of the published figure. `within` and `bound` are in the unit of the cells (percentage
-    points, percent).
+    difference. `at-least`: the sentence itself states a size; the first is above the second by at
+    least `bound`, or is at least `ratio` times the second. `about`: the two differ by at most
+    `within`. `not-lower`: the first is below the second by at most `within`. `at-most`: a cell is
+    at most `bound`. `factor`: a cell is within a `factor` of the published figure. `within` and
+    `bound` are in the unit of the cells (percentage points, percent).
     """
 
     id: str
@@ -109,29 +121,26 @@ class Claim(Strict):
     cells: tuple[str, ...] = ()
     within: float | None = Field(default=None, ge=0)
     bound: float | None = Field(default=None, ge=0)
+    ratio: float | None = Field(default=None, gt=0)
     factor: float | None = Field(default=None, gt=1)
-    difference: float | None = Field(default=None, gt=0)
-    """The published difference, if it is not the difference of two published figures."""
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        field_of_kind = {
-            "about": "within",
-            "not-lower": "within",
-            "at-most": "bound",
-            "factor": "factor",
-        }
-        needed = field_of_kind.get(self.kind)
-        for name in ("within", "bound", "factor"):
-            if (getattr(self, name) is not None) != (name == needed):
-                raise ValueError(f"claim {self.id}: {name} does not go with {self.kind}")
+        limits = _LIMITS[self.kind]
+        fields = ("within", "bound", "ratio", "factor")
+        given = [name for name in fields if getattr(self, name) is not None]
+        if len(given) != min(1, len(limits)) or not set(given) <= set(limits):
+            needed = " or ".join(limits) or "no limit"
+            raise ValueError(
+                f"claim {self.id}: {self.kind} needs {needed}, not {', '.join(given) or 'none'}"
+            )
         single = self.kind in ("at-most", "factor")
         if single != bool(self.cells) or single == bool(self.compared()):
             raise ValueError(f"claim {self.id}: {self.kind} needs {'cells' if single else 'pairs'}")
         return self
 
     def compared(self) -> tuple[tuple[str, str], ...]:
-        """Return all pairs of cells; `higher` claims that the first of each is higher."""
+        """Return all pairs of cells; `higher` and `at-least` are about the first of each."""
         if self.pairs or not (self.rows and self.columns):
             return self.pairs
         if self.across == "rows":
@@ -196,6 +205,7 @@ class TableCell:
         mix: Share of each batch that is attacked.
         through: See `Fields`.
         only: See `Fields`.
+        from_row: See `Fields`.
     """
 
     key: str
@@ -210,6 +220,7 @@ class TableCell:
     mix: float | None
     through: str | None
     only: str | None
+    from_row: str | None
 
     @property
     def value(self) -> float | None:
@@ -253,6 +264,10 @@ class Table(Strict):
         for key in self._named():
             if key not in keys:
                 raise ValueError(f"{self.id}: there is no cell {key}")
+        for claim in self.claims:
+            compared = [self.cells[cell].measure for pair in claim.compared() for cell in pair]
+            if claim.ratio is not None and not set(compared) <= set(SHARES):
+                raise ValueError(f"{self.id}: claim {claim.id} has a ratio of no accuracies")
         return self
 
     @cached_property
@@ -270,8 +285,11 @@ class Table(Strict):
         }
 
     def _named(self) -> Iterator[str]:
-        """Yield every cell that a claim, a chart or the suite names."""
+        """Yield every cell that another cell, a claim, a chart or the suite names."""
         yield from self.suite.cells
+        for key, cell in self.cells.items():
+            if cell.from_row is not None:
+                yield f"{cell.from_row}/{key.partition('/')[2]}"
         for claim in self.claims:
             yield from claim.cells
             for pair in claim.compared():
@@ -302,6 +320,7 @@ class Table(Strict):
             mix=fields.get("mix"),
             through=fields.get("through"),
             only=fields.get("only"),
+            from_row=fields.get("from_row"),
         )
 
     def _merged(self, row: TableRow, column: TableColumn, index: int) -> dict[str, Any]:

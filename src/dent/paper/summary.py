@@ -12,6 +12,7 @@ from dent.evaluation.results.recorded_run import RecordedRun, load_run
 from dent.evaluation.results.result import Count
 from dent.paper.claims import judge
 from dent.paper.defenses import defense_name
+from dent.paper.foreseen import SENTENCES, foreseen
 from dent.paper.measure import MeasuredCell, measure, of_profile
 from dent.paper.planning import RUNS, PaperPlan, PlannedCell, PlannedRun
 from dent.paper.profile import read_profile
@@ -153,7 +154,7 @@ def _cells(
 
 def _evidence(planned: PlannedCell) -> object:
     """Return a key that two cells share if and only if they are the same piece of evidence."""
-    return planned.run, planned.attacks, planned.cell.measure
+    return planned.run, planned.defense_name, planned.attacks, planned.cell.measure
 
 
 def _earlier(first_cells: dict[object, str], planned: PlannedCell, key: str) -> str | None:
@@ -168,6 +169,7 @@ def _count(cell: MeasuredCell) -> Count:
 
 
 def _judgements(plan: PaperPlan, measured: Mapping[str, MeasuredCell]) -> Iterator[Judgement]:
+    limits = foreseen(plan)
     for claim in plan.table.claims:
         same_runs: dict[object, list[Judgement]] = {}
         all_cells: list[tuple[str, ...]] = [*claim.compared(), *((cell,) for cell in claim.cells)]
@@ -175,6 +177,9 @@ def _judgements(plan: PaperPlan, measured: Mapping[str, MeasuredCell]) -> Iterat
         for cells in all_cells:
             unit = _UNITS[plan.table.cells[cells[0]].measure]
             judgement = judge(plan.table, claim, cells, measured, unit)
+            if (limit := limits.get((claim.id, cells))) is not None:
+                sentence = f"{judgement.sentence} {SENTENCES[limit]}"
+                judgement = judgement.model_copy(update={"sentence": sentence})
             runs: object = tuple(_evidence(plan.cells[cell]) for cell in cells)
             group = same_runs.setdefault(cells if plan.profile else runs, [])
             group.append(judgement)
