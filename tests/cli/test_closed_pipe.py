@@ -9,6 +9,7 @@ from typing import TextIO
 import pytest
 
 from dent.cli import app
+from dent.cli.console import OUT
 from tests.cli.here import dent
 
 
@@ -29,6 +30,7 @@ def test_a_command_ends_with_141_if_its_reader_has_ended(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("sys.argv", ["dent", *arguments.split()])
+    monkeypatch.setattr(OUT, "quiet", OUT.quiet)  # rich silences the console of a closed pipe
     with redirect_stdout(closed), pytest.raises(SystemExit) as end:
         app.main()
     assert end.value.code == 141
