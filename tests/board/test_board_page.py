@@ -151,7 +151,7 @@ def test_difference_of_a_row_that_stopped_early_is_an_upper_bound(rows: list[Boa
     assert "at most +37.5" in chart.dots[0].text
     assert "after 8 of 18 attacks" in chart.alt
     page = body(to_page([stopped(whole, 0)], Path()))
-    assert "after 0 of 18 attacks, by images of attacks on the base model alone" in page
+    assert "after transfers, before the 18 attacks" in page
     told = replace(early, variants=(variant,)).to_json()
     assert (told["decided"]["after"], told["decided"]["of"]) == (8, 18)
     assert told["variants"][0]["decided"]["after"] == 8

@@ -124,8 +124,9 @@ def test_source_of_the_nonce_is_recorded_and_shown(row: Path, tmp_path: Path) ->
     found = read_board_row(row)
     assert found.to_json()["nonce_source"] == "block 900,000 of a public chain, by us"
     page = to_page([found], tmp_path)
-    assert "nonce: block 900,000 of a public chain, by us" in page
+    assert f"{found.nonce}: block 900,000 of a public chain, by us" in page
     assert "not stated" not in page
+    assert to_page([found, found], tmp_path).count("a public chain") == 1  # once, for all rows
 
 
 def test_nonce_of_the_row_draws_no_attacks_to_run_again(row: Path) -> None:

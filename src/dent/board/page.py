@@ -199,11 +199,19 @@ def to_page(rows: Sequence[BoardRow], base: Path, reports: Collection[Path] = ()
             tracks=[by_name[name] for name in used],
             columns=COLUMNS,
             charts=[chart for chart in charts if chart is not None],
+            nonces=list(dict.fromkeys(_nonces(rows))),
             looks=LOOKS,
             script=Markup(_script()),  # noqa: S704 (a file of this package)
             script_hash=base64.b64encode(hashlib.sha256(_script().encode()).digest()).decode(),
         )
     )
+
+
+def _nonces(rows: Sequence[BoardRow]) -> Iterator[str]:
+    """Yield each nonce with its source, where it is stated."""
+    for row in rows:
+        if row.nonce is not None and row.nonce_source is not None:
+            yield f"{row.nonce[:16]}: {row.nonce_source}"
 
 
 @cache
@@ -286,10 +294,10 @@ def gain_of(run: VariantResult) -> str:
 
 def _after(decided: Decision) -> str:
     """Say how many attacks on the defense ran before its run stopped."""
-    text = f"after {decided.after} of {counted(decided.of, 'attack')}"
+    attacks = counted(decided.of, "attack")
     if decided.after:
-        return text
-    return f"{text}, by images of attacks on the base model alone"
+        return f"after {decided.after} of {attacks}"
+    return f"after transfers, before the {attacks}"
 
 
 def _without_views(row: BoardRow) -> str:
@@ -340,9 +348,9 @@ def _paired(
 def _samples(row: BoardRow) -> BoardCell:
     notes: tuple[str, ...] = ("the fixed half alone",)
     if row.nonce is not None:
-        source = row.nonce_source
-        stated = "source of the nonce not stated" if source is None else f"nonce: {source}"
-        notes = (f"half drawn by {row.nonce[:16]}", stated)
+        notes = (f"half drawn by {row.nonce[:16]}",)
+        if row.nonce_source is None:
+            notes = (*notes, "source of the nonce not stated")
     return BoardCell(str(row.headline.result.samples), row.headline.result.samples, notes=notes)
 
 
