@@ -353,6 +353,9 @@ class AdaptedModel:
             if isinstance(error, InputError | UnsupportedModelError):
                 raise
             raise InputError(self._refusal(x, error)) from error
+        finally:
+            if self._moving is not None:
+                self._moving.end()
 
     def _owned(self, x: Tensor, *, channels_last: bool) -> Tensor:
         """Return a copy of `x` that a model may write to in place.
