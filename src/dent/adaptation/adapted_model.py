@@ -9,8 +9,8 @@ not interfere. A forward could still change only the parameters, by writing to t
 import functools
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from statistics import median
 from typing import Any
 from weakref import WeakSet
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from dent.adaptation.lookalikes import unadapted
+from dent.adaptation.lookalikes import FunctionalNorms, unadapted
 from dent.adaptation.moving import MovingStatistics, batch_norm_layers
 from dent.adaptation.norm import (
     Affine,
@@ -341,6 +341,15 @@ class AdaptedModel:
         self._copy()
         for generator, state in zip(kept_generators(self._module), states, strict=False):
             set_state(generator, state)
+
+    @contextmanager
+    def noting_functions(self) -> Iterator[FunctionalNorms]:
+        """Note the normalization functions that the model calls outside of its layers."""
+        noted = FunctionalNorms(self._module)
+        # The compiler would trace the notes, too.
+        compiled = any(eager(module) is not module for module in self._module.modules())
+        with nullcontext() if compiled else noted:
+            yield noted
 
     def moved(self, statistics: Mapping[str, Tensor], step: int) -> dict[str, Tensor]:
         """Return running statistics after the last step; see `MovingStatistics.moved`."""
