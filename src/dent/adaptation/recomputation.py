@@ -1,9 +1,16 @@
 """Notice modules that run again in a backward pass, as activation checkpointing makes them."""
 
-from typing import Any
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any, Final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.autograd.graph import disable_saved_tensors_hooks
+
+from dent.errors import InputError, UnsupportedModelError
+
+_REFUSED: Final = "dent refuses hooks on saved tensors here"
 
 
 class Recomputation:
@@ -35,3 +42,34 @@ class Recomputation:
 
     def _note(self, *_: object) -> None:
         self.found = True
+
+
+@contextmanager
+def recomputation_refused(defense: str, x: Tensor) -> Iterator[None]:
+    """Refuse models that run layers again in the backward pass, if `x` needs a gradient.
+
+    For defenses that change a forward from outside: a part that ran again would run unchanged.
+
+    Args:
+        defense: the name of the defense.
+        x: the batch that the model runs on within this context.
+
+    Raises:
+        UnsupportedModelError: the model uses activation checkpointing, or other hooks on the
+            tensors that autograd saves.
+    """
+    with ExitStack() as stack:
+        if torch.is_grad_enabled() and x.requires_grad:
+            with suppress(RuntimeError):  # hooks of the caller, around the whole defense, stay
+                stack.enter_context(disable_saved_tensors_hooks(_REFUSED))
+        try:
+            yield
+        except (RuntimeError, InputError) as error:
+            if _REFUSED not in str(error):
+                raise
+            raise UnsupportedModelError(
+                f"{defense} has no gradient through a model with activation checkpointing: the "
+                "backward pass would run its layers again without the defense. Switch "
+                "checkpointing off (set_grad_checkpointing(False) in timm, "
+                "gradient_checkpointing_disable() in transformers)."
+            ) from error
