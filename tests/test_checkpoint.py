@@ -188,3 +188,16 @@ def test_recomputed_runs_first_without_a_graph_and_with_one_in_the_backward() ->
     (found,) = torch.autograd.grad((product + square + constant).sum(), x)
     assert torch.equal(found, y)
     assert calls == [False, True]
+
+
+def test_checkpointed_gradient_repeats_the_callers_mixed_precision() -> None:
+    x = make_batch("BatchNorm2d", 4, dtype=torch.float32)
+    defense = Dent(make_toy("BatchNorm2d", dtype=torch.float32), make(steps=4))
+    gradients = []
+    for checkpointed in (False, True):
+        images = x.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            adaptation = defense.adapt(images, differentiable=True, checkpointed=checkpointed)
+            objective = defense.predict(images, adaptation)[:, 0].float().sum()
+        gradients += torch.autograd.grad(objective, images)
+    assert torch.equal(gradients[1], gradients[0])

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from dent import Dent, DentConfig, Status
 from tests.layer_toys import CLASSES, KINDS, make_batch, make_toy
@@ -210,3 +211,62 @@ def test_a_non_finite_row_does_not_change_the_gradient_of_other_rows() -> None:
     (expected,) = torch.autograd.grad(logits.square().sum(), alone)
     torch.testing.assert_close(found[kept], expected, atol=1e-12, rtol=1e-10)
     assert torch.equal(found[1], torch.zeros_like(found[1]))
+
+
+class Recomputed(nn.Module):
+    """A toy whose body, with its norms, may run again in every backward pass."""
+
+    def __init__(self, *, recomputes: bool, noise: float = 0.0) -> None:
+        super().__init__()
+        self.body, self.recomputes = make_toy("BatchNorm2d"), recomputes
+        self.noise, self.generator = noise, torch.Generator().manual_seed(5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        drawn = torch.rand(x.shape, dtype=x.dtype, generator=self.generator)
+        x = x + self.noise * drawn
+        if self.recomputes:
+            return checkpoint(self.body, x, use_reentrant=False)  # type: ignore[no-any-return]
+        return self.body(x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("how", [{}, {"last": 2}, {"checkpointed": True}], ids=str)
+@pytest.mark.parametrize(
+    "config",
+    [
+        make(steps=5, optimizer="sgd"),
+        make(steps=5, granularity="sample"),
+        make(steps=5, statistics="test"),
+        make(steps=5, statistics="moving"),
+        make(steps=4, granularity="sample", views={"count": 2, "shift": 1}),
+    ],
+    ids=str,
+)
+def test_exact_gradient_through_a_model_with_activation_checkpointing(
+    config: DentConfig, how: dict[str, Any]
+) -> None:
+    x = make_batch("BatchNorm2d", 5)
+    generator = torch.Generator().manual_seed(2)
+    weights = torch.randn(len(x), CLASSES, dtype=x.dtype, generator=generator)
+    direction = torch.randn(x.shape, dtype=x.dtype, generator=generator)
+    gradients = []
+    for recomputes in (False, True):
+        defense = Dent(Recomputed(recomputes=recomputes), config)
+        images = x.clone().requires_grad_()
+        logits = defense.predict(images, defense.adapt(images, differentiable=True, **how))
+        torch.testing.assert_close(logits, defense(x), atol=1e-12, rtol=1e-12)
+        gradients += torch.autograd.grad((logits * weights).sum(), images)
+    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-9, rtol=1e-9)
+    if "last" not in how:
+        expected = slope(lambda y: (defense(y) * weights).sum(), x, direction)
+        found = (gradients[1] * direction).sum().item()
+        assert found == pytest.approx(expected, rel=1e-6, abs=1e-6)
+
+
+def test_activation_checkpointing_does_not_repeat_the_random_numbers_of_a_model() -> None:
+    x, config = make_batch("BatchNorm2d", 5), make(steps=4)
+    entropies = []
+    for recomputes in (False, True):
+        defense = Dent(Recomputed(recomputes=recomputes, noise=0.1), config)
+        images = x.clone().requires_grad_()
+        entropies.append(defense.adapt(images, differentiable=True).entropy)
+    torch.testing.assert_close(entropies[1], entropies[0], atol=1e-12, rtol=1e-12)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -235,3 +236,55 @@ def test_test_statistics_are_refused_for_a_registered_layer() -> None:
 def test_invalid_registrations_are_refused(given: Any, named: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         register_norm(given, **named)
+
+
+class _Functional(nn.Module):
+    """Calls batch_norm with tensors of its own, before a normalization layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last, self.norm = nn.Conv2d(3, 8, 3), nn.Linear(8, 5), nn.LayerNorm(8)
+        self.w, self.b = nn.Parameter(torch.ones(8)), nn.Parameter(torch.zeros(8))
+        self.register_buffer("mean", torch.zeros(8))
+        self.register_buffer("var", torch.ones(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.batch_norm(self.first(x), self.mean, self.var, self.w, self.b, self.training)
+        return self.last(self.norm(h.relu().mean((2, 3))))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("granularity", ["batch", "sample"])
+def test_a_functional_normalization_is_named_in_a_warning(x: Tensor, granularity: Any) -> None:
+    defense = Dent(_Functional(), DentConfig(steps=2, lr=0.1, granularity=granularity))
+    with pytest.warns(UnadaptedLayersWarning, match=r"calls batch_norm of shape \(8,\)"):
+        defense(x)
+
+
+@pytest.mark.parametrize("statistics", ["test", "moving"])
+def test_statistics_of_a_functional_batch_norm_are_refused(x: Tensor, statistics: Any) -> None:
+    defense = Dent(_Functional(), DentConfig(steps=2, lr=0.1, statistics=statistics))
+    with pytest.raises(UnsupportedModelError, match=r"of shape \(8,\).*statistics='train'"):
+        defense(x)
+
+
+@pytest.mark.parametrize("granularity", ["batch", "sample"])
+@pytest.mark.parametrize("statistics", ["train", "test", "moving"])
+@pytest.mark.parametrize("activated", [False, True])
+def test_functions_that_layers_call_cause_no_warning(
+    x: Tensor, activated: bool, statistics: Any, granularity: Any
+) -> None:
+    kind = pytest.importorskip("timm.layers").BatchNormAct2d if activated else nn.BatchNorm2d
+    config = DentConfig(steps=2, lr=0.1, statistics=statistics, granularity=granularity)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UnadaptedLayersWarning)
+        Dent(_net(kind(8), nn.LayerNorm(8)), config)(x)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224", "resnetv2_50"])
+def test_functions_of_timm_models_cause_no_warning(name: str) -> None:
+    timm = pytest.importorskip("timm")
+    size = {"img_size": 32} if name.startswith("vit") else {}
+    model = timm.create_model(name, num_classes=5, **size)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UnadaptedLayersWarning)
+        Dent(model, DentConfig(steps=1, lr=0.1))(torch.rand(2, 3, 32, 32))

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from dent import ConfigError, Dent, DentConfig, Status, UnsupportedModelError
 from dent.defenses import describe
@@ -222,3 +223,45 @@ def test_a_batch_norm_subclass_with_its_own_arithmetic_is_refused() -> None:
     defense = Dent(replaced(Handmade), DentConfig(steps=1, lr=0.05, statistics="moving"))
     with pytest.raises(UnsupportedModelError, match=r"The layer 1 \(Handmade\) does not call"):
         defense(images())
+
+
+class Part(nn.Module):
+    """A model whose body runs `times` times, and in parts again in every backward pass."""
+
+    def __init__(self, *, recomputes: bool, times: int = 1) -> None:
+        super().__init__()
+        model = make_model()
+        self.first, self.norm, self.rest = model[0], model[1], model[2:]
+        self.recomputes, self.times = recomputes, times
+
+    def body(self, x: Tensor) -> Tensor:
+        hidden = self.first(x)
+        for _ in range(self.times):
+            hidden = self.norm(hidden).tanh()
+        return hidden
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = checkpoint(self.body, x, use_reentrant=False) if self.recomputes else self.body(x)
+        return self.rest(hidden)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_activation_checkpointing_does_not_move_the_statistics_twice(times: int) -> None:
+    x = images()
+    plain, again = (
+        Dent(Part(recomputes=recomputes, times=times).eval(), config())
+        for recomputes in (False, True)
+    )
+    assert torch.equal(again(x), plain(x))
+    expected = plain.adapt(x).statistics
+    assert expected
+    for name, value in again.adapt(x).statistics.items():
+        assert torch.equal(value, expected[name])
+
+
+def test_a_layer_that_runs_twice_moves_its_statistics_twice() -> None:
+    model, x = Part(recomputes=False, times=2).eval(), images()
+    moved = Dent(model, config(steps=1)).adapt(x).statistics["norm.running_mean"]
+    twice = copy.deepcopy(model).train()
+    twice(x)
+    torch.testing.assert_close(moved, twice.norm.running_mean)

@@ -5,7 +5,8 @@ import pickle
 import random
 import weakref
 from collections.abc import Callable
-from typing import ClassVar
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import numpy
 import pytest
@@ -13,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dent import Dent, DentConfig
+from dent import Adaptation, Dent, DentConfig
 from dent.adaptation.prefix import Prefix
 from tests import slow_dent
 
@@ -332,3 +333,63 @@ def test_hooks_of_dent_itself_do_not_stop_the_cache() -> None:
     model(images())
     defense = tried(model.eval(), CONFIG)
     assert calls(lambda: defense(images())) == 1
+
+
+def agree(defense: Dent, adapted: Adaptation) -> None:
+    """Check that the cache in an adaptation does not change a prediction."""
+    x = images()
+    without = defense.predict(x, replace(adapted, _prefix=None))
+    assert torch.equal(defense.predict(x, adapted), without)
+
+
+def test_the_cache_of_another_model_or_other_statistics_is_not_used() -> None:
+    model, other = make(), make()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(2)
+    adapted = tried(model, CONFIG).adapt(images())
+    agree(tried(other, CONFIG), adapted)
+    agree(tried(model, replace(CONFIG, statistics="test")), adapted)
+
+
+def _in_place(model: Any) -> None:
+    with torch.no_grad():
+        model.first[0].weight.mul_(-1)
+
+
+def _other_tensor(model: Any) -> None:
+    model.first[0].weight = nn.Parameter(-model.first[0].weight.detach())
+
+
+def _other_setting(model: Any) -> None:
+    model.first[0].padding_mode = "reflect"
+
+
+@pytest.mark.parametrize("change", [_in_place, _other_tensor, _other_setting])
+def test_the_cache_is_not_used_once_the_model_changed(
+    change: Callable[[Any], None],
+) -> None:
+    model = make()
+    defense = tried(model, CONFIG)
+    adapted = defense.adapt(images())
+    change(model)
+    agree(defense, adapted)
+
+
+def test_the_cache_is_not_used_under_another_mixed_precision() -> None:
+    defense = Dent(make(dtype=torch.float32), CONFIG)
+    x = images().float()
+    with torch.autocast("cpu", torch.bfloat16):
+        adapted = defense.adapt(x)
+    without = defense.predict(x, replace(adapted, _prefix=None))
+    assert torch.equal(defense.predict(x, adapted), without)
+
+
+def test_an_adaptation_does_not_keep_its_model_alive() -> None:
+    model = make()
+    adapted = tried(model, CONFIG).adapt(images())
+    reference = weakref.ref(model)
+    del model
+    gc.collect()
+    assert adapted._prefix is not None
+    assert reference() is None

@@ -1,13 +1,16 @@
 """Tests of defenses that use test statistics, and of smoothing."""
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import save_on_cpu
+from torch.utils.checkpoint import checkpoint
 
 from dent import ConfigError, UnsupportedModelError
-from dent.defenses import MedBN, StatisticsPrior, make
+from dent.defenses import MeanSparse, MedBN, StatisticsPrior, make
 
 
 def test_statistics_only_matches_batch_norm_in_train_mode(
@@ -134,3 +137,37 @@ def test_model_that_does_not_call_the_function_batch_norm_is_refused(
     refused = defense(with_norm(Direct(4)))
     with pytest.raises(UnsupportedModelError, match="Sequential does not call that"):
         refused(torch.rand(2, 3, 6, 6))
+
+
+class Checkpointed(nn.Module):
+    """Runs a model again in every backward pass."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(self.model, x, use_reentrant=False)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("kind", [MedBN, StatisticsPrior, MeanSparse])
+def test_a_gradient_through_activation_checkpointing_is_refused(
+    kind: type[MedBN | StatisticsPrior | MeanSparse], small: nn.Sequential, batch: Tensor
+) -> None:
+    plain, again = kind(small), kind(Checkpointed(small))
+    assert torch.equal(again(batch), plain(batch))
+    with torch.no_grad():
+        assert torch.equal(again(batch.clone().requires_grad_()), plain(batch))
+    with pytest.raises(UnsupportedModelError, match="set_grad_checkpointing"):
+        again(batch.clone().requires_grad_())
+    assert plain(batch.clone().requires_grad_()).requires_grad
+
+
+def test_hooks_of_the_caller_on_saved_tensors_are_kept(small: nn.Sequential, batch: Tensor) -> None:
+    gradients = []
+    for hooks in (nullcontext(), save_on_cpu()):
+        x = batch.clone().requires_grad_()
+        with hooks:
+            logits = MedBN(small)(x)
+        gradients += torch.autograd.grad(logits.square().sum(), x)
+    assert torch.equal(*gradients)

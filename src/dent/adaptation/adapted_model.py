@@ -9,8 +9,8 @@ not interfere. A forward could still change only the parameters, by writing to t
 import functools
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from statistics import median
 from typing import Any
 from weakref import WeakSet
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from dent.adaptation.lookalikes import unadapted
+from dent.adaptation.lookalikes import FunctionalNorms, unadapted
 from dent.adaptation.moving import MovingStatistics, batch_norm_layers
 from dent.adaptation.norm import (
     Affine,
@@ -33,6 +33,8 @@ from dent.adaptation.norm import (
 )
 from dent.adaptation.prefix import Prefix, patched_modules
 from dent.adaptation.private_copy import private_copy
+from dent.adaptation.random_state import get_state, kept_generators, set_state
+from dent.adaptation.recomputation import Recomputation
 from dent.adaptation.smoothing import smooth
 from dent.config import Covariance, DentConfig
 from dent.errors import ConfigError, InputError, UnsupportedModelError
@@ -244,6 +246,8 @@ class AdaptedModel:
         self._prefix = prefix
         self._pixels_for_channels_last = _pixels_for_channels_last(model)
         self._copied: tuple[Tensor, int, Tensor, int, bool] | None = None
+        self._bound: Mapping[str, Tensor] = {}
+        self._recomputation = Recomputation()
         self._copy()
 
     def _copy(self) -> None:
@@ -299,6 +303,10 @@ class AdaptedModel:
             ConfigError: channels-last was requested, and the model's outputs depend on it.
         """
         channels_last = self._prefers_channels_last(x) and self._answers_alike(x)
+        self._recomputation.stop()
+        if self._recomputation.found and parameters is not self._bound:
+            self._copy_again()
+        self._bound = parameters
         try:
             logits = self._run(x, parameters, smoothing, statistics, channels_last=channels_last)
         except InputError:
@@ -319,7 +327,29 @@ class AdaptedModel:
                 "class is always 0: no step would move anything. For two classes, wrap it in a "
                 "model that returns two logits: torch.cat([torch.zeros_like(z), z], 1)."
             )
+        if x.requires_grad and any(value.requires_grad for value in parameters.values()):
+            self._recomputation.watch(self._module)  # a later step may need the graph of this one
         return logits if self._performance.precision == "model" else logits.to(x.dtype)
+
+    def _copy_again(self) -> None:
+        """Leave the present copy, as it is bound, to the graph, and continue on another.
+
+        The backward pass of a model with activation checkpointing runs its layers again. They must
+        then have the parameters of their own step, not those of the last one.
+        """
+        states = [get_state(generator) for generator in kept_generators(self._module)]
+        self._copy()
+        for generator, state in zip(kept_generators(self._module), states, strict=False):
+            set_state(generator, state)
+
+    @contextmanager
+    def noting_functions(self) -> Iterator[FunctionalNorms]:
+        """Note the normalization functions that the model calls outside of its layers."""
+        noted = FunctionalNorms(self._module)
+        # The compiler would trace the notes, too.
+        compiled = any(eager(module) is not module for module in self._module.modules())
+        with nullcontext() if compiled else noted:
+            yield noted
 
     def moved(self, statistics: Mapping[str, Tensor], step: int) -> dict[str, Tensor]:
         """Return running statistics after the last step; see `MovingStatistics.moved`."""
@@ -353,6 +383,9 @@ class AdaptedModel:
             if isinstance(error, InputError | UnsupportedModelError):
                 raise
             raise InputError(self._refusal(x, error)) from error
+        finally:
+            if self._moving is not None:
+                self._moving.end()
 
     def _owned(self, x: Tensor, *, channels_last: bool) -> Tensor:
         """Return a copy of `x` that a model may write to in place.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from dent.adaptation.autocast import autocast_of, under
 from dent.adaptation.isolation import isolated
 
 Segment = Callable[[Sequence[Tensor], bool], Sequence[Tensor]]
@@ -20,8 +21,8 @@ Segment = Callable[[Sequence[Tensor], bool], Sequence[Tensor]]
 def recomputed(run: Segment, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Return `run(inputs, True)`, storing only the inputs for the backward pass.
 
-    The forward pass keeps no graph; the backward pass runs again with one. The gradient is exact,
-    but cannot be differentiated again.
+    The forward pass keeps no graph; the backward pass runs again with one, under the forward's
+    automatic mixed precision. The gradient is exact, but cannot be differentiated again.
 
     Args:
         run: must return the same values both times. Only the first run may have side effects.
@@ -35,6 +36,7 @@ class _Recomputed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, run: Segment, *inputs: Tensor) -> tuple[Tensor, ...]:
         ctx.run = run
+        ctx.autocast = autocast_of(inputs[0].device)
         ctx.save_for_backward(*inputs)
         with torch.enable_grad():
             outputs = run([tensor.detach() for tensor in inputs], False)
@@ -48,7 +50,8 @@ class _Recomputed(torch.autograd.Function):
             tensor.detach().requires_grad_(wanted)
             for tensor, wanted in zip(ctx.saved_tensors, needed, strict=True)
         ]
-        with isolated(inputs[0], differentiable=True):
+        device = inputs[0].device
+        with isolated(inputs[0], differentiable=True), under(ctx.autocast, device):
             outputs = ctx.run(inputs, True)
             reached = [index for index, tensor in enumerate(outputs) if tensor.requires_grad]
             input_gradients = torch.autograd.grad(

@@ -1,17 +1,25 @@
-"""Find layers that look like normalizations but are not adapted, for a warning."""
+"""Find layers and functions that normalize but are not adapted, for a warning."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from dent.adaptation.norm import affine_attributes, norm_layers, own_tensor
+from dent.adaptation.other_batch_norm import BatchNormCall
 from dent.support.plural import agreeing, counted
 
 _SCALES: Final = ("weight", "bias", "gamma", "beta", "scale", "shift")
 _DEPTH: Final = 3
+_FUNCTIONS: Final[dict[Callable[..., Any], str]] = {
+    getattr(namespace, name): name
+    for name in ("batch_norm", "instance_norm", "group_norm", "layer_norm", "rms_norm")
+    for namespace in (F, torch)
+}
 
 
 def unadapted(model: nn.Module) -> str | None:
@@ -90,3 +98,56 @@ def _modules_in(value: Any, depth: int) -> Iterator[nn.Module]:
     elif depth and isinstance(value, list | tuple | dict):
         for item in value.values() if isinstance(value, dict) else value:
             yield from _modules_in(item, depth - 1)
+
+
+class FunctionalNorms(TorchFunctionMode):
+    """Context that notes normalization functions with tensors of other than normalization layers.
+
+    Such a function is called in the forward of another module, which no adaptation changes.
+
+    Args:
+        model: the model that will run.
+
+    Attributes:
+        called: each function with the shape of such a tensor, in order and without repetition.
+        running: the shape of running statistics by which one of them normalized; None without.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        adapted = {id(layer) for _, layer in norm_layers(model)}
+        self._others = {
+            id(tensor): tensor
+            for module in model.modules()
+            # `unadapted` warns about modules that look like normalizations.
+            if id(module) not in adapted and not _looks_like_one(module)
+            for tensors in (module._parameters, module._buffers, vars(module))
+            for tensor in tensors.values()
+            if isinstance(tensor, Tensor)
+        }
+        self.called: list[str] = []
+        self.running: tuple[int, ...] | None = None
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: tuple[type, ...],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Run an operation, and note it if it normalizes."""
+        kwargs = kwargs or {}
+        if func in _FUNCTIONS:
+            others = [value for value in (*args[1:], *kwargs.values()) if id(value) in self._others]
+            if others:
+                self._note(_FUNCTIONS[func], others[0])
+            if func is F.batch_norm:
+                call = BatchNormCall(*args, **kwargs)
+                if id(call.running_mean) in self._others and not call.training:
+                    self.running = tuple(self._others[id(call.running_mean)].shape)
+        return func(*args, **kwargs)
+
+    def _note(self, name: str, tensor: Tensor) -> None:
+        described = f"{name} of shape {tuple(tensor.shape)}"
+        if described not in self.called:
+            self.called.append(described)

@@ -50,6 +50,7 @@ class MovingStatistics:
         self._layers = dict(layers)
         self._given: Mapping[str, Tensor] | None = None
         self._seen: defaultdict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        self._records = False
         for name, layer in self._layers.items():
             vars(layer)["forward"] = partial(self._forward, name, layer)
 
@@ -57,6 +58,11 @@ class MovingStatistics:
         """Set the running statistics by which the next forward normalizes; None: the batch's."""
         self._given = statistics
         self._seen.clear()
+        self._records = True
+
+    def end(self) -> None:
+        """End the forward: layers that run again, in a backward pass, are not recorded."""
+        self._records = False
 
     def moved(self, statistics: Mapping[str, Tensor], step: int) -> dict[str, Tensor]:
         """Return running statistics after the last forward, which normalized by the batch.
@@ -98,7 +104,8 @@ class MovingStatistics:
             return fixed_batch_norm(x, mean, variance, _rows(weight), _rows(bias), eps)
         over = [axis for axis in range(x.dim()) if axis != 1]
         variance, mean = torch.var_mean(x, over, correction=1)  # unbiased, as torch keeps it
-        self._seen[name].append((mean, variance))
+        if self._records:
+            self._seen[name].append((mean, variance))
         return F.batch_norm(x, None, None, weight, bias, True, 0.0, eps)
 
 

@@ -12,16 +12,22 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dent.adaptation.autocast import Autocast, autocast_of
+from dent.adaptation.private_copy import kept_tensors
 from dent.adaptation.random_state import global_draws, kept_generators
 
 
 class _RememberedAnswer(NamedTuple):
-    """Output and input of a module, with their versions, which reveal writes in place."""
+    """Output and input of a module, with their versions, which reveal writes in place.
+
+    It serves only under the mixed precision under which it was computed.
+    """
 
     given: Tensor
     given_version: int
     answer: Tensor
     answer_version: int
+    autocast: Autocast
 
     def intact(self) -> bool:
         return (self.given._version, self.answer._version) == (
@@ -30,6 +36,8 @@ class _RememberedAnswer(NamedTuple):
         )
 
     def answers(self, x: Tensor) -> bool:
+        if self.autocast != autocast_of(x.device):
+            return False
         if x is self.given:
             return True
         kinds = [(t.shape, t.dtype, t.device, t.stride()) for t in (x, self.given)]
@@ -55,10 +63,34 @@ class Prefix:
     one tensor, draws no random numbers, sets no attribute, needs no gradient, and has no submodule
     with a hook or with a forward of its own. Everything else is computed, and so is everything
     whose input or output was modified in place since.
+
+    Args:
+        model: the model whose copies use this cache, if it outlives one call.
+        statistics: the setting by which they normalize.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module | None = None, statistics: str = "train") -> None:
         self._kept: dict[str, _RememberedAnswer] = {}
+        self._statistics = statistics
+        # Weak references: an adaptation must not keep its model alive.
+        contents = [] if model is None else _contents(model)
+        self._contents = [(weakref.ref(item), state) for item, state in contents]
+
+    def serves(self, model: nn.Module, statistics: str) -> bool:
+        """Return whether copies of a model may use this cache.
+
+        True if it is from the same model, with the same statistics, and the model has since got no
+        other layers, weights, buffers or settings.
+        """
+        now = _contents(model)
+        return (
+            self._statistics == statistics
+            and len(now) == len(self._contents)
+            and all(
+                reference() is item and state == before
+                for (item, state), (reference, before) in zip(now, self._contents, strict=True)
+            )
+        )
 
     def attach(
         self,
@@ -97,10 +129,32 @@ class Prefix:
             same_draws = draws == global_draws(x.device)
             pure = same_draws and _same(before, _attributes(reference()))
             if given_version is not None and pure and _constant(output):
-                self._kept[name] = _RememberedAnswer(x, given_version, output, output._version)
+                self._kept[name] = _RememberedAnswer(
+                    x, given_version, output, output._version, autocast_of(x.device)
+                )
             return output
 
         return answer
+
+
+def _contents(model: nn.Module) -> list[tuple[Any, Any]]:
+    """Return a model's modules with their settings, and its tensors with their versions."""
+    modules = [
+        (
+            module,
+            {
+                name: value
+                for name, value in vars(module).items()
+                if name != "training" and isinstance(value, int | float | str | None)
+            },
+        )
+        for module in model.modules()
+    ]
+    tensors = [
+        (tensor, None if tensor.is_inference() else tensor._version)
+        for tensor in (*model.parameters(), *kept_tensors(model))
+    ]
+    return modules + tensors
 
 
 def _attributes(module: nn.Module | None) -> list[Any]:

@@ -21,6 +21,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from dent.adaptation.adapted_model import FEW_ROWS, AdaptedModel, eager, norm_parameters
 from dent.adaptation.isolation import isolated
+from dent.adaptation.lookalikes import FunctionalNorms
 from dent.adaptation.norm import norm_layers, normalizes_by_batch, registered_kind
 from dent.adaptation.objectives import loss
 from dent.adaptation.private_copy import kept_tensors, private_copy
@@ -34,6 +35,7 @@ from dent.errors import (
     PixelRangeWarning,
     SmallBatchWarning,
     StatefulModelWarning,
+    UnadaptedLayersWarning,
     UnsupportedModelError,
 )
 from dent.support.plural import counted
@@ -393,7 +395,8 @@ def _check_steps(
     leaves = {name: _leaf(value, x, config) for name, value in trained.items()}
     restore()
     try:
-        logits = views = adapted(x, leaves)
+        with adapted.noting_functions() as functions:
+            logits = views = adapted(x, leaves)
         if config.views is not None:
             restore()
             views = of_views(partial(adapted, parameters=leaves), x, config.views)
@@ -401,6 +404,7 @@ def _check_steps(
         raise
     except ValueError:  # an InputError: the full batch raises it
         return False
+    _check_functions(model, config, functions)
     _warn_of_outputs(model, logits)
     if config.statistics == "train":
         restore()
@@ -429,6 +433,25 @@ def _check_steps(
     if not alone and not any(bool(gradient.any()) for gradient in reached):
         _warn_of_no_gradient(model, logits.detach())
     return True
+
+
+def _check_functions(model: nn.Module, config: DentConfig, functions: FunctionalNorms) -> None:
+    """Warn about normalizations outside of layers; refuse statistics that could not be replaced."""
+    name = type(model).__name__
+    if functions.running is not None and config.statistics != "train":
+        raise UnsupportedModelError(
+            f"{name} calls batch_norm with running statistics of its own, of shape "
+            f"{functions.running}, outside of a normalization layer, so "
+            f"statistics={config.statistics!r} would not replace them. Call a torch.nn.BatchNorm "
+            "layer there, or configure statistics='train'."
+        )
+    if functions.called and config.adapt_affine:
+        warn(
+            f"The forward of {name} calls {_listed(functions.called)} with tensors of its own, "
+            "outside of a normalization layer, so they are not adapted. Call a torch.nn layer "
+            "there, or ignore dent.UnadaptedLayersWarning.",
+            UnadaptedLayersWarning,
+        )
 
 
 def _check_registered(model: nn.Module, x: Tensor, logits: Tensor) -> None:

@@ -14,6 +14,7 @@ from dent.adaptation.adapted_model import check_supported
 from dent.adaptation.moving import MEAN
 from dent.adaptation.norm import norm_layers
 from dent.adaptation.other_batch_norm import BatchNormCall, OtherBatchNorm
+from dent.adaptation.recomputation import recomputation_refused
 from dent.config import DentConfig
 from dent.defenses.base import ReferenceDefense
 from dent.errors import UnsupportedModelError
@@ -74,9 +75,11 @@ class BatchNormDefense(ReferenceDefense):
 
         Raises:
             InputError: the model cannot take `x`, or the adaptation is not for it.
-            UnsupportedModelError: the model does not call torch.nn.functional.batch_norm.
+            UnsupportedModelError: the model does not call torch.nn.functional.batch_norm, or uses
+                activation checkpointing and `x` needs a gradient.
         """
-        with OtherBatchNorm(partial(_normalize, self.statistics)) as other:
+        other = OtherBatchNorm(partial(_normalize, self.statistics))
+        with recomputation_refused(self.name, x), other:
             logits = self.classifier.predict(x, adaptation)
         if not other.asked:
             raise UnsupportedModelError(

@@ -204,7 +204,7 @@ class Dent(nn.Module):
             if not differentiable:
                 images = images.clone() if images.is_inference() else images.detach()
 
-            prefix = Prefix()
+            prefix = self._prefix()
 
             def run(model: AdaptedModel) -> Adaptation:
                 return minimize(
@@ -256,6 +256,11 @@ class Dent(nn.Module):
     def _running(self) -> dict[str, Tensor]:
         return running_statistics(eager(self.model)) if self.config.moves_statistics else {}
 
+    def _prefix(self) -> Prefix:
+        if self.config.last_layers is None:
+            return Prefix()
+        return Prefix(eager(self.model), self.config.statistics)
+
     def _adapted(self, prefix: Prefix, *, predicts: bool = False) -> AdaptedModel:
         eagerly = replace(self.performance, compile=False)
         return AdaptedModel(self.model, self.config, eagerly, prefix, shares_generators=predicts)
@@ -270,7 +275,9 @@ class Dent(nn.Module):
             )
             return predict(answer, x, self.config.views)
 
-        prefix = adaptation._prefix or Prefix()
+        prefix = adaptation._prefix
+        if prefix is None or not prefix.serves(eager(self.model), self.config.statistics):
+            prefix = Prefix()
         moved = adaptation.statistics.values()
         inputs = [x, adaptation.smoothing, *adaptation.parameters.values(), *moved]
         needs_gradient = any(value is not None and value.requires_grad for value in inputs)

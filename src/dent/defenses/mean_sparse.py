@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from dent.adaptation.adaptation import Adaptation, Status
 from dent.adaptation.private_copy import private_copy
+from dent.adaptation.recomputation import recomputation_refused
 from dent.defenses.base import STATIC, ReferenceDefense, finite_rows
 from dent.defenses.dent import Dent
 from dent.errors import ConfigError, InputError, UnsupportedModelError
@@ -159,6 +160,8 @@ class MeanSparse(ReferenceDefense):
         Raises:
             InputError: the adaptation is for another number of samples, or `x` is not valid for the
                 model.
+            UnsupportedModelError: the model uses activation checkpointing, and `x` needs a
+                gradient.
         """
         if len(adaptation.status) != len(x):
             raise InputError(
@@ -190,7 +193,7 @@ class _Sparse(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         mode = _Sparsifying(self)
-        with _versions(), mode:
+        with _versions(), recomputation_refused("MeanSparse", x), mode:
             logits: Tensor = self.model(_with_version(x))
         if not mode.sparsified:
             raise UnsupportedModelError(
