@@ -106,7 +106,7 @@ class Training:
         average = averaged(bare, self.recipe.ema)
         self.state = TrainingState(bare, optimizer, average, accelerator.scaler)
         self.state.restore(folder, spec.identity, accelerator.process_index, spec.processes)
-        self._wrapped, self._optimizer = accelerator.prepare(bare, optimizer)
+        self._wrapped, self._optimizer = _prepared(accelerator, bare, optimizer)
         if spec.processes > 2:
             self._order_buckets()
         self._began = time.monotonic()
@@ -301,6 +301,22 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """Return the metrics of a training run, one dict per epoch."""
     text = read(folder / METRICS).decode() if is_there(folder / METRICS) else ""
     return [json.loads(line) for line in text.splitlines()]
+
+
+def _prepared(
+    accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.SGD
+) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """Return the model and the optimizer for training, but let the model compute as it is.
+
+    accelerate would wrap its `forward` in autocast, so that accuracies would be measured in the
+    precision of training. The steps of training enter autocast themselves.
+    """
+    own = vars(model).get("forward")  # of the instance; usually only the class has one
+    wrapped, prepared = accelerator.prepare(model, optimizer)
+    vars(model).pop("forward", None)
+    if own is not None:
+        model.forward = own
+    return wrapped, prepared
 
 
 def _sgd(model: nn.Module, recipe: Recipe) -> torch.optim.SGD:
