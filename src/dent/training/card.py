@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from dent.data import ImageDataset
     from dent.evaluation.engine.progress import OnProgress
+    from dent.training.spec import DataIdentity
 
 CARD: Final = "card.json"
 PAGE: Final = "card.md"
@@ -87,10 +88,12 @@ def write_card(
         The card's path; a readable page is beside it.
 
     Raises:
-        ConfigError: `measured` requests more images than there are besides the watched ones.
+        ConfigError: `test` is not the dataset of the watched images, or `measured` requests more
+            images than there are besides the watched ones.
         RecordError: the folder cannot be written to.
     """
     spec = result.spec
+    _check_same(test, spec.watch)
     free = check_measured(measured, test, spec.watched)
     model = models.build(spec.model, spec.train.classes, weights=result.best).to(device).eval()
     natural = measure(model, test, range(free), None, None, device=device, seed=0)
@@ -116,6 +119,16 @@ def write_card(
     write_atomically(path, (json.dumps(card, indent=1, allow_nan=False) + "\n").encode())
     write_atomically(result.folder / PAGE, page(card).encode())
     return path
+
+
+def _check_same(test: ImageDataset, watch: DataIdentity) -> None:
+    """Refuse other images than those of training, whose watched images the card would measure."""
+    if test.digest != watch.digest:
+        raise ConfigError(
+            f"expected the {watch.name} whose images training watched (digest "
+            f"{watch.digest[:12]}), got {test.name} with the digest {test.digest[:12]}: pass the "
+            "same images, for a folder with --data FOLDER."
+        )
 
 
 def _accuracy(
