@@ -79,7 +79,7 @@ class Training:
         spec: the identity of the run.
         model: the model with its initial weights, on the CPU or a GPU.
         train: the training set.
-        watch: the dataset whose last `spec.watched` images are watched.
+        watch: the dataset whose last `spec.watched` images are watched, in the spec's order.
         accelerator: from `engine.accelerator`.
         folder: an existing folder that no other run uses.
     """
@@ -95,6 +95,8 @@ class Training:
     ) -> None:
         self.spec, self.recipe, self.folder = spec, spec.read_recipe(), folder
         self._train, self._watch, self._accelerator = train, watch, accelerator
+        self._positions = torch.tensor(spec.arranged(len(train)))
+        self._watched_positions = spec.arranged(len(watch))[len(watch) - spec.watched :]
         if self.recipe.batch_size % spec.processes:
             raise ConfigError(
                 f"batch_size={self.recipe.batch_size} cannot be shared equally by "
@@ -175,7 +177,7 @@ class Training:
         torch.manual_seed(
             seed_of(self.spec.seed, "step", state.step, self._accelerator.process_index)
         )
-        images, labels = self._train.batch(own_indices.tolist())
+        images, labels = self._train.batch(self._positions[own_indices].tolist())
         x = augment(images.to(self._accelerator.device), pad=recipe.pad, flip=recipe.flip)
         x = x.contiguous(memory_format=torch.channels_last)
         y = labels.to(self._accelerator.device)
@@ -223,7 +225,7 @@ class Training:
             measure(
                 self.state.measured,
                 self._watch,
-                range(len(self._watch) - self.spec.watched, len(self._watch)),
+                self._watched_positions,
                 threat,
                 PGD(iterations=self.spec.watch_steps) if threat else None,
                 device=self._accelerator.device,
