@@ -14,6 +14,7 @@ from torch import Tensor
 from dent import data
 from dent.data import ImageDataset
 from dent.training import Measured, accelerator, loop, train, write_card
+from dent.training.spec import TrainingSpec
 from tests.training.subjects import MODEL, fast, halves
 
 
@@ -127,3 +128,6 @@ def test_images_of_a_mixed_dataset_are_the_first_and_the_last(tmp_path: Path) ->
     assert {index for batch in images.asked for index in batch} == set(range(64))
     assert {index for batch in watch.asked for index in batch} == set(range(56, 64))
     assert "drawn" not in result.spec.to_json()
+    drawn = result.spec.model_copy(update={"drawn": True})
+    assert TrainingSpec.read(drawn.to_json(), "here") == drawn
+    assert drawn.differences(result.spec) == ("drawn: the folder has nothing, this run True",)
