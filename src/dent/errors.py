@@ -61,6 +61,10 @@ class DataWarning(DentWarning):
     """Part of a folder of images was skipped: the message says what and why."""
 
 
+class FewClassesWarning(DentWarning):
+    """The chosen images lack classes of their dataset, which is in the order of its classes."""
+
+
 class BudgetWarning(DentWarning):
     """A radius is so large that it probably has other units than the pixels."""
 

@@ -1,12 +1,15 @@
 """The plan: the samples of each batch, and the order of the units."""
 
+import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dent.errors import ConfigError
+from dent.data import ArrayDataset
+from dent.errors import ConfigError, FewClassesWarning
 from dent.evaluation import Settings, describe, evaluate
 from dent.evaluation.records.plan import make_plan, seed_of, units
 from dent.evaluation.records.spec import Order
@@ -158,3 +161,34 @@ def test_ids_missing_from_the_dataset_are_refused() -> None:
         ConfigError, match=r"2 ids of 3 .* not in 'toy' .*such as 160: .* 60 images"
     ):
         make_plan(Settings(ids=(100, 160, 170)), DATA)
+
+
+def sorted_by_class() -> ArrayDataset:
+    order = sorted(range(60), key=lambda position: DATA.labels[position])
+    return DATA.subset(order)
+
+
+@pytest.mark.parametrize("shuffle", ["dataset", "shuffled"])
+def test_a_run_warns_of_classes_that_its_first_images_lack(shuffle: Order) -> None:
+    subject = replace(make_subject(), dataset=sorted_by_class())
+    with pytest.warns(FewClassesWarning) as caught:
+        evaluate(subject, Settings(n=8, batch_size=4, order=shuffle))
+    (warning,) = caught
+    assert "the first 8 images of toy have only 1 of its 4 classes" in str(warning.message)
+    assert "--ids" in str(warning.message)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "settings"),
+    [
+        (sorted_by_class(), Settings(batch_size=60)),
+        (sorted_by_class(), Settings(ids=(100, 101), batch_size=2)),
+        (DATA, Settings(n=2, batch_size=2)),
+    ],
+)
+def test_a_run_does_not_warn_of_classes_that_were_chosen(
+    dataset: ArrayDataset, settings: Settings
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FewClassesWarning)
+        evaluate(replace(make_subject(), dataset=dataset), settings)

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import types
 import urllib.error
 from email.message import Message
 from pathlib import Path
@@ -15,7 +16,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from dent import models
+from dent import data, models
 from dent.cli import catalogued
 from dent.errors import (
     ClassNamesWarning,
@@ -27,7 +28,7 @@ from dent.errors import (
     WeightsError,
 )
 from dent.models import hub_source
-from dent.models.hub_classifier import Preparation, measured, preprocessing
+from dent.models.hub_classifier import HubClassifier, Preparation, measured, preprocessing
 from tests.models.conftest import scrambled
 
 MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.25, 0.3]
@@ -175,7 +176,62 @@ def test_preprocessing_is_written_as_a_suffix_only_if_the_processor_does_that(
     transformers: Any, kind: str, settings: dict[str, Any], written: str
 ) -> None:
     processor = getattr(transformers, f"{kind}ImageProcessor")(**settings)
-    assert preprocessing(processor, measured(processor, kind)) == written
+    assert preprocessing(measured(processor, kind)) == written
+
+
+class Prepared(nn.Module):
+    """A model whose logits are the images that it gets."""
+
+    def forward(self, pixel_values: torch.Tensor) -> types.SimpleNamespace:
+        return types.SimpleNamespace(logits=pixel_values)
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (48, 40), (300, 411)])
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("ViT", {"size": {"height": 224, "width": 224}, "resample": 2}),
+        ("ConvNext", {"size": {"shortest_edge": 224}, "crop_pct": 0.875, "resample": 3}),
+        ("ConvNext", {"size": {"shortest_edge": 384}, "resample": 2}),
+        ("Bit", {"size": {"shortest_edge": 256}, "crop_size": 224, "resample": 3}),
+        ("DeiT", {}),  # squashes to 256, then crops 224
+    ],
+)
+def test_images_are_resized_and_cropped_as_by_the_image_processor(
+    transformers: Any, kind: str, settings: dict[str, Any], shape: tuple[int, int]
+) -> None:
+    """Oracle: transformers' image processor, which rounds to bytes once or twice."""
+    processor = getattr(transformers, f"{kind}ImageProcessor")(**settings)
+    preparation = measured(processor, kind)
+    x, _ = data.load("cifar10-sample").batch([0, 1])
+    pixels = (nn.functional.interpolate(x, shape) * 255).round().to(torch.uint8)
+    images = (pixels / 255).requires_grad_()
+    found = HubClassifier(Prepared(), preparation, None)(images)
+    expected = processor(images=list(pixels), return_tensors="pt").pixel_values
+    std = torch.tensor(preparation.std)[:, None, None]
+    difference = float(((found.detach() - expected) * std).abs().max())
+    # Half a byte in each direction, of which bicubic weights enlarge the first.
+    assert difference <= 1.25 / 255
+    (gradient,) = torch.autograd.grad(found.sum(), images)
+    assert gradient.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("ViT", {"resample": 1}),  # Lanczos
+        ("ViT", {"resample": 0}),  # nearest
+        ("Perceiver", {}),  # crops, then squashes
+    ],
+)
+def test_images_of_another_size_are_refused_if_the_processor_resizes_in_another_way(
+    transformers: Any, kind: str, settings: dict[str, Any]
+) -> None:
+    processor = getattr(transformers, f"{kind}ImageProcessor")(**settings)
+    model = HubClassifier(Prepared(), measured(processor, kind), None)
+    model(torch.rand(1, 3, 224, 224))
+    with pytest.raises(UnsupportedModelError, match="images of 224 x 224 pixels, got 32 x 32"):
+        model(torch.rand(1, 3, 32, 32))
 
 
 def test_a_repository_with_only_pickled_weights_is_refused(

@@ -55,8 +55,9 @@ def test_a_manually_placed_file_is_loaded(timm: Any, models_folder: Path) -> Non
     [
         ("deit_base_patch16_224.fb_in1k", "imagenet-r248-c224-bicubic"),
         ("convnext_base.fb_in22k_ft_in1k_384", "imagenet-s384-bicubic"),
-        ("dm_nfnet_f0.dm_in1k", "imagenet (squash, resize 213, crop 192 x 192)"),
+        ("dm_nfnet_f0.dm_in1k", "imagenet (squash, resize 284, crop 256 x 256)"),
         ("resnet18.tv_in1k", "imagenet"),
+        ("resnet50.a1_in1k", "imagenet-r288-c288-bicubic"),  # for tests; 224 in training
     ],
 )
 def test_the_dataset_says_how_timm_resizes_and_crops(timm: Any, name: str, dataset: str) -> None:
@@ -64,17 +65,22 @@ def test_the_dataset_says_how_timm_resizes_and_crops(timm: Any, name: str, datas
 
 
 @pytest.mark.parametrize(
-    "name", ["deit_base_patch16_224.fb_in1k", "convnext_base.fb_in22k_ft_in1k_384"]
+    "name",
+    [
+        "deit_base_patch16_224.fb_in1k",
+        "convnext_base.fb_in22k_ft_in1k_384",
+        "resnet50.a1_in1k",
+        "resnet50.bt_in1k",
+    ],
 )
 def test_the_named_preprocessing_is_that_of_timm(timm: Any, name: str) -> None:
-    settings = timm.get_pretrained_cfg(name)
-    own = timm.data.create_transform(
-        input_size=settings.input_size,
-        interpolation=settings.interpolation,
-        crop_pct=settings.crop_pct,
-        crop_mode=settings.crop_mode,
-        normalize=False,
+    settings = timm.data.resolve_data_config(
+        pretrained_cfg=timm.get_pretrained_cfg(name).to_dict(), use_test_size=True
     )
+    chosen = {
+        key: settings[key] for key in ("input_size", "interpolation", "crop_pct", "crop_mode")
+    }
+    own = timm.data.create_transform(**chosen, normalize=False)
     picture = Image.fromarray(
         np.random.default_rng(0).integers(0, 256, (300, 421, 3), dtype=np.uint8)
     )

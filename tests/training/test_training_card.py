@@ -9,12 +9,12 @@ import pytest
 import torch
 import yaml
 
-from dent import models
+from dent import data, models
 from dent.attacks import PGD
 from dent.errors import ConfigError
 from dent.training import Measured, TrainingResult, write_card
 from dent.training.card_page import page
-from dent.training.ship import SHIPPED, TERMS, halve, ship
+from dent.training.ship import SHIPPED, TERMS, halve, main, ship
 from tests.training.subjects import MODEL, fast, halves, run
 
 CPU = torch.device("cpu")
@@ -95,6 +95,32 @@ def test_the_card_page_gives_the_values_of_the_card(
 def test_measuring_more_images_than_are_unwatched_is_refused(trained: TrainingResult) -> None:
     with pytest.raises(ConfigError, match="has 32 images apart from the 32 watched ones"):
         write_card(trained, halves()[1], CPU, Measured(pgd=33, autoattack=0))
+
+
+def test_other_images_than_those_of_training_are_refused(trained: TrainingResult) -> None:
+    other = data.load("cifar10-sample").subset(range(100, 164))
+    with pytest.raises(ConfigError, match=r"expected the cifar10-sample .* got cifar10-sample"):
+        write_card(trained, other, CPU, SMALL)
+
+
+def test_shipping_measures_the_images_of_the_given_folder(
+    trained: TrainingResult,
+    card: dict[str, object],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    roots: list[Path] = []
+    watch = halves()[1]
+
+    def load(name: str, *, root: Path) -> data.ImageDataset:
+        roots.append(root)
+        return watch
+
+    monkeypatch.setattr("dent.data.load", load)
+    monkeypatch.setattr("dent.training.ship.halve", lambda folder, test, measured: folder)
+    monkeypatch.setattr("dent.training.ship.ship", lambda folder, name: folder)
+    main(["--half", "--data", str(tmp_path), str(trained.folder), "tiny"])
+    assert roots == [tmp_path]
 
 
 def test_nominal_models_are_attacked_with_a_small_eps(tmp_path: Path) -> None:

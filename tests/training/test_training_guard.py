@@ -1,6 +1,8 @@
 """The accuracies that training watches, and the stop after catastrophic overfitting."""
 
+import importlib
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,8 @@ from dent import models
 from dent.attacks import PGD
 from dent.errors import DentError
 from dent.threat import ThreatModel
-from dent.training import CatastrophicOverfittingWarning, loop
+from dent.training import CatastrophicOverfittingWarning, accelerator, loop, train
+from dent.training.modes import evaluating
 from dent.training.watch import Watched, collapsed, measure
 from tests.training.subjects import MODEL, fast, halves, run
 
@@ -52,6 +55,38 @@ def test_a_collapse_is_less_than_half_of_a_best_accuracy_above_noise(
     robust: int, best: int, expected: bool
 ) -> None:
     assert collapsed(robust, best, 512) is expected
+
+
+@pytest.fixture
+def own_precision() -> Iterator[None]:
+    """Let a test choose its own precision, because accelerate keeps the first of a process."""
+    state = importlib.import_module("accelerate.state").AcceleratorState
+    state._reset_state()
+    yield
+    state._reset_state()
+
+
+@pytest.mark.usefixtures("own_precision")
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_accuracies_are_measured_in_float32_whatever_the_precision_of_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ema: float
+) -> None:
+    images, watch = halves()
+    x, _ = watch.batch(range(16))
+    logits: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def compared(model: torch.nn.Module, *_: object, **__: object) -> Watched:
+        fresh = models.build(MODEL, 10).eval().to(memory_format=torch.channels_last)
+        fresh.load_state_dict(model.state_dict())
+        with evaluating(model), torch.no_grad():
+            logits.append((model(x), fresh(x)))
+        return Watched(32, 20, 20)
+
+    monkeypatch.setattr(loop, "measure", compared)
+    recipe = fast(None, epochs=1, ema=ema)
+    train(MODEL, recipe, images, watch, tmp_path / "run", accelerator("cpu", "bf16"), watched=32)
+    ((watched, expected),) = logits
+    assert torch.equal(watched, expected)
 
 
 def test_measure_matches_a_direct_count_and_does_not_change_the_model() -> None:

@@ -109,6 +109,20 @@ def test_the_trades_attack_runs_the_model_in_eval_mode(
     assert all(module.training for module in model.modules())
 
 
+@pytest.mark.parametrize("recipe", ["nominal", "fast-linf", "adversarial-linf", "trades-linf"])
+def test_every_parameter_gets_a_gradient_under_autocast(
+    model: nn.Module, batch: tuple[Tensor, Tensor], recipe: str
+) -> None:
+    """Some versions of torch cast a weight under no_grad once, and then train without it."""
+    recorded: list[bool] = []
+    model.register_forward_pre_hook(lambda *_: recorded.append(torch.is_grad_enabled()))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = training_loss(model, *batch, named(recipe))
+    loss.backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+    assert all(recorded)
+
+
 @pytest.mark.parametrize("recipe", ["fast-linf", "fast-l2", "adversarial-linf"])
 def test_only_the_images_of_the_loss_update_the_running_statistics(
     model: nn.Module, batch: tuple[Tensor, Tensor], seen: Seen, recipe: str

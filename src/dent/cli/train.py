@@ -43,7 +43,12 @@ def train_command(
     ] = "cifar10",
     n: Annotated[
         int | None,
-        typer.Option("--n", min=1, help="Only the first N images.", rich_help_panel=_WHAT),
+        typer.Option(
+            "--n",
+            min=1,
+            help="Only N images: the first, or of a folder, drawn ones.",
+            rich_help_panel=_WHAT,
+        ),
     ] = None,
     weights: Annotated[
         Path | None,
@@ -90,7 +95,7 @@ def train_command(
         int,
         typer.Option(
             min=1,
-            help="Number of watched images, from the end of the test split.",
+            help="Number of watched images: the last test images, or of a folder, drawn ones.",
             rich_help_panel=_RUN,
         ),
     ] = 512,

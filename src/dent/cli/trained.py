@@ -42,7 +42,7 @@ def plain(result: TrainingResult, card: Path) -> dict[str, object]:
         "stopped": result.stopped,
         "seconds": result.seconds,
         "metrics": result.metrics,
-        "spec": json.loads(result.spec.model_dump_json()),
+        "spec": result.spec.to_json(),
     }
 
 

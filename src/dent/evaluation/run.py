@@ -9,7 +9,8 @@ from itertools import chain
 from pathlib import Path
 
 from dent.attacks.adaptive.static_ascents import kept_in
-from dent.errors import ConfigError
+from dent.data.class_order import cheap_labels, is_in_class_order
+from dent.errors import ConfigError, FewClassesWarning
 from dent.evaluation.engine.execute import Batches, execute, open_run
 from dent.evaluation.engine.progress import OnProgress, Tracker
 from dent.evaluation.engine.rehearsal import rehearse
@@ -26,6 +27,8 @@ from dent.evaluation.results.summary import summarize
 from dent.evaluation.static_part import take_static_part
 from dent.evaluation.subject import Prepared, Subject, prepare
 from dent.support.devices import device_of
+from dent.support.plural import counted
+from dent.support.warned import warn
 
 
 def evaluate(
@@ -184,6 +187,7 @@ def conduct(
     settings = settings or Settings()
     prepared = prepare(subject, settings)
     spec, plan = prepared.spec, prepared.plan
+    _warn_of_missing_classes(prepared)
     unit_rounds = tuple(rounds(spec, plan)) if shard is None else _rounds_of(shard, spec, plan)
     todo = [unit for unit_groups in unit_rounds for group in unit_groups for unit in group]
 
@@ -220,6 +224,23 @@ def conduct(
         result = summarize(run.spec, plan, folder.done, run.units, run.sessions, folder.challenges)
         folder.write(RESULT, result)
     return result
+
+
+def _warn_of_missing_classes(prepared: Prepared) -> None:
+    """Warn if the attacked images are of few classes only because the dataset is sorted by them."""
+    dataset, settings = prepared.subject.dataset, prepared.spec.settings
+    if settings.ids is not None or not is_in_class_order(dataset):
+        return
+    chosen = [label for batch in prepared.plan.batches for label in batch.labels[: batch.attacked]]
+    classes = len(set(cheap_labels(dataset) or ()))
+    present = len(set(chosen))
+    if present < min(classes, len(chosen)):
+        warn(
+            f"the first {counted(len(chosen), 'image')} of {dataset.name} have only {present} of "
+            f"its {counted(classes, 'class')}, because it is in the order of its classes: choose "
+            "images of all classes by their ids (--ids, in Python Settings(ids=...)), or take all.",
+            FewClassesWarning,
+        )
 
 
 def _rounds_of(shard: Shard, spec: EvaluationSpec, plan: Plan) -> tuple[tuple[Group, ...], ...]:

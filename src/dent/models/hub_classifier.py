@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -22,8 +22,8 @@ _SIDE: Final = 1031  # side of the test images: no model has this size, and no c
 _FLAT: Final = 1e-4
 _BILINEAR: Final = 2  # Pillow's constants
 _BICUBIC: Final = 3
-_TOLERANCE: Final = 0.02
-_CROPPED_BELOW: Final = 384  # ConvNeXt's rule for `crop_pct`
+_PROBES: Final = ((61, 97), (97, 61))  # sizes of images that show how a processor resizes
+_ROUNDED: Final = 3 / 255  # a processor rounds to bytes once or twice
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,10 @@ class Preparation:
         std: One standard deviation per channel.
         order: The image channel that becomes the model's first, second and third: `(2, 1, 0)` for
             blue first.
-        size: Height and width that every image is resized to; None if images keep their size.
+        size: Height and width of the model's images; None if images keep their size.
+        resize: What an image of another size is resized to before its center is cropped to `size`:
+            the length of its shorter side, or height and width. None if the processor does
+            something else, so that such images are refused.
         bicubic: Whether the interpolation is bicubic; otherwise it is bilinear.
     """
 
@@ -43,6 +46,7 @@ class Preparation:
     std: tuple[float, ...]
     order: tuple[int, ...]
     size: tuple[int, int] | None
+    resize: int | tuple[int, int] | None
     bicubic: bool
 
 
@@ -67,13 +71,16 @@ class HubClassifier(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (N, classes) for images (N, 3, H, W) in [0, 1].
 
-        Images of a size other than the model's are resized first, with an exact gradient.
+        Images of a size other than the model's are first resized and cropped as by the image
+        processor, with an exact gradient.
+
+        Raises:
+            UnsupportedModelError: Images have another size, and the image processor resizes in a
+                way that this class cannot compute.
         """
         size = self.preparation.size
         if size is not None and x.ndim == 4 and tuple(x.shape[-2:]) != size:
-            mode = "bicubic" if self.preparation.bicubic else "bilinear"
-            # Bicubic interpolation overshoots; a processor clips that when it rounds to bytes.
-            x = F.interpolate(x, size, mode=mode, antialias=True).clamp(0, 1)
+            x = _fitted(x, self.preparation)
         x = self.normalize(x)
         if self.preparation.order != (0, 1, 2):
             x = x[:, list(self.preparation.order)]
@@ -111,51 +118,99 @@ def measured(processor: Any, where: str) -> Preparation:
     std, mean = torch.empty_like(scale), torch.empty_like(scale)
     std[order], mean[order] = 1 / scale, -black / scale
     height, width = outputs.shape[-2:]
-    return Preparation(
+    found = Preparation(
         mean=_stated(processor, "image_mean", mean),
         std=_stated(processor, "image_std", std),
         order=tuple(order.tolist()),
         size=None if (height, width) == (_SIDE, _SIDE) else (height, width),
-        bicubic=_is_bicubic(processor),
+        resize=None,
+        bicubic=getattr(processor, "resample", None) == _BICUBIC,
     )
+    return replace(found, resize=_resize(processor, found, where))
 
 
-def preprocessing(processor: Any, preparation: Preparation) -> str:
+def preprocessing(preparation: Preparation) -> str:
     """Return the resize and crop to the model's size, as `dent.data` writes it.
-
-    Args:
-        processor: An image processor of transformers.
-        preparation: What `measured` returned for it.
 
     Returns:
         Such as `r256-c224-bicubic`; "" if `dent.data` cannot write what the processor does.
     """
-    size = preparation.size
-    known = getattr(processor, "resample", None) in (_BILINEAR, _BICUBIC)
-    if size is None or size[0] != size[1] or not known:
+    size, resize = preparation.size, preparation.resize
+    if size is None or size[0] != size[1] or not (resize == size or isinstance(resize, int)):
         return ""
-    side, resize = size[0], _resize(processor, size[0])
-    kept = 1.0 if resize is None else side / resize
-    if abs(_kept(processor, preparation) - kept) > _TOLERANCE:
-        return ""
-    written = f"s{side}" if resize is None else f"r{resize}-c{side}"
+    written = f"s{size[0]}" if resize == size else f"r{resize}-c{size[0]}"
     return written + ("-bicubic" if preparation.bicubic else "")
 
 
-def _resize(processor: Any, side: int) -> int | None:
-    """Return the length that a processor's settings give the shorter side; None for a squash."""
-    shortest, part = _shortest(processor), getattr(processor, "crop_pct", None)
-    if shortest is None or part is None:
-        return shortest
-    return int(shortest / part) if side < _CROPPED_BELOW else None
+def _fitted(x: Tensor, preparation: Preparation) -> Tensor:
+    """Return images (N, 3, H, W) resized and cropped to the model's size."""
+    size, resize = preparation.size, preparation.resize
+    height, width = x.shape[-2:]
+    if size is None or resize is None:
+        expected = " x ".join(map(str, size or ()))
+        raise UnsupportedModelError(
+            f"expected images of {expected} pixels, got {height} x {width}: the model's image "
+            "processor resizes in another way than bilinear or bicubic interpolation and a center "
+            f"crop. What to do: take a dataset of {expected} pixels (--dataset), or build the "
+            "model in a function of your own, package.module:factory"
+        )
+    if isinstance(resize, int):
+        short = min(height, width)
+        resize = (int(resize * height / short), int(resize * width / short))
+    x = _interpolated(x, resize, bicubic=preparation.bicubic)
+    top, left = (resize[0] - size[0]) // 2, (resize[1] - size[1]) // 2
+    return x[..., top : top + size[0], left : left + size[1]]
 
 
-def _kept(processor: Any, preparation: Preparation) -> float:
-    """Return the part of an image's width that a processor keeps, from its output for a ramp."""
-    ramp = np.zeros((_SIDE, _SIDE, 3), np.uint8)
-    ramp[:] = np.linspace(0, 255, _SIDE).round()[:, None]
-    red = _processed(processor, ramp, "the image processor")[preparation.order.index(0)]
-    return float(red.max() - red.min()) * preparation.std[0]
+def _interpolated(x: Tensor, size: tuple[int, int], *, bicubic: bool) -> Tensor:
+    """Return images resized with an exact gradient, but otherwise as on bytes."""
+    if not bicubic:
+        return F.interpolate(x, size, mode="bilinear", antialias=True).clamp(0, 1)
+    # Bicubic interpolation overshoots; rounding to bytes clips that after each direction.
+    for step in ((x.shape[-2], size[1]), size):
+        x = F.interpolate(x, step, mode="bicubic", antialias=True).clamp(0, 1)
+    return x
+
+
+def _resize(processor: Any, preparation: Preparation, where: str) -> int | tuple[int, int] | None:
+    """Return `Preparation.resize`, by which images come out as from the processor; else None."""
+    resample = getattr(processor, "resample", None)
+    if preparation.size is None or resample not in (None, _BILINEAR, _BICUBIC):
+        return None
+    probes = [_noise(*shape) for shape in _PROBES]
+    expected = [_processed(processor, probe, where) for probe in probes]
+    for candidate in _candidates(processor, preparation.size):
+        tried = replace(preparation, resize=candidate)
+        if all(_agree(tried, *pair) for pair in zip(probes, expected, strict=True)):
+            return candidate
+    return None
+
+
+def _candidates(processor: Any, size: tuple[int, int]) -> Iterator[int | tuple[int, int]]:
+    """Yield what a processor's settings may mean for `Preparation.resize`; none below `size`."""
+    yield size
+    stated = getattr(processor, "size", None)
+    shortest, part = _entry(stated, "shortest_edge"), getattr(processor, "crop_pct", None)
+    if shortest is not None:
+        lengths = (shortest, int(shortest / part) if part else 0)
+        yield from (length for length in lengths if length >= max(size))
+    height, width = _entry(stated, "height"), _entry(stated, "width")
+    if height is not None and width is not None and height >= size[0] and width >= size[1]:
+        yield height, width
+
+
+def _agree(preparation: Preparation, image: NDArray[np.uint8], expected: Tensor) -> bool:
+    """Return whether a preparation makes an image what the processor made of it."""
+    x = torch.from_numpy(image).permute(2, 0, 1)[None].double() / 255
+    order = list(preparation.order)
+    std, mean = (torch.tensor(v).double()[order, None, None] for v in (
+        preparation.std, preparation.mean))  # fmt: skip
+    ours, theirs = _fitted(x, preparation)[0, order], expected * std + mean
+    return ours.shape == theirs.shape and float((ours - theirs).abs().max()) <= _ROUNDED
+
+
+def _noise(height: int, width: int) -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 def _colored(processor: Any, color: int, where: str) -> Tensor:
@@ -193,17 +248,12 @@ def _stated(processor: Any, name: str, found: Tensor) -> tuple[float, ...]:
     return tuple(round(value, 6) for value in found.tolist())
 
 
-def _is_bicubic(processor: Any) -> bool:
-    return getattr(processor, "resample", None) == _BICUBIC
-
-
-def _shortest(processor: Any) -> int | None:
-    size = getattr(processor, "size", None)
+def _entry(size: Any, key: str) -> int | None:
     try:
-        shortest = size["shortest_edge"]  # type: ignore[index]
+        value = size[key]
     except (KeyError, TypeError, AttributeError):
         return None
-    return None if shortest is None else int(shortest)
+    return None if value is None else int(value)
 
 
 def _unsupported(where: str, what: str) -> UnsupportedModelError:

@@ -61,7 +61,7 @@ class HuggingFace:
         repository = Repository.named(name)
         config, processor = _read(repository)
         classes = _classes(config)
-        written = preprocessing(processor, measured(processor, repository.label))
+        written = preprocessing(measured(processor, repository.label))
         file = repository.find(_WEIGHTS)
         return ModelInfo(
             name=name,

@@ -112,8 +112,11 @@ class Timm:
 def _dataset(settings: Any) -> str:
     if settings.num_classes != _CLASSES:
         return f"{counted(settings.num_classes, 'class')}"
-    height, size = settings.input_size[-2:]
-    mode, resize = settings.crop_mode, math.floor(size / settings.crop_pct)  # as timm rounds
+    # timm's published accuracies are at the size for tests, which may be another than in training.
+    tested = None if settings.fixed_input_size else settings.test_input_size
+    height, size = (tested or settings.input_size)[-2:]
+    part = settings.test_crop_pct or settings.crop_pct
+    mode, resize = settings.crop_mode, math.floor(size / part)  # as timm rounds
     bicubic = "-bicubic" if settings.interpolation == "bicubic" else ""
     if mode == "squash" and height == size == resize:
         return f"imagenet-s{size}{bicubic}"

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from dent.data import ImageDataset
     from dent.evaluation.engine.progress import OnProgress
+    from dent.training.spec import DataIdentity, TrainingSpec
 
 CARD: Final = "card.json"
 PAGE: Final = "card.md"
@@ -78,7 +79,8 @@ def write_card(
     """Measure the best weights of a training run, and write the card beside them.
 
     Clean accuracy is measured on all of `test` except the watched images, by which the weights were
-    chosen. Robust accuracy is measured on the first images, together with their clean accuracy.
+    chosen. Robust accuracy is measured on the first images (of a dataset in the order of its
+    classes: on drawn images), together with their clean accuracy.
     PGD-20 is also measured on AutoAttack's images, so that numbers on the same images can be
     compared. The measurements are kept in folders beside the weights, so that an interrupted call
     can be resumed.
@@ -87,29 +89,38 @@ def write_card(
         The card's path; a readable page is beside it.
 
     Raises:
-        ConfigError: `measured` requests more images than there are besides the watched ones.
+        ConfigError: `test` is not the dataset of the watched images, or `measured` requests more
+            images than there are besides the watched ones.
         RecordError: the folder cannot be written to.
     """
     spec = result.spec
+    _check_same(test, spec.watch)
     free = check_measured(measured, test, spec.watched)
     model = models.build(spec.model, spec.train.classes, weights=result.best).to(device).eval()
-    natural = measure(model, test, range(free), None, None, device=device, seed=0)
+    order = spec.arranged(len(test))
+    natural = measure(model, test, order[:free], None, None, device=device, seed=0)
     threat = spec.read_recipe().threat or NOMINAL_THREAT
-    accuracies = [_accuracy(natural.natural, natural.total, test)]
+    accuracies = [_accuracy(natural.natural, natural.total, _whose(test, spec, natural.total))]
     for count in sorted({measured.pgd, measured.autoattack} - {0}, reverse=True):
         attacks = [make("pgd", iterations=20)] if measured.pgd else []
         if count == measured.autoattack:
             attacks.append(make("standard", protocol="published"))
         subject = Subject(model, test, {}, attacks, threat, spec.model)
-        chosen = Settings(n=count, batch_size=min(measured.batch_size, count), transfer=False)
+        ids = tuple(int(test.sample_ids[position]) for position in order[:count])
+        chosen = Settings(
+            **({"ids": ids} if spec.drawn else {"n": count}),
+            batch_size=min(measured.batch_size, count),
+            transfer=False,
+        )
+        whose = _whose(test, spec, count)
         folder = result.folder / f"measured-{count}"
         evaluated = evaluate(subject, chosen, out=folder, progress=progress).defenses["static"]
         if count != natural.total:  # robust accuracy needs clean accuracy on the same images
-            accuracies.append(_accuracy(evaluated.natural.correct, count, test))
+            accuracies.append(_accuracy(evaluated.natural.correct, count, whose))
         for attack in attacks:
             served = evaluated.attack(attack.name).served
             accuracies.append(
-                _accuracy(served.correct, count, test, threat.label, _SHOWN[attack.name])
+                _accuracy(served.correct, count, whose, threat.label, _SHOWN[attack.name])
             )
     card = _card(result, model, accuracies)
     path = result.folder / CARD
@@ -118,10 +129,20 @@ def write_card(
     return path
 
 
+def _check_same(test: ImageDataset, watch: DataIdentity) -> None:
+    """Refuse other images than those of training, whose watched images the card would measure."""
+    if test.digest != watch.digest:
+        raise ConfigError(
+            f"expected the {watch.name} whose images training watched (digest "
+            f"{watch.digest[:12]}), got {test.name} with the digest {test.digest[:12]}: pass the "
+            "same images, for a folder with --data FOLDER."
+        )
+
+
 def _accuracy(
     correct: int,
     total: int,
-    test: ImageDataset,
+    whose: str,
     threat: str | None = None,
     attack: str | None = None,
 ) -> dict[str, Any]:
@@ -130,8 +151,14 @@ def _accuracy(
         "total": total,
         "threat": threat,
         "attack": attack,
-        "provenance": f"measured by dent train on the first {total} of {test.name} {test.split}",
+        "provenance": f"measured by dent train on {whose}",
     }
+
+
+def _whose(test: ImageDataset, spec: TrainingSpec, count: int) -> str:
+    """Return which images were measured, in words."""
+    which = f"{count} drawn images" if spec.drawn else f"the first {count}"
+    return f"{which} of {test.name} {test.split}"
 
 
 def _card(

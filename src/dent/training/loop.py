@@ -79,7 +79,7 @@ class Training:
         spec: the identity of the run.
         model: the model with its initial weights, on the CPU or a GPU.
         train: the training set.
-        watch: the dataset whose last `spec.watched` images are watched.
+        watch: the dataset whose last `spec.watched` images are watched, in the spec's order.
         accelerator: from `engine.accelerator`.
         folder: an existing folder that no other run uses.
     """
@@ -95,6 +95,8 @@ class Training:
     ) -> None:
         self.spec, self.recipe, self.folder = spec, spec.read_recipe(), folder
         self._train, self._watch, self._accelerator = train, watch, accelerator
+        self._positions = torch.tensor(spec.arranged(len(train)))
+        self._watched_positions = spec.arranged(len(watch))[len(watch) - spec.watched :]
         if self.recipe.batch_size % spec.processes:
             raise ConfigError(
                 f"batch_size={self.recipe.batch_size} cannot be shared equally by "
@@ -106,7 +108,7 @@ class Training:
         average = averaged(bare, self.recipe.ema)
         self.state = TrainingState(bare, optimizer, average, accelerator.scaler)
         self.state.restore(folder, spec.identity, accelerator.process_index, spec.processes)
-        self._wrapped, self._optimizer = accelerator.prepare(bare, optimizer)
+        self._wrapped, self._optimizer = _prepared(accelerator, bare, optimizer)
         if spec.processes > 2:
             self._order_buckets()
         self._began = time.monotonic()
@@ -175,7 +177,7 @@ class Training:
         torch.manual_seed(
             seed_of(self.spec.seed, "step", state.step, self._accelerator.process_index)
         )
-        images, labels = self._train.batch(own_indices.tolist())
+        images, labels = self._train.batch(self._positions[own_indices].tolist())
         x = augment(images.to(self._accelerator.device), pad=recipe.pad, flip=recipe.flip)
         x = x.contiguous(memory_format=torch.channels_last)
         y = labels.to(self._accelerator.device)
@@ -223,7 +225,7 @@ class Training:
             measure(
                 self.state.measured,
                 self._watch,
-                range(len(self._watch) - self.spec.watched, len(self._watch)),
+                self._watched_positions,
                 threat,
                 PGD(iterations=self.spec.watch_steps) if threat else None,
                 device=self._accelerator.device,
@@ -301,6 +303,22 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """Return the metrics of a training run, one dict per epoch."""
     text = read(folder / METRICS).decode() if is_there(folder / METRICS) else ""
     return [json.loads(line) for line in text.splitlines()]
+
+
+def _prepared(
+    accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.SGD
+) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """Return the model and the optimizer for training, but let the model compute as it is.
+
+    accelerate would wrap its `forward` in autocast, so that accuracies would be measured in the
+    precision of training. The steps of training enter autocast themselves.
+    """
+    own = vars(model).get("forward")  # of the instance; usually only the class has one
+    wrapped, prepared = accelerator.prepare(model, optimizer)
+    vars(model).pop("forward", None)
+    if own is not None:
+        model.forward = own
+    return wrapped, prepared
 
 
 def _sgd(model: nn.Module, recipe: Recipe) -> torch.optim.SGD:

@@ -111,8 +111,8 @@ def _trades(
     As in their published code, the inner attack sees the model in eval mode.
     """
     with evaluating(attacked):
-        with torch.no_grad():
-            natural = attacked(x).float().softmax(1)
+        # Not under no_grad: autocast would keep the casts of the weights without a gradient.
+        natural = attacked(x).float().softmax(1).detach()
         start = threat.project(x + _TRADES_START * torch.randn_like(x), x)
         perturbed = _ascend(
             start,

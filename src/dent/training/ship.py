@@ -9,6 +9,7 @@ import argparse
 import hashlib
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -65,7 +66,8 @@ def halve(folder: Path, test: data.ImageDataset, measured: Measured) -> Path:
         The folder of the rounded weights and their card, `folder / "half"`.
 
     Raises:
-        ConfigError: the folder has no card, or `measured` requests too many images.
+        ConfigError: the folder has no card, `test` is another dataset than in training, or
+            `measured` requests too many images.
         RecordError: a file cannot be read or written.
     """
     card = _card(folder)
@@ -93,7 +95,8 @@ def _card(folder: Path) -> dict[str, Any]:
     return card
 
 
-def _main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command with these arguments; by default, those of the command line."""
     parser = argparse.ArgumentParser(prog="python -m dent.training.ship", description=__doc__)
     parser.add_argument("folder", type=Path, help="folder of a finished training")
     parser.add_argument("name", help="name of the model in the package")
@@ -102,16 +105,19 @@ def _main() -> None:
     )
     parser.add_argument("--pgd", type=int, default=1000, help="with --half: images under PGD-20")
     parser.add_argument("--autoattack", type=int, default=256, help="with --half: under AutoAttack")
-    args = parser.parse_args()
+    parser.add_argument(
+        "--data", type=Path, help="with --half: folder of the datasets, or of the images"
+    )
+    args = parser.parse_args(arguments)
     folder = args.folder
     if args.half:
-        test = data.load(read_spec(folder).watch.name)
+        test = data.load(read_spec(folder).watch.name, root=args.data)
         folder = halve(folder, test, Measured(pgd=args.pgd, autoattack=args.autoattack))
     sys.stdout.write(f"{ship(folder, args.name)}\n")
 
 
 if __name__ == "__main__":
     try:
-        _main()
+        main()
     except DentError as error:
         sys.exit(f"{error}")

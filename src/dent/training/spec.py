@@ -2,9 +2,11 @@
 
 from typing import Any, Final, Self
 
+import torch
 from pydantic import ConfigDict, ValidationError
 
 from dent.errors import ConfigError
+from dent.evaluation.records.plan import seed_of
 from dent.evaluation.records.spec import differences
 from dent.storage.canonical import Record, digest
 from dent.training.recipe import Recipe
@@ -38,14 +40,18 @@ class TrainingSpec(Record):
         started_from: name of the file of these weights; None if they were drawn from the seed.
         recipe: the recipe's fields.
         train: the training set.
-        used: number of images trained on, which are the first of `train`.
+        used: number of images trained on, which are the first of `train`, in the order of
+            `arranged`.
         watch: the dataset of the watched images, which the guard against catastrophic overfitting
             and the choice of the best weights use. The model card measures other images.
-        watched: number of watched images, which are the last of `watch`.
+        watched: number of watched images, which are the last of `watch`, in the order of
+            `arranged`.
         watch_steps: PGD steps of the guard.
         seed: seed of every random draw.
         precision: "no" (float32), "bf16" or "fp16".
         processes: number of processes that share each batch.
+        drawn: whether `arranged` draws an order, because a dataset is in the order of its classes:
+            its first or last images would be of few classes.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -63,6 +69,20 @@ class TrainingSpec(Record):
     seed: int
     precision: str
     processes: int
+    drawn: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as plain JSON values; `drawn` only if it is true, as older runs."""
+        values = super().to_json()
+        return values if self.drawn else {k: v for k, v in values.items() if k != "drawn"}
+
+    def arranged(self, images: int) -> list[int]:
+        """Return the positions of a dataset in the order in which this run divides it."""
+        if not self.drawn:
+            return list(range(images))
+        draws = torch.Generator().manual_seed(seed_of(0, "arranged"))
+        order: list[int] = torch.randperm(images, generator=draws).tolist()
+        return order
 
     @property
     def identity(self) -> str:

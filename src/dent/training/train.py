@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from dent import models
+from dent.data.class_order import is_in_class_order
 from dent.errors import ConfigError
 from dent.evaluation.records.plan import seed_of
 from dent.evaluation.records.provenance import new_session
@@ -95,10 +96,11 @@ def train(
         architecture: a family name such as "resnet-14-2", or `package.module:factory`.
         recipe: the training recipe.
         data: the training set.
-        watch: the dataset whose last `watched` images are measured after every epoch.
+        watch: the dataset whose last `watched` images are measured after every epoch. If one of
+            the datasets is in the order of its classes, images are drawn instead of first or last.
         folder: the folder of the run, created if missing; it must be empty or hold this same run.
         accelerator: from `engine.accelerator`.
-        n: train only on the first n images; on all by default.
+        n: train only on the first (or drawn) n images; on all by default.
         weights: file of the weights to start from; by default, they are drawn from the seed.
         watched: number of watched images, limited to the size of `watch`.
         watch_steps: PGD steps of the attack on the watched images.
@@ -141,6 +143,7 @@ def train(
         seed=seed,
         precision=accelerator.mixed_precision,
         processes=accelerator.num_processes,
+        drawn=is_in_class_order(data) or is_in_class_order(watch),
     )
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
