@@ -21,7 +21,7 @@ from dent.report.charts import HEIGHT, Tick, nice_ticks
 from dent.report.html import environment, to_html
 from dent.report.loading import NamedRun
 from dent.storage.disk import write_atomically
-from dent.storage.kept import refuse_record
+from dent.storage.protected import refuse_record
 from dent.support.plural import counted
 from dent.support.rounding import MINUS, factor
 

@@ -7,7 +7,7 @@ from typing import Final
 
 from dent import names
 from dent.errors import ConfigError, WeightsError
-from dent.storage.kept import refuse_record
+from dent.storage.protected import refuse_record
 from dent.support.extras import check
 from dent.support.reaching import unreachable
 

@@ -25,7 +25,7 @@ from dent.report.charts import COLOURS, Chart, Curve, Value, chart, thin
 from dent.report.flags import Flag, letter
 from dent.report.html import environment
 from dent.storage.disk import write_atomically, writing
-from dent.storage.kept import refuse_record
+from dent.storage.protected import refuse_record
 from dent.support.plural import counted
 
 _IN_WORDS: Final[Mapping[Unit, str]] = {

@@ -10,7 +10,7 @@ from dent.report.html import to_html
 from dent.report.loading import NamedRun, load_runs
 from dent.report.markdown import to_markdown
 from dent.storage.disk import write_atomically, writing
-from dent.storage.kept import refuse_record
+from dent.storage.protected import refuse_record
 from dent.support.suggest import closest
 
 FORMATS: Final[Mapping[str, Callable[[Sequence[NamedRun]], str]]] = {

@@ -17,8 +17,8 @@ from dent.evaluation.sweeps import SWEEP
 from dent.paper.page import write_page as write_paper_page
 from dent.paper.profile import PROFILE
 from dent.report import write_report
-from dent.storage.kept import refuse_record
 from dent.storage.lock import HOLDER, LOCK
+from dent.storage.protected import refuse_record
 from dent.training.card import CARD
 from dent.training.loop import METRICS
 from tests.cli.here import dent
