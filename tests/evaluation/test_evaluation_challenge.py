@@ -39,7 +39,7 @@ from dent.evaluation.records.plan import seed_of
 from dent.evaluation.records.schema import UnitRecord
 from dent.evaluation.results import summary
 from dent.evaluation.results.result import Difference
-from dent.evaluation.results.verdict import conclude
+from dent.evaluation.results.verdict import Differences, Ground, conclude
 from dent.storage.canonical import canonical, digest
 from tests.evaluation.subjects import SMALL, Push, Wrapper, make_model, make_subject
 
@@ -563,11 +563,20 @@ def paired(low: float, high: float) -> Difference:
     )
 
 
+CERTIFIED: Ground = "exact gradient certified"
+
+
 def test_a_gain_must_hold_without_the_challenges_to_the_static_model() -> None:
     higher, level = paired(0.02, 0.1), paired(-0.02, 0.06)
     ruled = [
-        conclude("small", higher, level, (), (), spared=spared).ruling
-        for spared in (None, higher, level)
+        conclude(
+            "small",
+            Differences(higher, level, without_static_challenges=unchallenged),
+            (),
+            (),
+            ground=CERTIFIED,
+        ).ruling
+        for unchallenged in (None, higher, level)
     ]
     assert ruled == ["robust gain", "robust gain", "no gain"]
 
@@ -575,12 +584,19 @@ def test_a_gain_must_hold_without_the_challenges_to_the_static_model() -> None:
 def test_challenges_to_the_defense_alone_do_not_make_it_harmful() -> None:
     level, lower = paired(-0.02, 0.06), paired(-0.1, -0.02)
     ruled = [
-        conclude("small", lower, level, (), (), unchallenged=unchallenged)
+        conclude(
+            "small",
+            Differences(lower, level, without_own_challenges=unchallenged),
+            (),
+            (),
+            ground=CERTIFIED,
+        )
         for unchallenged in (None, lower, level)
     ]
     assert [each.ruling for each in ruled] == ["harmful", "harmful", "no gain"]
     assert "only challenges to the defense put the difference below 0" in ruled[-1].sentence
-    worse = conclude("small", lower, lower, (), (), unchallenged=level)
+    both = Differences(lower, lower, without_own_challenges=level)
+    worse = conclude("small", both, (), (), ground=CERTIFIED)
     assert (worse.ruling, "natural accuracy is lower" in worse.sentence) == ("harmful", True)
 
 
@@ -589,9 +605,11 @@ def test_the_verdict_gets_the_difference_without_challenges_to_the_defense_alone
 ) -> None:
     given: dict[str, Difference] = {}
 
-    def judged(results: Any, *_: Any, unchallenged: dict[str, Difference], **__: Any) -> Any:
+    def judged(
+        results: Any, *_: Any, without_own_challenges: dict[str, Difference], **__: Any
+    ) -> Any:
         given.clear()
-        given.update(unchallenged)
+        given.update(without_own_challenges)
         return results
 
     monkeypatch.setattr(summary, "with_verdicts", judged)

@@ -33,6 +33,7 @@ from dent.evaluation.results.verdict import (
     RULES,
     SYMPTOMS,
     UNFINISHED,
+    Differences,
     Evidence,
     Ground,
     conclude,
@@ -40,7 +41,7 @@ from dent.evaluation.results.verdict import (
     ground_of,
     with_verdicts,
 )
-from dent.evaluation.suites import VERSION, _asked, stand_of, suite_attacks
+from dent.evaluation.suites import VERSION, Budget, _asked, stand_of, suite_attacks
 from tests.evaluation.subjects import make_subject
 
 SIDES: dict[str, tuple[float, float] | None] = {
@@ -68,6 +69,20 @@ def difference(side: str) -> Difference:
     )
 
 
+def concluded(
+    robust: Difference,
+    natural: Difference,
+    own: tuple[Gate, ...] = (),
+    static: tuple[Gate, ...] = (),
+    *,
+    budget: Budget = "small",
+    **changes: Any,
+) -> Verdict:
+    """Return the verdict on a defense with a certified gradient."""
+    changes = {"ground": "exact gradient certified"} | changes
+    return conclude(budget, Differences(robust, natural), own, static, **changes)
+
+
 def gate(name: str, *, is_open: bool) -> Gate:
     return Gate(name=name, open=is_open, sentence="")
 
@@ -93,7 +108,7 @@ GATES: list[tuple[Gate, ...]] = [(), (CLOSED,), (OPEN,), (CLOSED, OPEN), (END,)]
 @pytest.mark.parametrize(("side", "natural"), list(product(SIDES, ["above", "level", "below"])))
 def test_the_verdict_follows_the_rules_for_every_combination(side: str, natural: str) -> None:
     for own, static in product(GATES, GATES[:4]):
-        found = conclude("small", difference(side), difference(natural), own, static)
+        found = concluded(difference(side), difference(natural), own, static)
         assert found.ruling == expected(side, natural, own, static)
         assert found.sentence.lower().startswith(found.ruling)
         if found.ruling == "robust gain":
@@ -116,17 +131,17 @@ def test_no_gain_states_the_gain_that_the_samples_can_detect(
     samples: int, ruling: str, said: str
 ) -> None:
     level = difference("level").model_copy(update={"total": samples})
-    found = conclude("small", level, difference("level"), (), ())
+    found = concluded(level, difference("level"))
     assert found.ruling == ruling
     assert said in found.sentence
 
 
 def test_a_stopped_run_states_the_bound_on_the_difference_at_its_stop() -> None:
     decided = Decision(after=0, of=18, at_most=0.0, below=False)
-    found = conclude("small", difference("level"), difference("level"), (), (), decided=decided)
+    found = concluded(difference("level"), difference("level"), decided=decided)
     assert "at most 0.0 [−10.0, +10.0] after transfer from the static model; " in found.sentence
     later = decided.model_copy(update={"after": 2, "at_most": 0.1})
-    found = conclude("small", difference("level"), difference("level"), (), (), decided=later)
+    found = concluded(difference("level"), difference("level"), decided=later)
     assert "at most +10.0 after 2 of 18 attacks; " in found.sentence
 
 
@@ -139,7 +154,7 @@ def test_adaptive_transfer_is_a_white_box_attack_on_the_static_model() -> None:
 
 def test_harmful_states_which_accuracy_is_lower() -> None:
     def why(side: str, natural: str) -> str:
-        return conclude("full", difference(side), difference(natural), (), ()).sentence
+        return concluded(difference(side), difference(natural), budget="full").sentence
 
     assert "(full): robust accuracy is lower" in why("below", "level")
     assert "robust and natural accuracy are lower" in why("below", "below")
@@ -335,6 +350,24 @@ def scores(batches: int, right: bool = True) -> Scores:
     return Scores(submissions, {"attack/apgd-ce": attacked}, probe, tuple(range(batches)))
 
 
+def judge(
+    results: dict[str, DefenseResult],
+    by_name: dict[str, Scores],
+    spec: EvaluationSpec,
+    *,
+    complete: bool = True,
+) -> dict[str, DefenseResult]:
+    """Return the results with their verdicts; there are no challenges."""
+    return with_verdicts(
+        results,
+        by_name,
+        spec,
+        complete=complete,
+        without_static_challenges={},
+        without_own_challenges={},
+    )
+
+
 def ruled(
     spec: EvaluationSpec,
     defended: DefenseResult,
@@ -347,7 +380,7 @@ def ruled(
     reference = (static or found()).model_copy(update={"difference": None})
     results = {STATIC: reference, "dent": defended}
     by_name = {STATIC: scores(batches), "dent": scores(batches, right)}
-    judged = with_verdicts(results, by_name, spec, complete=complete)
+    judged = judge(results, by_name, spec, complete=complete)
     assert judged[STATIC].verdict is None
     verdict = judged["dent"].verdict
     assert verdict is not None
@@ -456,8 +489,14 @@ def test_a_robust_gain_needs_a_ground_and_states_it_with_the_rules(spec: Evaluat
     assert (verdict.ruling, verdict.ground) == ("robust gain", "exact gradient certified")
     assert (verdict.rules, verdict.version) == (RULES, VERSION)
     assert ruled(spec, found(side="level")).ground is None
-    nothing = conclude("small", difference("above"), difference("level"), (), (), ground=None)
+    nothing = concluded(difference("above"), difference("level"), ground=None)
     assert nothing.ruling == "inconclusive"
+
+
+def test_a_verdict_cannot_be_made_without_naming_its_ground() -> None:
+    both = Differences(difference("above"), difference("level"))
+    with pytest.raises(TypeError, match="ground"):
+        conclude("small", both, (), ())  # type: ignore[call-arg]
 
 
 def test_lower_clean_accuracy_without_a_gain_is_harmful(spec: EvaluationSpec) -> None:
@@ -470,8 +509,8 @@ def test_there_is_no_verdict_without_a_static_model_or_the_whole_suite(
     spec: EvaluationSpec,
 ) -> None:
     both = {STATIC: scores(8), "dent": scores(8)}
-    alone = with_verdicts({"dent": found()}, both, spec, complete=True)
+    alone = judge({"dent": found()}, both, spec)
     assert alone["dent"].verdict is None
     less = spec.model_copy(update={"attacks": spec.attacks[1:]})
-    judged = with_verdicts({STATIC: found(), "dent": found()}, both, less, complete=True)
+    judged = judge({STATIC: found(), "dent": found()}, both, less)
     assert judged["dent"].verdict is None

@@ -20,7 +20,7 @@ from dent.evaluation.results.result import (
     Difference,
     EvaluationResult,
 )
-from dent.evaluation.results.summary import spared_of
+from dent.evaluation.results.summary import without_static_challenges
 from dent.evaluation.results.worst_case import by_sample
 from dent.evaluation.suites import VERSION, coverage_of
 from dent.evaluation.verification.verify import Check
@@ -72,8 +72,8 @@ class VariantResult:
         found, run = self.defense.difference, self.run
         if not run.challenges or found is None or found.value is None:
             return found
-        spared = spared_of(run.run.spec, run.plan, run.records, run.challenges)
-        other = spared.get(self.defense_name, found)
+        others = without_static_challenges(run.run.spec, run.plan, run.records, run.challenges)
+        other = others.get(self.defense_name, found)
         return other if other.value is not None and other.value < found.value else found
 
     def to_json(self) -> dict[str, Any]:

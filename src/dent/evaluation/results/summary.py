@@ -94,8 +94,8 @@ def summarize(
             scores,
             spec,
             complete=complete,
-            spared=_spared(scores, challenged, spec),
-            unchallenged=_unchallenged(scores, challenged, spec, plan),
+            without_static_challenges=_without_static_challenges(scores, challenged, spec),
+            without_own_challenges=_without_own_challenges(scores, challenged, spec, plan),
         ),
         diagnostics=diagnostics.of_run(uneven=plan.uneven, sessions=sessions),
         sessions=tuple(sessions),
@@ -103,7 +103,7 @@ def summarize(
     )
 
 
-def spared_of(
+def without_static_challenges(
     spec: EvaluationSpec,
     plan: Plan,
     records: Mapping[str, JournalRecord],
@@ -115,7 +115,7 @@ def spared_of(
     nobody has attacked the defense as hard. Empty if there are none.
     """
     scores = score(spec, plan, records)
-    return _spared(scores, with_challenges(scores, plan, challenges), spec)
+    return _without_static_challenges(scores, with_challenges(scores, plan, challenges), spec)
 
 
 def _defense(
@@ -175,7 +175,7 @@ def _defense(
     )
 
 
-def _spared(
+def _without_static_challenges(
     scores: Mapping[str, Scores], challenged: Mapping[str, WithOutside], spec: EvaluationSpec
 ) -> dict[str, Difference]:
     """Return the differences without the challenges to the static model, if there are any."""
@@ -193,7 +193,7 @@ def _spared(
     }
 
 
-def _unchallenged(
+def _without_own_challenges(
     scores: Mapping[str, Scores],
     challenged: Mapping[str, WithOutside],
     spec: EvaluationSpec,

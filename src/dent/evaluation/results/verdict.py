@@ -9,7 +9,6 @@ interval prevent both.
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Final, Literal
 
 from dent.evaluation.records.spec import STATIC, EvaluationSpec
@@ -219,45 +218,56 @@ def ground_of(diagnostics: Sequence[Diagnostic], evidence: Evidence) -> Ground |
     return "surrogate gradient, unbeaten" if unbeaten else None
 
 
+@dataclass(frozen=True)
+class Differences:
+    """A defense compared with the static model: its accuracies minus the static model's.
+
+    Attributes:
+        robust: The difference of the worst cases.
+        natural: The difference of the clean accuracies.
+        without_static_challenges: `robust` without the challenges to the static model; None if
+            there are none. A gain must also hold without them, because nobody may have attacked the
+            defense as hard.
+        without_own_challenges: `robust` without the challenges to the defense alone; None if there
+            are none. A difference below 0 must also hold without them, because nobody may have
+            attacked the static model as hard.
+    """
+
+    robust: Difference
+    natural: Difference
+    without_static_challenges: Difference | None = None
+    without_own_challenges: Difference | None = None
+
+
 def conclude(
     budget: Budget,
-    difference: Difference,
-    natural: Difference,
+    differences: Differences,
     gates: tuple[Gate, ...],
     static_gates: tuple[Gate, ...],
     *,
-    ground: Ground | None = "exact gradient certified",
+    ground: Ground | None,
     version: int = VERSION,
     decided: Decision | None = None,
-    spared: Difference | None = None,
-    unchallenged: Difference | None = None,
     guessing: Sequence[str] = (),
 ) -> Verdict:
     """Return the verdict on a defense.
 
     Args:
         budget: The budget of the suite.
-        difference: The worst case of the defense minus the static model's.
-        natural: The clean accuracy of the defense minus the static model's.
+        differences: The defense compared with the static model.
         gates: The gates of the defense.
         static_gates: The gates of the static model.
         ground: The ground for a gain. Without one, there can be no gain.
         version: The version of the suite.
         decided: Where the attacks stopped early; None if they ran to the end.
-        spared: The difference without the challenges to the static model; None if there are none.
-            A gain must also hold without them, because nobody may have attacked the defense as
-            hard.
-        unchallenged: The difference without the challenges to the defense alone; None if there are
-            none. A difference below 0 must also hold without them, because nobody may have attacked
-            the static model as hard.
         guessing: The names of the models (the static model, the defense) whose clean accuracy is at
             chance.
     """
-    ruling, why = _ruling(difference, natural, gates, static_gates, ground, spared, unchallenged)
+    ruling, why = _ruling(differences, gates, static_gates, ground)
     if guessing and (STATIC in guessing or ruling in ("robust gain", "no gain")):
         ruling, why = "inconclusive", f"{AT_CHANCE} ({', '.join(guessing)})"
     if decided is not None:
-        why = f"{_at_most(decided, difference)}; {why}"
+        why = f"{_at_most(decided, differences.robust)}; {why}"
     return Verdict(
         ruling=ruling,
         version=version,
@@ -266,7 +276,7 @@ def conclude(
         ground=ground if ruling == "robust gain" else None,
         gates=gates,
         static_gates=static_gates,
-        natural=natural,
+        natural=differences.natural,
         sentence=(
             f"{ruling[0].upper()}{ruling[1:]} under the dynamic suite ({budget}): {why}. Suite "
             f"{version}, rules {RULES}."
@@ -275,21 +285,19 @@ def conclude(
 
 
 def _ruling(
-    difference: Difference,
-    natural: Difference,
+    differences: Differences,
     gates: tuple[Gate, ...],
     static_gates: tuple[Gate, ...],
     ground: Ground | None,
-    spared: Difference | None,
-    unchallenged: Difference | None,
 ) -> tuple[Ruling, str]:
-    side, natural_side = _side(difference), _side(natural)
+    side, natural_side = _side(differences.robust), _side(differences.natural)
     opened = [gate.name for gate in gates if gate.open]
     if side == "unknown" or UNFINISHED in opened:
         why = "no batch has finished the suite"
         return "inconclusive", why if side == "unknown" else "the suite has not finished"
     if side == "above":
-        return _above(opened, ground, natural, spared)
+        return _above(differences, opened, ground)
+    unchallenged = differences.without_own_challenges
     by_challenge = unchallenged is not None and _side(unchallenged) != "below"
     if side == "below" and not by_challenge:
         return _below(natural_side, opened, static_gates)
@@ -297,7 +305,7 @@ def _ruling(
         return _unnatural(opened)
     if side == "below":
         return "no gain", "only challenges to the defense put the difference below 0"
-    return _level(difference)
+    return _level(differences.robust)
 
 
 def _unnatural(opened: Sequence[str]) -> tuple[Ruling, str]:
@@ -329,15 +337,17 @@ def _at_most(decided: Decision, difference: Difference) -> str:
 
 
 def _above(
-    opened: Sequence[str], ground: Ground | None, natural: Difference, spared: Difference | None
+    differences: Differences, opened: Sequence[str], ground: Ground | None
 ) -> tuple[Ruling, str]:
-    if spared is not None and _side(spared) != "above":
+    unchallenged = differences.without_static_challenges
+    if unchallenged is not None and _side(unchallenged) != "above":
         return "no gain", "only challenges to the static model put the difference above 0"
     if opened:
         return "inconclusive", f"its worst case is higher, but gates are open: {', '.join(opened)}"
     if ground is None:
         return "inconclusive", "its worst case is higher, but no gradient is certified"
     why = f"the whole interval of the difference lies above 0 ({ground})"
+    natural = differences.natural
     if _side(natural) == "below" and natural.interval is not None:
         lost = f"{points(natural.value or 0.0)} {points_bounds(natural.interval)}"
         why += f", but clean accuracy is lower: {lost} points"
@@ -362,8 +372,8 @@ def with_verdicts(
     spec: EvaluationSpec,
     *,
     complete: bool,
-    spared: Mapping[str, Difference] = MappingProxyType({}),
-    unchallenged: Mapping[str, Difference] = MappingProxyType({}),
+    without_static_challenges: Mapping[str, Difference],
+    without_own_challenges: Mapping[str, Difference],
 ) -> dict[str, DefenseResult]:
     """Add a verdict to each defense, if the run has the whole suite and a static model.
 
@@ -372,10 +382,10 @@ def with_verdicts(
         scores: The scores by name.
         spec: The specification.
         complete: Whether every planned unit is recorded.
-        spared: By name, the difference without the challenges to the static model; empty if there
-            are no such challenges.
-        unchallenged: By name, the difference without the challenges to the defense alone, for
-            defenses that have some.
+        without_static_challenges: By name, the difference without the challenges to the static
+            model; empty if there are no such challenges.
+        without_own_challenges: By name, the difference without the challenges to the defense alone,
+            for defenses that have some.
     """
     coverage = coverage_of(spec)
     if coverage is None or STATIC not in results:
@@ -404,15 +414,17 @@ def with_verdicts(
         )
         verdict = conclude(
             coverage.budget,
-            result.difference,
-            natural,
+            Differences(
+                robust=result.difference,
+                natural=natural,
+                without_static_challenges=without_static_challenges.get(name),
+                without_own_challenges=without_own_challenges.get(name),
+            ),
             own_gates,
             doubts,
             ground=ground_of(result.diagnostics, evidence[name]),
             version=coverage.version,
             decided=result.decided,
-            spared=spared.get(name),
-            unchallenged=unchallenged.get(name),
             guessing=[each for each in (STATIC, name) if _guesses(results[each])],
         )
         judged[name] = result.model_copy(update={"verdict": verdict})
