@@ -38,8 +38,9 @@ from dent.evaluation.records.journal import CHALLENGES
 from dent.evaluation.records.plan import seed_of
 from dent.evaluation.records.schema import UnitRecord
 from dent.evaluation.results import summary
+from dent.evaluation.results.gates import Ground
 from dent.evaluation.results.result import Difference
-from dent.evaluation.results.verdict import Differences, Ground, conclude
+from dent.evaluation.results.verdict import Differences, conclude
 from dent.storage.canonical import canonical, digest
 from tests.evaluation.subjects import SMALL, Push, Wrapper, make_model, make_subject
 

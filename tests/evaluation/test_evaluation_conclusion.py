@@ -10,7 +10,18 @@ from dent.attacks.adaptive import NOT_AVAILABLE
 from dent.evaluation import Settings, describe, suite
 from dent.evaluation.records.schema import GradientPoint, GradientRecord, ProbeRecord, UnitRecord
 from dent.evaluation.records.spec import STATIC, EvaluationSpec
-from dent.evaluation.results.diagnostics import CERTIFICATE, SIGHTED
+from dent.evaluation.results.diagnostics import CERTIFICATE, HUGE_EPS, SIGHTED
+from dent.evaluation.results.gates import (
+    FEW_BATCHES,
+    GATE_CONDITIONS,
+    LARGE_STEPS,
+    MORE_CLASSES,
+    UNFINISHED,
+    Evidence,
+    Ground,
+    gates_of,
+    ground_of,
+)
 from dent.evaluation.results.result import (
     AttackSummary,
     Count,
@@ -25,22 +36,7 @@ from dent.evaluation.results.result import (
 from dent.evaluation.results.sanity import AT_CHANCE
 from dent.evaluation.results.scoring import Piece, Scores
 from dent.evaluation.results.symptoms import Symptoms
-from dent.evaluation.results.verdict import (
-    FEW_BATCHES,
-    HUGE_EPS,
-    LARGE_STEPS,
-    MORE_CLASSES,
-    RULES,
-    SYMPTOMS,
-    UNFINISHED,
-    Differences,
-    Evidence,
-    Ground,
-    conclude,
-    gates_of,
-    ground_of,
-    with_verdicts,
-)
+from dent.evaluation.results.verdict import RULES, Differences, conclude, with_verdicts
 from dent.evaluation.suites import VERSION, Budget, _asked, stand_of, suite_attacks
 from tests.evaluation.subjects import make_subject
 
@@ -174,7 +170,7 @@ def evidence(**changes: Any) -> Evidence:
     return replace(Evidence(ran=ALL, symptoms=GONE, drawn=True, large_steps=True), **changes)
 
 
-@pytest.mark.parametrize("name", SYMPTOMS)
+@pytest.mark.parametrize("name", GATE_CONDITIONS)
 def test_gates_without_symptoms_are_closed_except_those_that_no_attack_closes(name: str) -> None:
     for state in ("passed", "not-run"):
         if name != HUGE_EPS:

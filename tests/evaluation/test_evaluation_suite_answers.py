@@ -29,9 +29,9 @@ from dent.evaluation import (
 )
 from dent.evaluation.records.plan import seed_of
 from dent.evaluation.results.decision import decisions
-from dent.evaluation.results.diagnostics import CERTIFICATE
+from dent.evaluation.results.diagnostics import CERTIFICATE, HUGE_EPS
+from dent.evaluation.results.gates import FEW_BATCHES, LARGE_STEPS
 from dent.evaluation.results.result import Verdict
-from dent.evaluation.results.verdict import FEW_BATCHES, HUGE_EPS, LARGE_STEPS
 from dent.evaluation.submission.stream import serve_seed
 from dent.evaluation.submission.submitter import CHOOSING, DRAWS
 from dent.threat import ThreatModel

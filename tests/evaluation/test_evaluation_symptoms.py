@@ -7,10 +7,10 @@ from dent.evaluation.attack_specs import attack_spec
 from dent.evaluation.records.schema import Trace, UnitRecord, UnitTiming
 from dent.evaluation.records.spec import AttackSpec, EvaluationSpec
 from dent.evaluation.results.diagnostics import of_defense
+from dent.evaluation.results.gates import Evidence, gates_of
 from dent.evaluation.results.result import AttackSummary, Count, Dependence, Diagnostic
 from dent.evaluation.results.scoring import Piece, Scores
 from dent.evaluation.results.symptoms import Symptoms, symptoms_of
-from dent.evaluation.results.verdict import Evidence, gates_of
 from dent.evaluation.suites import Stand, kind_of_attack, stand_of, stands_of
 from dent.threat import ThreatModel
 

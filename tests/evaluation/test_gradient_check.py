@@ -22,7 +22,7 @@ from dent.evaluation.results.diagnostics import (
     certificate_of,
     over_large_steps,
 )
-from dent.evaluation.results.verdict import LARGE_STEPS
+from dent.evaluation.results.gates import LARGE_STEPS
 from dent.evaluation.submission.fresh import Origin, fresh
 from dent.evaluation.submission.submission import submit
 from dent.threat import Norm, ThreatModel
