@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,11 +36,12 @@ from dent.evaluation.merge import ConflictError, merge
 from dent.evaluation.records.folder import dump
 from dent.evaluation.records.journal import CHALLENGES
 from dent.evaluation.records.plan import seed_of
-from dent.evaluation.records.schema import UnitRecord
+from dent.evaluation.records.schema import ChallengeRecord, UnitRecord
 from dent.evaluation.results import summary
 from dent.evaluation.results.gates import Ground
 from dent.evaluation.results.result import Difference
 from dent.evaluation.results.verdict import Differences, conclude
+from dent.evaluation.verification.resubmit import Finding, Resubmission
 from dent.storage.canonical import canonical, digest
 from tests.evaluation.subjects import SMALL, Push, Wrapper, make_model, make_subject
 
@@ -798,6 +799,20 @@ def test_verify_finds_forged_predictions_and_images_of_challenges(
     moved = problems(move, "moved")
     assert "threat model: challenge/" in moved
     assert "challenges: the challenge by Ada fails: threat model" in moved
+
+
+def test_verify_names_the_failed_challenge_in_any_wording(
+    challenged: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check = Resubmission.check_challenge
+
+    def reworded(self: Resubmission, challenge: ChallengeRecord) -> Iterator[Finding]:
+        for finding in check(self, challenge):
+            yield replace(finding, problem="It is so.") if finding.check == "served" else finding
+
+    monkeypatch.setattr(Resubmission, "check_challenge", reworded)
+    problems = verify(challenged, weak()).problems
+    assert "challenges: the challenge by Ada fails: served" in problems
 
 
 def test_verify_reports_how_many_challenges_it_checked(finished: Path, challenged: Path) -> None:

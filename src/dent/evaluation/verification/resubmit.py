@@ -87,15 +87,17 @@ _UNSEARCHED = "an older version did not look for memory that copies share, and t
 
 @dataclass(frozen=True)
 class Finding:
-    """The outcome of one check of one unit.
+    """The outcome of one check of one unit, or of all units together.
 
     Attributes:
         check: Name of the check.
+        unit: Key of the unit; None for all units together.
         problem: The problem, or None.
         skipped: Whether the check could not run. If so, `problem` says why.
     """
 
     check: str
+    unit: str | None
     problem: str | None = None
     skipped: bool = False
 
@@ -141,9 +143,9 @@ class Resubmission:
             isinstance(record, ProbeRecord) and record.calls is not None
             for record in recorded.records.values()
         )
-        self._changed: dict[str, list[str]] = {}
+        self._changed: dict[str, list[Finding]] = {}
         self._members: dict[str, int] = {}
-        self._clear: list[str] = []
+        self._clear: list[Finding] = []
         # By defense and sample id: how often it was correct only as recorded, minus only now.
         self._leaning: dict[str, Counter[int]] = {}
         self._again: dict[str, JournalRecord] = {}
@@ -185,7 +187,7 @@ class Resubmission:
                         f"{unit.key}: {counted(changed, 'member')} {agreeing(changed, 'are')} "
                         "served otherwise before the defense has seen any natural image"
                     )
-                yield Finding("served", problem)
+                yield Finding("served", unit.key, problem)
 
     def _strongest(self, defense: str, index: int) -> Unit | None:
         """Return the attack with the highest loss on a batch; if there is none, a transfer."""
@@ -227,51 +229,53 @@ class Resubmission:
         except RecordError as error:
             dropped = self._run.spec.settings.tensors == "drop" and unit.kind != "challenge"
             for check in ("tensors", "threat model", "served") if dropped else ("tensors",):
-                yield Finding(check, DROPPED if dropped else str(error), skipped=dropped)
+                yield Finding(check, unit.key, DROPPED if dropped else str(error), skipped=dropped)
             return
         if adversarial is not None:
-            yield Finding("tensors")
-            yield Finding("threat model", self._outside(unit, record, adversarial))
+            yield Finding("tensors", unit.key)
+            yield Finding("threat model", unit.key, self._outside(unit, record, adversarial))
             if unit.kind == "assembled":
-                yield Finding("tensors", self._sources(unit, record))
+                yield Finding("tensors", unit.key, self._sources(unit, record))
             if record.carried is not None:
-                yield Finding("tensors", self._carried(unit, record, adversarial))
-        yield Finding("served", self._served(unit, record, adversarial))
+                yield Finding("tensors", unit.key, self._carried(unit, record, adversarial))
+        yield Finding("served", unit.key, self._served(unit, record, adversarial))
         if not self._complete:
-            yield Finding("served", _ONE_ANSWER, skipped=True)
+            yield Finding("served", unit.key, _ONE_ANSWER, skipped=True)
 
-    def too_many_changed(self) -> list[str]:
+    def too_many_changed(self) -> list[Finding]:
         """Return the changed predictions that are problems.
 
         On the run's own platform, these are all. Elsewhere, they are all if more than `TOLERATED`
         changed in the run, and otherwise only the predictions of units with too many changes.
         """
-        changed = [problem for problems in self._changed.values() for problem in problems]
+        changed = [finding for findings in self._changed.values() for finding in findings]
         if self._same_place or len(changed) > TOLERATED * sum(self._members.values()):
             return changed
         return [
-            problem
-            for key, problems in self._changed.items()
-            if len(problems) > 1 + math.ceil(TOLERATED * self._members[key])
-            for problem in problems
+            finding
+            for key, findings in self._changed.items()
+            if len(findings) > 1 + math.ceil(TOLERATED * self._members[key])
+            for finding in findings
         ]
 
-    def clearly_changed(self) -> list[str]:
+    def clearly_changed(self) -> list[Finding]:
         """Return the changed predictions of the static model that no rounding explains.
 
         It does not adapt and draws nothing, so elsewhere only near ties may turn out differently.
         """
         return [] if self._same_place else self._clear
 
-    def one_sided(self) -> list[str]:
+    def one_sided(self) -> list[Finding]:
         """Return the defenses that the changed predictions favor too often to be rounding.
 
         Honest changes go both ways: the same images are submitted twice. If attacks chose them by
         the first answers, more members are correct only now, which does not favor the record.
         """
-        return [] if self._same_place else list(_favored(self._leaning))
+        if self._same_place:
+            return []
+        return [Finding("served", None, problem) for problem in _favored(self._leaning)]
 
-    def scored_otherwise(self) -> list[str]:
+    def scored_otherwise(self) -> list[Finding]:
         """Return what changes in the result if the run is scored with the new answers."""
         if not self._again:
             return []
@@ -284,7 +288,9 @@ class Resubmission:
         )
         records = {key: self._again.get(key, record) for key, record in recorded.records.items()}
         again = replace(recorded, records=records, challenges=challenges)
-        return list(_unlike(recorded.result, again.result))
+        return [
+            Finding("verdict", None, problem) for problem in _unlike(recorded.result, again.result)
+        ]
 
     def _found(self, unit: Unit, record: UnitRecord) -> Tensor | None:
         if unit.kind == "natural":
@@ -364,7 +370,11 @@ class Resubmission:
         served = tuple(prediction for answer in answers for prediction in answer.first.predictions)
         self._members[unit.key] = len(served)
         changed = [
-            f"{unit.key}: member {member} is served {current}, recorded as {recorded}"
+            Finding(
+                "served",
+                unit.key,
+                f"{unit.key}: member {member} is served {current}, recorded as {recorded}",
+            )
             for member, (current, recorded) in enumerate(zip(served, record.served, strict=True))
             if current != recorded
         ]
@@ -396,11 +406,12 @@ class Resubmission:
                 continue
             leaning[id_] += (then == label) - (now == label)
             if unit.defense == STATIC and not _is_tie(logits[member], then):
-                self._clear.append(
+                problem = (
                     f"{unit.key}: member {member} is served {now}, recorded as {then}, and its "
                     "logits are no near tie: the static model gets other images or weights than "
                     "when it was recorded, or the record was edited"
                 )
+                self._clear.append(Finding("served", unit.key, problem))
 
     def _fields(self, answers: list[Answers], record: UnitRecord) -> dict[str, Any]:
         """Return the fields of the other answers; empty for older records, which have only one."""
@@ -442,9 +453,11 @@ class Resubmission:
             # In the process of the run, a memory that copies share may be full already.
             kept["shares"] = repeated.shares or record.shares
             self._keep(record, kept)
-        yield Finding("probes", self._probe_problem(unit, record, repeated, older=older))
+        problem = self._probe_problem(unit, record, repeated, older=older)
+        yield Finding("probes", unit.key, problem)
         if older or (record.shares is None and repeated.shares):
-            yield Finding("probes", _OLDER_PROBE if older else _UNSEARCHED, skipped=True)
+            reason = _OLDER_PROBE if older else _UNSEARCHED
+            yield Finding("probes", unit.key, reason, skipped=True)
 
     def _probe_problem(
         self, unit: Unit, record: ProbeRecord, repeated: ProbeRecord, *, older: bool
@@ -461,11 +474,12 @@ class Resubmission:
     def _certificate(self, unit: Unit, record: CertificateRecord) -> Finding:
         probed = self._recorded.records.get(Unit("probe", unit.defense, None, 0).key)
         if not isinstance(probed, ProbeRecord):
-            return Finding("probes", f"{unit.key} comes before the probe of its defense")
+            problem = f"{unit.key} comes before the probe of its defense"
+            return Finding("probes", unit.key, problem)
         repeated = certify(self._run, unit, self._batches, more=False)
         gradient = _comparable(record.gradient, repeated.gradient)
         self._keep(record, {"gradient": gradient, "huge_eps": repeated.huge_eps})
-        return Finding("probes", self._checks_problem(unit, probed, record, repeated))
+        return Finding("probes", unit.key, self._checks_problem(unit, probed, record, repeated))
 
     def _checks_problem(
         self,

@@ -1,6 +1,6 @@
 """Check a run folder as an outsider would, by recomputing whatever can be recomputed."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -24,7 +24,9 @@ from dent.support.plural import agreeing, counted
 
 _SHOWN = 20
 _RESUBMITTED = ("tensors", "threat model", "served", "probes", "verdict")
-_WITH_SUBJECT = ("subject", "plan", *_RESUBMITTED)
+"""The checks that submit the images again."""
+_SUBJECT_CHECKS = ("subject", "plan", *_RESUBMITTED)
+"""The checks that need the subject, in their order."""
 OnUnit = Callable[[int, int], None]
 """Called with (units checked, units to check)."""
 
@@ -125,23 +127,18 @@ def verify(
         _check("completeness", recorded.run.units, list(_completeness(recorded))),
         _result(recorded),
     ]
-    names = (
-        *_WITH_SUBJECT,
-        *(["challenges"] if recorded.challenges else []),
-        *(["attacks"] if reattack is not None else []),
-    )
     if subject is None:
-        checks.append(_stored(recorded))
-        names = tuple(name for name in names if name != checks[-1].name)
-        return _stop(recorded, checks, names, "the model and the dataset were not given")
+        checks.append(_stored(recorded))  # the check `tensors`, without the defenses
+        reason = "the model and the dataset were not given"
+        return _stop(recorded, checks, reattack, reason)
     mismatches = _subject(recorded, subject)
     checks.append(_check("subject", 1, mismatches))
     if mismatches:
-        return _stop(recorded, checks, names[1:], "the subject is not that of the record")
+        return _stop(recorded, checks, reattack, "the subject is not that of the record")
     plan_mismatches = _plan(recorded, subject)
     checks.append(_check("plan", len(recorded.plan.batches), plan_mismatches))
     if plan_mismatches:
-        return _stop(recorded, checks, names[2:], "the plan does not follow from the dataset")
+        return _stop(recorded, checks, reattack, "the plan does not follow from the dataset")
     units_again = () if reattack is None else reattack.draw(recorded)
     outside = len(recorded.challenges)
     watch = _Counting(progress, len(recorded.records) + outside + len(units_again))
@@ -165,10 +162,66 @@ class _Counting:
             self._progress(self._done, self._total)
 
 
+class _Tally:
+    """The findings of the checks that submit the images again, by check."""
+
+    def __init__(self) -> None:
+        self._problems: dict[str, list[Finding]] = {name: [] for name in _RESUBMITTED}
+        self._looked_at = dict.fromkeys(_RESUBMITTED, 0)
+        self._skipped: dict[str, str] = {}
+
+    def count(self, findings: Iterable[Finding]) -> None:
+        """Add findings that each stand for one checked item."""
+        for finding in findings:
+            if finding.skipped:
+                self._skipped[finding.check] = finding.problem or ""
+                continue
+            self._looked_at[finding.check] += 1
+            self.add([finding])
+
+    def add(self, findings: Iterable[Finding]) -> None:
+        """Add the problems of items that were counted before."""
+        for finding in findings:
+            if finding.problem is not None:
+                self._problems[finding.check].append(finding)
+
+    def look_at(self, check: str, items: int) -> None:
+        """Set the number of checked items of a check."""
+        self._looked_at[check] = items
+
+    def checks(self) -> Iterator[Check]:
+        """Yield the outcome of each check."""
+        skipped = dict(self._skipped)
+        if "served" in skipped:
+            skipped["verdict"] = skipped["served"]
+        for name in _RESUBMITTED:
+            looked_at, problems = self._looked_at[name], self._problems[name]
+            if name in skipped and not problems:
+                yield _not_run(name, skipped[name]).model_copy(update={"looked_at": looked_at})
+            else:
+                yield _check(name, looked_at, [finding.problem or "" for finding in problems])
+
+    def failed_by(self, keys: Collection[str]) -> list[str]:
+        """Return the names of the checks that any of these units fails."""
+        return [
+            name
+            for name, findings in self._problems.items()
+            if any(finding.unit in keys for finding in findings)
+        ]
+
+
 def _stop(
-    recorded: RecordedRun, checks: list[Check], names: Sequence[str], reason: str
+    recorded: RecordedRun, checks: list[Check], reattack: Reattack | None, reason: str
 ) -> Verification:
-    return _conclude(recorded, [*checks, *(_not_run(name, reason) for name in names)])
+    """Return the outcome of the checks so far. All later checks are not run."""
+    later = (
+        *_SUBJECT_CHECKS,
+        *(["challenges"] if recorded.challenges else []),
+        *(["attacks"] if reattack is not None else []),
+    )
+    done = {check.name for check in checks}
+    not_run = (_not_run(name, reason) for name in later if name not in done)
+    return _conclude(recorded, [*checks, *not_run])
 
 
 def _names(recorded: RecordedRun) -> Iterator[str]:
@@ -318,37 +371,25 @@ def _plan(recorded: RecordedRun, subject: Subject) -> list[str]:
 
 
 def _resubmit(recorded: RecordedRun, subject: Subject, watch: _Counting) -> Iterator[Check]:
-    names = _RESUBMITTED
-    problems: dict[str, list[str]] = {name: [] for name in names}
-    looked_at = dict.fromkeys(names, 0)
-    skipped: dict[str, str] = {}
-    resubmission = Resubmission(recorded, subject)
+    tally, resubmission = _Tally(), Resubmission(recorded, subject)
     recorded_units: list[Unit] = [
         unit for unit in units(recorded.run.spec, recorded.plan) if unit.key in recorded.records
     ]
-    for finding in resubmission.check_first():
-        _note(finding, problems, looked_at, skipped)
+    tally.count(resubmission.check_first())
     for unit in recorded_units:
-        for finding in resubmission.check(unit):
-            _note(finding, problems, looked_at, skipped)
+        tally.count(resubmission.check(unit))
         watch.one()
     for challenge in recorded.challenges:
-        for finding in resubmission.check_challenge(challenge):
-            _note(finding, problems, looked_at, skipped)
+        tally.count(resubmission.check_challenge(challenge))
         watch.one()
-    problems["served"] += resubmission.too_many_changed()
-    problems["served"] += resubmission.clearly_changed() + resubmission.one_sided()
-    problems["verdict"] += resubmission.scored_otherwise()
-    looked_at["verdict"] = len(recorded.run.spec.defenses)
-    if "served" in skipped:
-        skipped["verdict"] = skipped["served"]
-    for name in names:
-        if name in skipped and not problems[name]:
-            yield _not_run(name, skipped[name]).model_copy(update={"looked_at": looked_at[name]})
-        else:
-            yield _check(name, looked_at[name], problems[name])
+    tally.add(resubmission.too_many_changed())
+    tally.add(resubmission.clearly_changed())
+    tally.add(resubmission.one_sided())
+    tally.add(resubmission.scored_otherwise())
+    tally.look_at("verdict", len(recorded.run.spec.defenses))
+    yield from tally.checks()
     if recorded.challenges:
-        failed = list(_failed(recorded, problems))
+        failed = list(_failed(recorded, tally))
         yield _challenges(recorded, resubmission, failed)
 
 
@@ -364,32 +405,12 @@ def _challenges(recorded: RecordedRun, resubmission: Resubmission, failed: list[
     return _check("challenges", looked_at, unlike).model_copy(update={"state": "not-run"})
 
 
-def _failed(recorded: RecordedRun, problems: Mapping[str, Sequence[str]]) -> Iterator[str]:
+def _failed(recorded: RecordedRun, tally: _Tally) -> Iterator[str]:
     """Yield a sentence for each challenge with problems, with the checks that it fails."""
     for challenge in recorded.challenges:
-        marks = [unit.tensor.file for unit in challenge.units if unit.tensor is not None]
-        marks += [f"{unit.key}{end}" for unit in challenge.units for end in (":", " ")]
-        checks = [
-            name
-            for name, found in problems.items()
-            if any(mark in problem for problem in found for mark in marks)
-        ]
+        checks = tally.failed_by({unit.key for unit in challenge.units})
         if checks:
             yield f"the challenge by {challenge.by} fails: {', '.join(checks)}"
-
-
-def _note(
-    finding: Finding,
-    problems: dict[str, list[str]],
-    looked: dict[str, int],
-    skipped: dict[str, str],
-) -> None:
-    if finding.skipped:
-        skipped[finding.check] = finding.problem or ""
-        return
-    looked[finding.check] += 1
-    if finding.problem is not None:
-        problems[finding.check].append(finding.problem)
 
 
 def _check(name: str, looked_at: int, problems: list[str]) -> Check:
