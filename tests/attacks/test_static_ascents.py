@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dent.attacks import make
-from dent.attacks.adaptive.static_ascents import StaticAscent, _Kept, forget, kept_in
+from dent.attacks.adaptive.static_ascents import AscentCache, StaticAscent, forget, kept_in
 from dent.attacks.querier import Querier, Queries
 from dent.evaluation.submission.fresh import Origin, fresh
 from dent.threat import ThreatModel
@@ -228,7 +228,7 @@ def test_warm_start_reuses_ascents_of_an_earlier_transfer_attack() -> None:
 
 def test_oldest_results_are_dropped_first() -> None:
     model = Counted()
-    kept = _Kept(most=2 * 6 * 108 * 4)
+    kept = AscentCache(most=2 * 6 * 108 * 4)
     found = []
     for index in range(3):
         target = querier(model)

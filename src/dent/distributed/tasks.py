@@ -70,7 +70,7 @@ class Found:
     tensor: Tensor | None
 
 
-class Kept(Memory):
+class GroupStore(Memory):
     """In-memory records of one group. Each names its tensor as on disk, with the same digest."""
 
     def __init__(self, spec: EvaluationSpec) -> None:
@@ -126,13 +126,13 @@ class Worker:
                 f"the evaluation changed on its way to a worker on {socket.gethostname()}: "
                 f"{'; '.join(changed[:4])}. All parts of a defense or model must pickle"
             )
-        self._run = open_run(prepared, Kept(spec))
+        self._run = open_run(prepared, GroupStore(spec))
         return new_session(device_of(subject.model))
 
     def work(self, task: Task) -> Iterator[Found]:
         """Run units and yield each record as soon as it is made."""
         torch.set_num_threads(self._threads)  # again: `prepare` may have run in another thread
-        store = Kept(self._run.spec)
+        store = GroupStore(self._run.spec)
         for record, tensor in task.held:
             store.put(record, tensor)
         run = replace(self._run, store=store)

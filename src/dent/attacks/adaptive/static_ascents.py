@@ -206,7 +206,7 @@ class _Found:
         return cls(**plain | changed)
 
 
-class _Kept:
+class AscentCache:
     """The most recently used results, up to a number of bytes of images."""
 
     def __init__(self, most: int) -> None:
@@ -216,12 +216,14 @@ class _Kept:
         self._lock = Lock()
 
     def get(self, key: bytes) -> _Found | None:
+        """Return a result, or None."""
         with self._lock:
             if key in self._held:
                 self._held.move_to_end(key)
             return self._held.get(key)
 
     def put(self, key: bytes, found: _Found) -> None:
+        """Keep a result, and drop the oldest ones if there is no room."""
         with self._lock:
             if key in self._held:
                 return
@@ -232,12 +234,13 @@ class _Kept:
                 self._bytes -= oldest.images.nbytes
 
     def clear(self) -> None:
+        """Drop all results."""
         with self._lock:
             self._held.clear()
             self._bytes = 0
 
 
-_KEPT: Final = _Kept(_KEPT_BYTES)
+_KEPT: Final = AscentCache(_KEPT_BYTES)
 _FOLDERS: ContextVar[tuple[Path, ...]] = ContextVar("folders of static ascents", default=())
 
 

@@ -1,7 +1,7 @@
 """Run recorded attacks again and compare, to find what no check of the records can find."""
 
 import hashlib
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Annotated, Final, Literal
 
@@ -14,7 +14,6 @@ from dent.evaluation.engine.execute import Batches, execute, open_run
 from dent.evaluation.probe.unit import attacks_with_more_iterations
 from dent.evaluation.records.folder import packed
 from dent.evaluation.records.plan import Unit, units
-from dent.evaluation.records.provenance import new_session
 from dent.evaluation.records.schema import (
     CertificateRecord,
     FollowUp,
@@ -26,6 +25,8 @@ from dent.evaluation.records.spec import STATIC, EvaluationSpec
 from dent.evaluation.results.diagnostics import MISMATCH
 from dent.evaluation.results.recorded_run import RecordedRun
 from dent.evaluation.subject import Prepared, Subject
+from dent.evaluation.verification.resubmit import ReadOnlyRecords
+from dent.evaluation.verification.tolerance import same_platform
 from dent.storage.canonical import Record, without_timing
 from dent.storage.errors import RecordError
 from dent.support.devices import device_of
@@ -150,10 +151,12 @@ class Attacker:
         spec = recorded.run.spec
         self._recorded = recorded
         subject = subject.sized(spec.settings)
-        self._kept = _Kept(recorded)
-        self._run = open_run(Prepared(subject, spec, recorded.plan), self._kept)
+        self._repeated = RepeatedRecords(recorded)
+        self._run = open_run(Prepared(subject, spec, recorded.plan), self._repeated)
         self._batches = Batches(self._run)
-        self._same_place = _same_place(recorded, subject)
+        self._same_place = same_platform(
+            recorded.run.sessions, device_of(subject.model), bit_exact=True
+        )
         self._others: dict[str, list[tuple[bool, bool]]] = {}
         self._symptoms: dict[tuple[str, str, str | None], _Symptom] = {}
         self._unlike: list[str] = []
@@ -191,7 +194,7 @@ class Attacker:
 
     def _check_attack(self, unit: Unit, recorded: UnitRecord) -> None:
         execute(self._run, unit, self._batches)
-        repeated = self._kept.taken()
+        repeated = self._repeated.take()
         self._done.append(unit.key)
         for name, count in (("claims", self._misclaims), ("gradients", _blind)):
             symptom = self._symptoms.setdefault((name, unit.defense, unit.attack), _Symptom())
@@ -323,29 +326,25 @@ def _blind(_: Unit, record: UnitRecord) -> int:
     return sum(0 < gradients <= 2 * zero for gradients, zero in pairs)
 
 
-class _Kept:
-    """A store for running units, with the recorded records and the latest repeated record."""
+class RepeatedRecords(ReadOnlyRecords):
+    """A recorded run as a store that only keeps the latest record of an attack that ran again."""
 
     def __init__(self, recorded: RecordedRun) -> None:
-        self._recorded = recorded
+        super().__init__(recorded)
         self._last: UnitRecord | None = None
 
-    @property
-    def done(self) -> Mapping[str, JournalRecord]:
-        return self._recorded.records
-
     def put(self, record: JournalRecord, adversarial: Tensor | None = None) -> None:
+        """Keep the record of a unit with its images; drop any other record."""
         if isinstance(record, UnitRecord) and adversarial is not None:
             ref, _ = packed(self._recorded.run.spec, record, adversarial)
             self._last = record.model_copy(update={"tensor": ref})
 
-    def adversarial(self, record: UnitRecord) -> Tensor:
-        return self._recorded.adversarial(record)
+    def take(self) -> UnitRecord:
+        """Return the kept record, and drop it.
 
-    def forget(self, record: UnitRecord) -> None:
-        raise RecordError(f"{self._recorded.path} is only being checked, not written to")
-
-    def taken(self) -> UnitRecord:
+        Raises:
+            RecordError: No attack has left a record since the last call.
+        """
         if self._last is None:
             raise RecordError("the attack left no record")
         record, self._last = self._last, None
@@ -383,14 +382,4 @@ def _paired(defense: str, pairs: Sequence[tuple[bool, bool]]) -> Paired:
         only_stood=only_stood,
         only_stands=only_stands,
         p_value=float(binomtest(only_stood, unlike).pvalue) if unlike else 1.0,
-    )
-
-
-def _same_place(recorded: RecordedRun, subject: Subject) -> bool:
-    """Return whether the whole run used the software and kind of device of this process."""
-    current = new_session(device_of(subject.model))
-    return all(
-        (session.versions, session.device, session.threads, session.processors, session.platform)
-        == (current.versions, current.device, current.threads, current.processors, current.platform)
-        for session in recorded.run.sessions
     )

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from scipy.stats import binomtest
 from torch import Tensor
 
 from dent.evaluation.engine.carry import carried
@@ -27,41 +26,37 @@ from dent.evaluation.engine.execute import (
 from dent.evaluation.probe.unit import probe_record
 from dent.evaluation.records.image_digest import digest_of
 from dent.evaluation.records.plan import APART, Unit, seed_of, units
-from dent.evaluation.records.provenance import new_session
 from dent.evaluation.records.readings import depends, randomized, stateful
 from dent.evaluation.records.schema import (
     CertificateRecord,
     ChallengeRecord,
     FollowUp,
-    GradientRecord,
     JournalRecord,
     ProbeRecord,
-    Trace,
     UnitRecord,
 )
 from dent.evaluation.records.spec import STATIC, EvaluationSpec
 from dent.evaluation.results.diagnostics import certificate_of, over_large_steps
 from dent.evaluation.results.recorded_run import RecordedRun
-from dent.evaluation.results.result import DefenseResult, EvaluationResult
 from dent.evaluation.results.tells import loss_of
 from dent.evaluation.subject import Prepared, Subject, threat_of
-from dent.evaluation.submission.submission import Submission, merge_traces
 from dent.evaluation.submission.submitter import Answers
+from dent.evaluation.verification.tolerance import (
+    CLOSE,
+    TOLERATED,
+    close,
+    comparable,
+    described,
+    favored,
+    is_tie,
+    result_changes,
+    same_platform,
+    trace_problem,
+)
 from dent.storage.errors import RecordError
 from dent.support.devices import device_of
 from dent.support.plural import agreeing, counted
 
-TOLERATED = 0.01
-"""Share of members whose prediction may change on other hardware or software, because of near ties.
-It limits the whole run, each unit (plus one member), every worst case, and every difference."""
-TIE = 1e-3
-"""Share of its largest logit by which the static model may prefer another class than the recorded
-one on other hardware or software. Rounding in float32 changed logits of the bundled models by up to
-1.3e-6 of the largest one, and rounding of their layers to TF32 by up to 3.4e-4, at most twice of
-which adds up in a margin. Defenses that adapt amplify rounding too much for such a limit."""
-ONE_SIDED = 0.001
-"""Significance level of the test whether changed predictions favor a defense, over all defenses."""
-_CLOSE = 1e-3
 _COUNTED = ("rows", "probabilities", "gradient_rows", "zero_gradients")
 _PROBED = (
     "repeated",
@@ -102,7 +97,7 @@ class Finding:
     skipped: bool = False
 
 
-class _ReadOnly:
+class ReadOnlyRecords:
     """A recorded run as a read-only store for running units."""
 
     def __init__(self, recorded: RecordedRun) -> None:
@@ -110,15 +105,19 @@ class _ReadOnly:
 
     @property
     def done(self) -> Mapping[str, JournalRecord]:
+        """The recorded records, by key."""
         return self._recorded.records
 
     def put(self, record: JournalRecord, adversarial: Tensor | None = None) -> None:
+        """Refuse to record anything."""
         raise RecordError(f"{self._recorded.path} is only being checked, not written to")
 
     def adversarial(self, record: UnitRecord) -> Tensor:
+        """Return the stored images of a unit."""
         return self._recorded.adversarial(record)
 
     def forget(self, record: UnitRecord) -> None:
+        """Refuse to remove images."""
         raise RecordError(f"{self._recorded.path} is only being checked, not written to")
 
 
@@ -134,10 +133,17 @@ class Resubmission:
         spec, plan = recorded.run.spec, recorded.plan
         subject = subject.sized(spec.settings)
         self._recorded = recorded
-        self._run = open_run(Prepared(subject, spec, plan), _ReadOnly(recorded))
+        self._run = open_run(Prepared(subject, spec, plan), ReadOnlyRecords(recorded))
         self._batches = Batches(self._run)
         self._threat = threat_of(spec.threat)
-        self._same_place = _same_place(recorded, subject)
+        self._same_place = same_platform(
+            (
+                *recorded.run.sessions,
+                *(challenge.session for challenge in recorded.challenges),
+            ),
+            device_of(subject.model),
+            bit_exact=False,
+        )
         # Older versions submitted a batch in one way only, and never ran by attack.
         self._complete = spec.schedule == "by-attack" or any(
             isinstance(record, ProbeRecord) and record.calls is not None
@@ -273,7 +279,7 @@ class Resubmission:
         """
         if self._same_place:
             return []
-        return [Finding("served", None, problem) for problem in _favored(self._leaning)]
+        return [Finding("served", None, problem) for problem in favored(self._leaning)]
 
     def scored_otherwise(self) -> list[Finding]:
         """Return what changes in the result if the run is scored with the new answers."""
@@ -289,7 +295,8 @@ class Resubmission:
         records = {key: self._again.get(key, record) for key, record in recorded.records.items()}
         again = replace(recorded, records=records, challenges=challenges)
         return [
-            Finding("verdict", None, problem) for problem in _unlike(recorded.result, again.result)
+            Finding("verdict", None, problem)
+            for problem in result_changes(recorded.result, again.result)
         ]
 
     def _found(self, unit: Unit, record: UnitRecord) -> Tensor | None:
@@ -340,7 +347,7 @@ class Resubmission:
             return f"{unit.key} does not say which share of eps it uses" if reported else None
         used = (self._threat.distance(adversarial, natural) / self._threat.eps).tolist()
         if all(
-            abs(share - recorded) <= _CLOSE
+            abs(share - recorded) <= CLOSE
             for share, recorded in zip(used, record.used, strict=True)
         ):
             return None
@@ -387,11 +394,11 @@ class Resubmission:
         if record.loss is None:
             unlike = self._complete and loss is not None
         else:
-            unlike = not _close(loss, record.loss)
+            unlike = not close(loss, record.loss)
         if unlike:
             return f"{unit.key}: the loss is not as recorded"
         problem = self._views_problem(unit, answers, record)
-        return problem or _trace_problem(unit, [answer.first for answer in answers], record.trace)
+        return problem or trace_problem(unit, [answer.first for answer in answers], record.trace)
 
     def _note_changes(
         self, unit: Unit, record: UnitRecord, served: Sequence[int | None], logits: Tensor
@@ -405,7 +412,7 @@ class Resubmission:
             if then == now:
                 continue
             leaning[id_] += (then == label) - (now == label)
-            if unit.defense == STATIC and not _is_tie(logits[member], then):
+            if unit.defense == STATIC and not is_tie(logits[member], then):
                 problem = (
                     f"{unit.key}: member {member} is served {now}, recorded as {then}, and its "
                     "logits are no near tie: the static model gets other images or weights than "
@@ -449,7 +456,7 @@ class Resubmission:
         older = record.calls is None and run.spec.schedule != "by-attack"
         if not older:
             kept = {name: getattr(repeated, name) for name in _PROBED}
-            kept["gradient"] = _comparable(record.gradient, repeated.gradient)
+            kept["gradient"] = comparable(record.gradient, repeated.gradient)
             # In the process of the run, a memory that copies share may be full already.
             kept["shares"] = repeated.shares or record.shares
             self._keep(record, kept)
@@ -477,7 +484,7 @@ class Resubmission:
             problem = f"{unit.key} comes before the probe of its defense"
             return Finding("probes", unit.key, problem)
         repeated = certify(self._run, unit, self._batches, more=False)
-        gradient = _comparable(record.gradient, repeated.gradient)
+        gradient = comparable(record.gradient, repeated.gradient)
         self._keep(record, {"gradient": gradient, "huge_eps": repeated.huge_eps})
         return Finding("probes", unit.key, self._checks_problem(unit, probed, record, repeated))
 
@@ -493,7 +500,7 @@ class Resubmission:
         """Compare what verdicts depend on: the certificate, its coarse errors and the huge eps."""
         then, now = (
             probed.model_copy(update={"gradient": gradient})
-            for gradient in (record.gradient, _comparable(record.gradient, repeated.gradient))
+            for gradient in (record.gradient, comparable(record.gradient, repeated.gradient))
         )
         if certificate_of(then).state != certificate_of(now).state:
             return f"{unit.key} has another gradient certificate now"
@@ -501,7 +508,7 @@ class Resubmission:
             return f"{unit.key}: over large steps, the gradient has other errors than recorded"
         if older or self._huge_alike(record.huge_eps, repeated.huge_eps):
             return None
-        said, found = map(_said, (record.huge_eps, repeated.huge_eps))
+        said, found = map(described, (record.huge_eps, repeated.huge_eps))
         return f"{unit.key}: under the huge eps, {found} now, recorded as {said}"
 
     def _huge_alike(self, recorded: FollowUp | None, repeated: FollowUp | None) -> bool:
@@ -512,151 +519,8 @@ class Resubmission:
         return same and abs(recorded.correct - repeated.correct) <= allowed
 
 
-def _comparable(
-    recorded: GradientRecord | None, repeated: GradientRecord | None
-) -> GradientRecord | None:
-    """Return the repeated check without coarse errors that the recorded check does not have."""
-    if recorded is None or repeated is None or len(recorded.points) != len(repeated.points):
-        return repeated
-    points = tuple(
-        now.model_copy(update={"coarse": None}) if then.coarse is None else now
-        for then, now in zip(recorded.points, repeated.points, strict=True)
-    )
-    return repeated.model_copy(update={"points": points})
-
-
-def _said(huge: FollowUp | None) -> str:
-    if huge is None:
-        return "nothing was attacked"
-    members = counted(huge.total, "member")
-    return f"{huge.correct} of {members} {agreeing(huge.correct, 'are')} correct"
-
-
-def _unlike(recorded: EvaluationResult, again: EvaluationResult) -> Iterator[str]:
-    """Yield how two results of a run differ: counts beyond the tolerance, and any ruling."""
-    # A run that stopped early, but would not stop now, has no ruling yet.
-    ruled = recorded.status == again.status
-    for name, then in recorded.defenses.items():
-        now = again.defenses[name]
-        for where, before, after in (
-            ("in the worst case", then.worst.served, now.worst.served),
-            ("without an attack", then.natural, now.natural),
-        ):
-            allowed = max(1, math.floor(TOLERATED * before.total))
-            if before.total != after.total or abs(before.correct - after.correct) > allowed:
-                yield (
-                    f"{name}: {before.correct} of {counted(before.total, 'member')} "
-                    f"{agreeing(before.correct, 'are')} correct {where} as recorded, "
-                    f"{after.correct} of {after.total} as submitted again"
-                )
-        moved = _moved(then, now)
-        if moved is not None:
-            yield f"{name}: {moved}"
-        ruling, ruling_now = (_ruling(each, ruled=ruled) for each in (then, now))
-        if ruling != ruling_now:
-            yield f"{name}: {ruling} as recorded, {ruling_now} as submitted again"
-
-
-def _moved(then: DefenseResult, now: DefenseResult) -> str | None:
-    """Return a message if the difference to the static model changes by more than is tolerated.
-
-    Each accuracy may change as well, but not so that their changes add up.
-    """
-    before, after = then.difference, now.difference
-    if before is None or after is None or before.value is None or after.value is None:
-        return None
-    allowed = max(1, math.floor(TOLERATED * before.total))
-    if abs(after.value - before.value) * before.total <= allowed + _CLOSE:
-        return None
-    return (
-        f"the difference to the static model is {100 * before.value:+.2f} points as recorded, "
-        f"{100 * after.value:+.2f} as submitted again, which is more than "
-        f"{counted(allowed, 'member')} of {before.total} apart"
-    )
-
-
-def _is_tie(logits: Tensor, recorded: int | None) -> bool:
-    """Return whether a recorded class may be predicted from these logits after some rounding."""
-    if recorded is None or recorded >= len(logits) or not bool(logits.isfinite().all()):
-        return False
-    behind = logits.max() - logits[recorded]
-    return bool(behind <= TIE * logits.abs().max())
-
-
-def _favored(leaning: Mapping[str, Mapping[int, int]]) -> Iterator[str]:
-    """Yield the defenses with more samples that are correct as recorded than now, by a sign test.
-
-    A sample counts once, because its predictions under different attacks are not independent.
-    """
-    others = {name: counts for name, counts in leaning.items() if name != STATIC}
-    for name, counts in others.items():
-        recorded, now = (sum(sign * count > 0 for count in counts.values()) for sign in (1, -1))
-        if not recorded:
-            continue
-        p_value = float(binomtest(recorded, recorded + now, alternative="greater").pvalue)
-        if p_value < ONE_SIDED / len(others):
-            yield (
-                f"{name}: of {counted(recorded + now, 'sample')} with other predictions, "
-                f"{recorded} are correct more often as recorded, and only {now} as submitted again "
-                f"(p = {p_value:.2g}): rounding would change them in both directions"
-            )
-
-
-def _ruling(result: DefenseResult, *, ruled: bool) -> str:
-    """Return the ruling in words; without a verdict, on which side of 0 the difference lies."""
-    if ruled and result.verdict is not None:
-        return f"the verdict is {result.verdict.ruling}"
-    if result.difference is None or result.difference.interval is None:
-        return "there is no difference"
-    low, high = result.difference.interval
-    side = "above" if low > 0 else "below" if high < 0 else "around"
-    return f"the interval of the difference lies {side} 0"
-
-
 def unit_seed_of(spec: EvaluationSpec, unit: Unit) -> int:
     """Return the seed that a unit's record must have."""
     if unit.kind in APART:
         return seed_of(spec.settings.seed, "probe")
     return unit_seed(spec, unit)
-
-
-def _trace_problem(unit: Unit, answers: list[Submission], recorded: Trace) -> str | None:
-    trace = merge_traces([answer.trace for answer in answers])
-    if (trace.rows, trace.status) != (recorded.rows, recorded.status):
-        return f"{unit.key}: rows or statuses of the adaptation are not those recorded"
-    for name, values, recorded_values in (
-        ("entropy", _flat(trace.entropy), _flat(recorded.entropy)),
-        ("sigma", _flat(trace.sigma), _flat(recorded.sigma)),
-        ("sigma by step", _flat(trace.sigma_by_step), _flat(recorded.sigma_by_step)),
-    ):
-        if name == "sigma by step" and recorded.sigma_by_step is None:
-            continue  # recorded before defenses reported it
-        if len(values) != len(recorded_values):
-            return f"{unit.key}: {name} has another length than recorded"
-        pairs = zip(values, recorded_values, strict=True)
-        if not all(_close(a, b) for a, b in pairs):
-            return f"{unit.key}: {name} is not as recorded"
-    return None
-
-
-def _close(first: float | None, second: float) -> bool:
-    return first is not None and math.isclose(first, second, rel_tol=_CLOSE, abs_tol=_CLOSE)
-
-
-def _flat(values: Sequence[float | Sequence[float]] | None) -> list[float]:
-    """Return all numbers of a trace's entry, in order; empty if it has none."""
-    rows = [[entry] if isinstance(entry, float) else entry for entry in values or ()]
-    return [value for row in rows for value in row]
-
-
-def _same_place(recorded: RecordedRun, subject: Subject) -> bool:
-    """Return whether the whole run used the software, device and threads of this process."""
-    current = new_session(device_of(subject.model))
-    return all(
-        (session.versions, session.device, session.threads)
-        == (current.versions, current.device, current.threads)
-        for session in (
-            *recorded.run.sessions,
-            *(challenge.session for challenge in recorded.challenges),
-        )
-    )

@@ -1,0 +1,190 @@
+"""What may differ between the records of a run and its images when they are submitted again.
+
+On the run's own platform, every answer must be the recorded one. Elsewhere, rounding changes a few
+answers, and these functions tell whether it explains a change.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import torch
+from scipy.stats import binomtest
+from torch import Tensor
+
+from dent.evaluation.records.plan import Unit
+from dent.evaluation.records.provenance import new_session
+from dent.evaluation.records.schema import FollowUp, GradientRecord, Session, Trace
+from dent.evaluation.records.spec import STATIC
+from dent.evaluation.results.result import DefenseResult, EvaluationResult
+from dent.evaluation.submission.submission import Submission, merge_traces
+from dent.support.plural import agreeing, counted
+
+TOLERATED = 0.01
+"""Share of members whose prediction may change on other hardware or software, because of near ties.
+It limits the whole run, each unit (plus one member), every worst case, and every difference."""
+TIE = 1e-3
+"""Share of its largest logit by which the static model may prefer another class than the recorded
+one on other hardware or software. Rounding in float32 changed logits of the bundled models by up to
+1.3e-6 of the largest one, and rounding of their layers to TF32 by up to 3.4e-4, at most twice of
+which adds up in a margin. Defenses that adapt amplify rounding too much for such a limit."""
+ONE_SIDED = 0.001
+"""Significance level of the test whether changed predictions favor a defense, over all defenses."""
+CLOSE = 1e-3
+"""Tolerance, absolute and relative, of a loss, a share of eps and the numbers of a trace."""
+
+
+def same_platform(sessions: Iterable[Session], device: torch.device, *, bit_exact: bool) -> bool:
+    """Return whether this process computes as all sessions did, so that results must be equal.
+
+    There are two rules, because there are two kinds of results:
+
+    - Recorded images, submitted again, must get the recorded predictions. For this, the versions,
+      the device and the number of threads must be equal.
+    - An attack that runs again must find the recorded images, bit for bit (`bit_exact`). It carries
+      any rounding through all of its steps, so the number of processors and the platform must be
+      equal as well.
+
+    Args:
+        sessions: The sessions that made the records.
+        device: The device of this process.
+        bit_exact: Whether the second rule decides.
+    """
+    current = new_session(device)
+    names = ["versions", "device", "threads"]
+    names += ["processors", "platform"] if bit_exact else []
+    return all(
+        getattr(session, name) == getattr(current, name) for session in sessions for name in names
+    )
+
+
+def result_changes(recorded: EvaluationResult, again: EvaluationResult) -> Iterator[str]:
+    """Yield how two results of a run differ: counts beyond the tolerance, and any ruling."""
+    # A run that stopped early, but would not stop now, has no ruling yet.
+    ruled = recorded.status == again.status
+    for name, then in recorded.defenses.items():
+        now = again.defenses[name]
+        for where, before, after in (
+            ("in the worst case", then.worst.served, now.worst.served),
+            ("without an attack", then.natural, now.natural),
+        ):
+            allowed = max(1, math.floor(TOLERATED * before.total))
+            if before.total != after.total or abs(before.correct - after.correct) > allowed:
+                yield (
+                    f"{name}: {before.correct} of {counted(before.total, 'member')} "
+                    f"{agreeing(before.correct, 'are')} correct {where} as recorded, "
+                    f"{after.correct} of {after.total} as submitted again"
+                )
+        moved = _moved(then, now)
+        if moved is not None:
+            yield f"{name}: {moved}"
+        ruling, ruling_now = (_ruling(each, ruled=ruled) for each in (then, now))
+        if ruling != ruling_now:
+            yield f"{name}: {ruling} as recorded, {ruling_now} as submitted again"
+
+
+def _moved(then: DefenseResult, now: DefenseResult) -> str | None:
+    """Return a message if the difference to the static model changes by more than is tolerated.
+
+    Each accuracy may change as well, but not so that their changes add up.
+    """
+    before, after = then.difference, now.difference
+    if before is None or after is None or before.value is None or after.value is None:
+        return None
+    allowed = max(1, math.floor(TOLERATED * before.total))
+    if abs(after.value - before.value) * before.total <= allowed + CLOSE:
+        return None
+    return (
+        f"the difference to the static model is {100 * before.value:+.2f} points as recorded, "
+        f"{100 * after.value:+.2f} as submitted again, which is more than "
+        f"{counted(allowed, 'member')} of {before.total} apart"
+    )
+
+
+def _ruling(result: DefenseResult, *, ruled: bool) -> str:
+    """Return the ruling in words; without a verdict, on which side of 0 the difference lies."""
+    if ruled and result.verdict is not None:
+        return f"the verdict is {result.verdict.ruling}"
+    if result.difference is None or result.difference.interval is None:
+        return "there is no difference"
+    low, high = result.difference.interval
+    side = "above" if low > 0 else "below" if high < 0 else "around"
+    return f"the interval of the difference lies {side} 0"
+
+
+def is_tie(logits: Tensor, recorded: int | None) -> bool:
+    """Return whether a recorded class may be predicted from these logits after some rounding."""
+    if recorded is None or recorded >= len(logits) or not bool(logits.isfinite().all()):
+        return False
+    behind = logits.max() - logits[recorded]
+    return bool(behind <= TIE * logits.abs().max())
+
+
+def favored(leaning: Mapping[str, Mapping[int, int]]) -> Iterator[str]:
+    """Yield the defenses with more samples that are correct as recorded than now, by a sign test.
+
+    A sample counts once, because its predictions under different attacks are not independent.
+    """
+    others = {name: counts for name, counts in leaning.items() if name != STATIC}
+    for name, counts in others.items():
+        recorded, now = (sum(sign * count > 0 for count in counts.values()) for sign in (1, -1))
+        if not recorded:
+            continue
+        p_value = float(binomtest(recorded, recorded + now, alternative="greater").pvalue)
+        if p_value < ONE_SIDED / len(others):
+            yield (
+                f"{name}: of {counted(recorded + now, 'sample')} with other predictions, "
+                f"{recorded} are correct more often as recorded, and only {now} as submitted again "
+                f"(p = {p_value:.2g}): rounding would change them in both directions"
+            )
+
+
+def comparable(
+    recorded: GradientRecord | None, repeated: GradientRecord | None
+) -> GradientRecord | None:
+    """Return the repeated check without coarse errors that the recorded check does not have."""
+    if recorded is None or repeated is None or len(recorded.points) != len(repeated.points):
+        return repeated
+    points = tuple(
+        now.model_copy(update={"coarse": None}) if then.coarse is None else now
+        for then, now in zip(recorded.points, repeated.points, strict=True)
+    )
+    return repeated.model_copy(update={"points": points})
+
+
+def described(huge: FollowUp | None) -> str:
+    """Return the outcome of the attack with a huge eps in words."""
+    if huge is None:
+        return "nothing was attacked"
+    members = counted(huge.total, "member")
+    return f"{huge.correct} of {members} {agreeing(huge.correct, 'are')} correct"
+
+
+def trace_problem(unit: Unit, answers: list[Submission], recorded: Trace) -> str | None:
+    """Return how the adaptation in repeated answers of a unit differs from its record, or None."""
+    trace = merge_traces([answer.trace for answer in answers])
+    if (trace.rows, trace.status) != (recorded.rows, recorded.status):
+        return f"{unit.key}: rows or statuses of the adaptation are not those recorded"
+    for name, values, recorded_values in (
+        ("entropy", _flat(trace.entropy), _flat(recorded.entropy)),
+        ("sigma", _flat(trace.sigma), _flat(recorded.sigma)),
+        ("sigma by step", _flat(trace.sigma_by_step), _flat(recorded.sigma_by_step)),
+    ):
+        if name == "sigma by step" and recorded.sigma_by_step is None:
+            continue  # recorded before defenses reported it
+        if len(values) != len(recorded_values):
+            return f"{unit.key}: {name} has another length than recorded"
+        pairs = zip(values, recorded_values, strict=True)
+        if not all(close(a, b) for a, b in pairs):
+            return f"{unit.key}: {name} is not as recorded"
+    return None
+
+
+def close(first: float | None, second: float) -> bool:
+    """Return whether two numbers are equal up to `CLOSE`; a missing one is not."""
+    return first is not None and math.isclose(first, second, rel_tol=CLOSE, abs_tol=CLOSE)
+
+
+def _flat(values: Sequence[float | Sequence[float]] | None) -> list[float]:
+    """Return all numbers of a trace's entry, in order; empty if it has none."""
+    rows = [[entry] if isinstance(entry, float) else entry for entry in values or ()]
+    return [value for row in rows for value in row]
