@@ -14,8 +14,8 @@ import pytest
 from dent.attacks.adaptive import NOT_AVAILABLE
 from dent.evaluation import EvaluationResult
 from dent.evaluation.results.intervals import wilson
-from dent.evaluation.results.result import ChallengeSummary
-from dent.evaluation.results.worst_case import paired
+from dent.evaluation.results.result import ChallengeSummary, DefenseResult, Dependence
+from dent.evaluation.results.worst_case import MIN_CLUSTERS, paired
 from dent.report import wording, write_report
 from dent.report.formats import to_csv
 from dent.report.limits import limits
@@ -361,4 +361,24 @@ def test_verdict_sentences_state_whether_each_gate_is_open_or_closed() -> None:
 def test_interval_sentence_states_the_bootstrap_and_its_limits(batches: int, says: str) -> None:
     rights = dict.fromkeys(range(batches), (1.0, 0.0))
     found = paired(rights, rights, independent=False, static_by_sample=False, seed=0)
-    assert wording.interval_of(found).endswith(says)
+    few = batches if batches < MIN_CLUSTERS else None
+    assert wording.interval_of(found, few).endswith(says)
+
+
+@pytest.mark.parametrize(
+    ("batches", "dependent", "status", "few"),
+    [
+        (7, True, "complete", 7),
+        (8, True, "complete", None),
+        (7, False, "complete", None),
+        (7, True, "partial", None),
+    ],
+)
+def test_too_few_batches_are_counted_in_finished_runs_of_dependent_members(
+    batches: int, dependent: bool, status: str, few: int | None
+) -> None:
+    result = EvaluationResult.model_construct(batches=batches, status=status)
+    defense = DefenseResult.model_construct(
+        dependence=Dependence(declared=dependent, measured=None)
+    )
+    assert wording.few_batches(result, defense) == few

@@ -162,6 +162,7 @@ def environment(*packages: str) -> Environment:
     }
     templates.globals |= {
         "READINGS": wording.READINGS,
+        "few_batches": wording.few_batches,
         "colour_of": colour_of,
         "traces": traces,
         "threat_of": threat_of,

@@ -117,7 +117,7 @@ def _headline(result: EvaluationResult, flags: Flags) -> Iterator[str]:
                 f"- **{escape(name)}** is {wording.READINGS[wording.reading(defense.difference)]} "
                 f"({wording.difference(defense.difference)} points"
                 f"{_marks(flags.marks_of_difference(result, name))}). "
-                f"{wording.interval_of(defense.difference)}"
+                f"{wording.interval_of(defense.difference, wording.few_batches(result, defense))}"
             )
         for sentence in wording.findings(defense):
             yield f"- **{escape(name)}**: {escape(sentence)}"

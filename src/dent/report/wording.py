@@ -1,6 +1,5 @@
 """Numbers, names and findings as text, the same in every format."""
 
-import re
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Final, Literal
@@ -16,14 +15,12 @@ from dent.evaluation.results.result import (
     Repeated,
     Verdict,
 )
-from dent.evaluation.results.worst_case import MIN_CLUSTERS
+from dent.evaluation.results.worst_case import MIN_CLUSTERS, by_sample
 from dent.evaluation.subject import threat_of
 from dent.support import rounding
 from dent.support.plural import counted
 
 NOT_SCORED: Final = "not scored"
-_FEW_BATCHES: Final = re.compile(r"(\d+) batch(?:es)? (?:is|are) too few")
-"""The phrase in `Difference.assumes` that says that there are too few batches, and how many."""
 
 Reading = Literal["above", "below", "level", "unknown"]
 
@@ -171,15 +168,30 @@ def decided(name: str, challenges: Sequence[ChallengeSummary] = ()) -> str:
     return submitted(kind, attack or None, by)
 
 
-def interval_of(difference: Difference) -> str:
-    """Return how the interval of a difference was made and what it assumes, in sentences."""
-    few = _FEW_BATCHES.search(difference.assumes)
-    if few is not None:
+def few_batches(result: EvaluationResult, defense: DefenseResult) -> int | None:
+    """Return the number of batches of a finished run if an interval over batches needs more.
+
+    None if they are enough, or if members of a batch are independent. Also None for a run in
+    progress, because its difference is over the scored batches alone, and names their number.
+    """
+    if by_sample(defense.dependence) or result.status != "complete":
+        return None
+    return result.batches if result.batches < MIN_CLUSTERS else None
+
+
+def interval_of(difference: Difference, few_batches: int | None) -> str:
+    """Return how the interval of a difference was made and what it assumes, in sentences.
+
+    Args:
+        difference: The difference.
+        few_batches: The number of batches if they are too few for an interval over batches.
+    """
+    if few_batches is not None:
         method = difference.method
         return (
             f"{method[:1].upper()}{method[1:]} interval. It treats samples as independent, but "
             "members of a batch share an adaptation. A bootstrap over batches needs "
-            f"{counted(MIN_CLUSTERS, 'batch')}; this run has {few[1]}."
+            f"{counted(MIN_CLUSTERS, 'batch')}; this run has {few_batches}."
         )
     return f"Interval: {difference.method}. It assumes {difference.assumes}."
 
