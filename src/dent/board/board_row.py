@@ -1,6 +1,5 @@
 """One row of the board: its runs, what it says about them, and how far it was checked."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +13,7 @@ from dent.evaluation.records.schema import ChallengeRecord
 from dent.evaluation.records.spec import STATIC
 from dent.evaluation.results.recorded_run import RecordedRun
 from dent.evaluation.results.result import (
+    ChallengeSummary,
     Decision,
     DefenseResult,
     Dependence,
@@ -208,10 +208,9 @@ class BoardRow:
         return self.suite is not None and self.suite < VERSION
 
     @property
-    def broken_by(self) -> tuple[Any, ...]:
+    def broken_by(self) -> tuple[ChallengeSummary, ...]:
         """The checked challenges (outside attacks) that lowered its worst case."""
-        challenges: Sequence[Any] = getattr(self.headline.defense, "challenges", ())
-        return tuple(each for each in challenges if each.lowered)
+        return self.headline.defense.broken_by
 
     @property
     def challenged_by(self) -> tuple[str, ...]:

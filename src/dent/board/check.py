@@ -35,17 +35,14 @@ def conclude(checks: tuple[Check, ...], verifications: Mapping[str, Verification
         if variant != HEADLINE
         for check in verification.checks
     )
+    # The board makes its own rulings, so those of a result need not be compared.
+    of_runs = (check for run in verifications.values() for check in run.checks)
+    compared = (check for check in of_runs if not check.lacks_only_rulings)
+    states = {check.state for check in (*checks, *compared)}
     checks = (*checks, *headline.checks, *others)
-    states = {check.state for check in checks if not _by_other_rules(check)}
     status = "failed" if "failed" in states else "incomplete"
     if states == {"passed"}:
         status = "verified"
         headline = headline.model_copy(update={"status": status})
     says = headline.says if status == headline.status != "failed" else status
     return RowCheck(status=status, says=says, checks=checks, verification=headline)
-
-
-def _by_other_rules(check: Check) -> bool:
-    """Return whether only rulings of a result were not compared: the board makes its own."""
-    is_result = check.name.rpartition(": ")[2] == "result"
-    return is_result and check.state == "not-run" and check.looked_at > 0

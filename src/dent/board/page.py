@@ -275,7 +275,9 @@ def _cells(row: BoardRow) -> Iterator[BoardCell]:
     stale = ("stale: a newer suite is out",) if row.stale else ()
     yield BoardCell(str(row.suite or ""), row.suite, missing="not whole", notes=stale, tone="quiet")
     links = tuple(
-        Link(f"images of {each.by}", each.url) for each in row.broken_by if _is_web(each.url)
+        Link(f"images of {each.by}", each.url)
+        for each in row.broken_by
+        if each.url is not None and _is_web(each.url)
     )
     # The page names departures from the track beside the name of the row.
     notes = tuple(problem for problem in row.problems if not problem.startswith("track: "))
@@ -359,8 +361,8 @@ def _decided(name: str) -> str:
     return "an outside attack" if kind == "challenge" else wording.submitted(kind, attack or None)
 
 
-def _is_web(url: str | None) -> bool:
-    return url is not None and url.startswith(("https://", "http://"))
+def _is_web(url: str) -> bool:
+    return url.startswith(("https://", "http://"))
 
 
 def _signed(step: float) -> str:

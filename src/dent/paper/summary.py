@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from dent.evaluation.records.folder import RUN
 from dent.evaluation.records.spec import STATIC
@@ -67,7 +67,7 @@ def summarize(plan: PaperPlan, out: Path, said: Path | None = None) -> TableResu
     cells = tuple(_cells(plan, said, measured))
     suite = tuple(_suites(plan, folder, said))
     states = {cell.state for cell in cells} - {"not at this scale"}
-    status = "partial"
+    status: Literal["complete", "partial", "not run"] = "partial"
     if states == {"measured"} and all(
         _is_complete(folder.run(run)) for run in plan.suites.values()
     ):
@@ -76,20 +76,18 @@ def summarize(plan: PaperPlan, out: Path, said: Path | None = None) -> TableResu
         status = "not run"
     table, scale = plan.table, plan.scale
     words = ["dent", "paper", table.id, "--scale", scale.id, "--out", str(said)]
-    return TableResult.model_validate(
-        {
-            "id": table.id,
-            "title": table.title,
-            "source": table.source,
-            "section": table.section,
-            "scale": scale.id,
-            "notes": table.notes,
-            "cells": cells,
-            "judgements": tuple(_judgements(plan, measured)),
-            "suite": suite,
-            "status": status,
-            "command": shlex.join(words),
-        }
+    return TableResult(
+        id=table.id,
+        title=table.title,
+        source=table.source,
+        section=table.section,
+        scale=scale.id,
+        notes=table.notes,
+        cells=cells,
+        judgements=tuple(_judgements(plan, measured)),
+        suite=suite,
+        status=status,
+        command=shlex.join(words),
     )
 
 
@@ -119,7 +117,9 @@ def _cells(
     for key, planned in plan.cells.items():
         cell, cell_measured = planned.cell, measured.get(key)
         row, _, column = key.partition("/")
-        state = "not run" if not planned.why else "not at this scale"
+        state: Literal["measured", "partial", "not run", "not at this scale"] = "not run"
+        if planned.why:
+            state = "not at this scale"
         if cell_measured is not None:
             state = "partial" if cell_measured.partial else "measured"
         run = None if planned.run is None else f"{RUNS}/{planned.run.folder}"
@@ -127,28 +127,26 @@ def _cells(
         model = planned.model.name if planned.model is not None else ""
         if plan.profile is not None and not planned.why:
             run, model = f"{RUNS}/{plan.profile_folder}", plan.profile.model
-        yield CellResult.model_validate(
-            {
-                "row": row,
-                "column": column,
-                "published": cell.published,
-                "unit": _UNITS[cell.measure],
-                "value": None if cell_measured is None else cell_measured.value,
-                "interval": None if cell_measured is None else cell_measured.interval,
-                "count": None
-                if cell_measured is None or not cell_measured.right
-                else _count(cell_measured),
-                "state": state,
-                "why": planned.why,
-                "model": model,
-                "stands_for": planned.model.stands_for if planned.model is not None else "",
-                "defense": defense_name(cell.defense),
-                "attacks": planned.attacks,
-                "flags": () if cell_measured is None else cell_measured.flags,
-                "run": run,
-                "command": command,
-                "as_in": _earlier(first_cells, planned, key),
-            }
+        yield CellResult(
+            row=row,
+            column=column,
+            published=cell.published,
+            unit=_UNITS[cell.measure],
+            value=None if cell_measured is None else cell_measured.value,
+            interval=None if cell_measured is None else cell_measured.interval,
+            count=None
+            if cell_measured is None or not cell_measured.right
+            else _count(cell_measured),
+            state=state,
+            why=planned.why,
+            model=model,
+            stands_for=planned.model.stands_for if planned.model is not None else "",
+            defense=defense_name(cell.defense),
+            attacks=planned.attacks,
+            flags=() if cell_measured is None else cell_measured.flags,
+            run=run,
+            command=command,
+            as_in=_earlier(first_cells, planned, key),
         )
 
 

@@ -41,6 +41,11 @@ class Check(Record):
     problems: tuple[str, ...]
     """The first problems found, or why the check was not run."""
 
+    @property
+    def lacks_only_rulings(self) -> bool:
+        """Whether it compared a result with the records, but not its rulings by other rules."""
+        return self.name == "result" and self.state == "not-run" and self.looked_at > 0
+
 
 class Verification(Record):
     """The outcome of all checks of a run folder."""
