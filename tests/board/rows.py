@@ -3,11 +3,13 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 from dent import data
 from dent.attacks import Defense
 from dent.board import row
+from dent.board.pack import Manifest, pack
 from dent.board.running import attacks_of
 from dent.board.tracks import HEADLINE, Track
 from dent.evaluation import RecordedRun, Subject, evaluate
@@ -48,6 +50,12 @@ def make_row(
         )
         evaluate(subject, track.settings(variant, nonce, until), out=folder / variant)
     return folder
+
+
+def manifest_of(folder: Path) -> Manifest:
+    """Return the manifest of a run or row as it is now, even if its records are damaged."""
+    with TemporaryDirectory() as there:
+        return pack(folder, Path(there) / "now.tar.gz", checked=False).manifest
 
 
 def forged_challenge(

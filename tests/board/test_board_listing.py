@@ -12,7 +12,7 @@ from dent.board.board_row import BoardRow
 from dent.board.listing import list_rows, read_board_row
 from dent.board.matching import departures
 from dent.board.metrics import reason_to_omit
-from dent.board.pack import declared_of, manifest_of
+from dent.board.pack import declared_of
 from dent.board.page import to_page
 from dent.board.row import begin, read_row, track_of
 from dent.board.submission import RowSubmission, read_submission, write_submission
@@ -31,7 +31,7 @@ from dent.evaluation.verification.reattack import RerunCount
 from dent.storage.canonical import canonical, digest
 from dent.storage.errors import RecordError
 from tests.board.conftest import Put
-from tests.board.rows import NAME, add_challenge, forged_challenge, make_row
+from tests.board.rows import NAME, add_challenge, forged_challenge, make_row, manifest_of
 from tests.board.toys import model, same, shifted, toy
 from tests.cli.here import dent
 from tests.evaluation.subjects import Push

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from dent.board import pack as packing
-from dent.board.pack import add_images, images_of, manifest_of, pack, unpack
+from dent.board.pack import add_images, images_of, pack, unpack
 from dent.errors import ConfigError
 from dent.evaluation import load_run
 from dent.storage.disk import read
 from dent.storage.errors import RecordError
-from tests.board.rows import make_row
+from tests.board.rows import make_row, manifest_of
 from tests.board.toys import toy
 from tests.cli.here import dent
 from tests.evaluation.test_stored_images import DAMAGES

@@ -111,20 +111,12 @@ def declared_of(folder: Path) -> str:
         RecordError: A file cannot be read.
     """
     names = [name for name in sorted(_names(folder)) if _is_fixed(name)]
-    return Manifest(files={name: _packed(folder, name) for name in names}).declared
+    files = {name: _described(name, read(folder / name)) for name in names}
+    return Manifest(files=files).declared
 
 
 def _is_fixed(name: str) -> bool:
     return PurePosixPath(name).name in _FIXED
-
-
-def manifest_of(folder: Path) -> Manifest:
-    """Return the manifest of a run or row, from the digests of all its records and images.
-
-    Raises:
-        RecordError: There is no run, or a file cannot be read.
-    """
-    return Manifest(files={name: _packed(folder, name) for name in _names_of_runs(folder)})
 
 
 def pack(folder: Path, out: Path, *, checked: bool = True) -> Packed:
@@ -287,10 +279,6 @@ def _names_of_runs(folder: Path) -> list[str]:
     if not any(PurePosixPath(name).name == RUN for name in names):
         raise RecordError(f"{folder} holds no run: there is no {RUN} in it")
     return names
-
-
-def _packed(folder: Path, name: str) -> PackedFile:
-    return _described(name, read(folder / name))
 
 
 def _described(name: str, content: bytes) -> PackedFile:

@@ -142,7 +142,7 @@ class RunFolder:
         try:
             self._run = self._set_up(spec, plan)
             self.torn = repair(path / JOURNAL)
-            self._done = _by_key(self.path, self._run, plan)
+            self._done = read_records(self.path, self._run, plan)
             self._challenges = read_outside(self.path, self._run, plan)
             self._writer = JournalWriter(path / JOURNAL)
         except BaseException:
@@ -301,7 +301,24 @@ def read_records(path: Path, run: RunRecord, plan: Plan) -> dict[str, JournalRec
         RecordError: A line is damaged, contradicts itself or the plan, or records a unit that is
             not in the plan or was recorded before.
     """
-    return _by_key(path, run, plan)
+    planned = Counter(unit.key for unit in units(run.spec, plan))
+    key, times = planned.most_common(1)[0]
+    if times > 1:
+        raise RecordError(f"{path / RUN}: {key} is planned twice: names are ambiguous")
+    records: dict[str, JournalRecord] = {}
+    for record in read_journal(path / JOURNAL):
+        location = f"{path / JOURNAL}: {record.key}"
+        if record.key not in planned:
+            raise RecordError(f"{location} is not in the plan of this run; nothing was changed")
+        if record.key in records:
+            raise RecordError(
+                f"{location} is recorded twice; nothing was changed. Two processes wrote here at "
+                "once, which takes that the lock was deleted: if both lines say the same but for "
+                "their times, delete one of them"
+            )
+        _refuse_first(location, consistency.of_record(run.spec, plan, record))
+        records[record.key] = record
+    return records
 
 
 def read_outside(path: Path, run: RunRecord, plan: Plan) -> tuple[ChallengeRecord, ...]:
@@ -399,27 +416,6 @@ def read_record(path: Path, kind: type[_Kept]) -> _Kept:
         return kind.model_validate_json(content)
     except ValidationError as error:
         raise RecordError(f"{path}: {problem_of(error)}. Nothing was changed") from None
-
-
-def _by_key(path: Path, run: RunRecord, plan: Plan) -> dict[str, JournalRecord]:
-    planned = Counter(unit.key for unit in units(run.spec, plan))
-    key, times = planned.most_common(1)[0]
-    if times > 1:
-        raise RecordError(f"{path / RUN}: {key} is planned twice: names are ambiguous")
-    records: dict[str, JournalRecord] = {}
-    for record in read_journal(path / JOURNAL):
-        location = f"{path / JOURNAL}: {record.key}"
-        if record.key not in planned:
-            raise RecordError(f"{location} is not in the plan of this run; nothing was changed")
-        if record.key in records:
-            raise RecordError(
-                f"{location} is recorded twice; nothing was changed. Two processes wrote here at "
-                "once, which takes that the lock was deleted: if both lines say the same but for "
-                "their times, delete one of them"
-            )
-        _refuse_first(location, consistency.of_record(run.spec, plan, record))
-        records[record.key] = record
-    return records
 
 
 def _refuse_first(where: Path | str, problems: Iterator[str]) -> None:

@@ -190,14 +190,19 @@ def piece_of(batch: Batch, record: UnitRecord, begin: int = 0) -> Piece:
     return min(answers, key=lambda piece: sum(piece.attacked))
 
 
+def halves(draws: int) -> tuple[int, int]:
+    """Return how many draws choose the worst submission, and how many others score it."""
+    return draws // 2, draws - draws // 2
+
+
 def _of_draws(batch: Batch, draws: Sequence[Sequence[int | None]]) -> Piece:
     pieces = [right(batch, draw) for draw in draws]
-    half = len(pieces) // 2
+    half, scored = halves(len(pieces))
     scoring = [piece.attacked for piece in pieces[half:]]
     return Piece(
         attacked=_mean(scoring),
         clean=_mean([piece.clean for piece in pieces[half:]]),
-        missing=round(sum(piece.missing for piece in pieces[half:]) / (len(pieces) - half)),
+        missing=round(sum(piece.missing for piece in pieces[half:]) / scored),
         choosing=_mean([piece.attacked for piece in pieces[:half]]),
         every=tuple(all(member) for member in zip(*scoring, strict=True)),
     )

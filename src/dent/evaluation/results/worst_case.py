@@ -14,7 +14,7 @@ from dent.evaluation.results.intervals import (
     tango,
 )
 from dent.evaluation.results.result import Count, Dependence, Difference, Repeated, WorstCase
-from dent.evaluation.results.scoring import Rights, Scores, worst_case, worst_submissions
+from dent.evaluation.results.scoring import Rights, Scores, halves, worst_case, worst_submissions
 from dent.support.plural import agreeing, counted
 
 MIN_CLUSTERS: Final = 8
@@ -52,7 +52,7 @@ def repeated_of(scores: Scores, dependence: Dependence) -> Repeated | None:
     draws = max((len(r.draws) for rows in scores.records.values() for r in rows), default=0)
     if not draws or not scores.whole:
         return None
-    samples, scoring = by_sample(dependence), draws - draws // 2
+    samples, (_, scoring) = by_sample(dependence), halves(draws)
     mean, always, natural, natural_always = (
         list[float](),
         list[float](),

@@ -21,8 +21,6 @@ from dent.evaluation.submission.submission import Submission, apart, submit
 
 DRAWS: Final = 10
 """Number of submissions of a batch to a randomized defense, in addition to the first."""
-CHOOSING: Final = 5
-"""Number of these draws that choose the worst submission. The others score it."""
 
 EXPERIENCED: Final = "experienced"
 WITH_GRADIENTS: Final = "with gradients"
