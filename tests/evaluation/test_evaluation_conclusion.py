@@ -8,6 +8,7 @@ import pytest
 
 from dent.attacks.adaptive import NOT_AVAILABLE
 from dent.evaluation import Settings, describe, suite
+from dent.evaluation.attack_kinds import kind_of_attack
 from dent.evaluation.records.schema import GradientPoint, GradientRecord, ProbeRecord, UnitRecord
 from dent.evaluation.records.spec import STATIC, EvaluationSpec
 from dent.evaluation.results.diagnostics import CERTIFICATE, SIGHTED
@@ -40,7 +41,8 @@ from dent.evaluation.results.verdict import (
     ground_of,
     with_verdicts,
 )
-from dent.evaluation.suites import VERSION, _asked, stand_of, suite_attacks
+from dent.evaluation.suite_attacks import VERSION
+from dent.evaluation.suites import suite_attacks, suite_specs
 from tests.evaluation.subjects import make_subject
 
 SIDES: dict[str, tuple[float, float] | None] = {
@@ -131,10 +133,10 @@ def test_a_stopped_run_states_the_bound_on_the_difference_at_its_stop() -> None:
 
 
 def test_adaptive_transfer_is_a_white_box_attack_on_the_static_model() -> None:
-    spec = {each.attack: each for each in _asked("small", "linf", False, VERSION)}
-    assert stand_of(spec["adaptive-transfer"]) == "transfer"
-    assert stand_of(spec["adaptive-transfer"], on_static=True) == "white-box"
-    assert stand_of(spec["surrogates"], on_static=True) == "transfer"
+    spec = {each.attack: each for each in suite_specs("small", "linf", False, VERSION)}
+    assert kind_of_attack(spec["adaptive-transfer"]) == "transfer"
+    assert kind_of_attack(spec["adaptive-transfer"], on_static=True) == "white-box"
+    assert kind_of_attack(spec["surrogates"], on_static=True) == "transfer"
 
 
 def test_harmful_states_which_accuracy_is_lower() -> None:

@@ -3,6 +3,7 @@
 import pytest
 
 from dent.attacks import make
+from dent.evaluation.attack_kinds import AttackKind, kind_of_attack, kinds_of_attacks
 from dent.evaluation.attack_specs import attack_spec
 from dent.evaluation.records.schema import Trace, UnitRecord, UnitTiming
 from dent.evaluation.records.spec import AttackSpec, EvaluationSpec
@@ -11,7 +12,6 @@ from dent.evaluation.results.result import AttackSummary, Count, Dependence, Dia
 from dent.evaluation.results.scoring import Piece, Scores
 from dent.evaluation.results.symptoms import Symptoms, symptoms_of
 from dent.evaluation.results.verdict import Evidence, gates_of
-from dent.evaluation.suites import Stand, kind_of_attack, stand_of, stands_of
 from dent.threat import ThreatModel
 
 N = 100
@@ -93,14 +93,15 @@ def test_a_run_without_white_box_attacks_takes_the_gradients_of_a_set() -> None:
 
 def test_sets_and_custom_attacks_are_neither_white_box_nor_black_box() -> None:
     standard, custom = specs("standard", "mine")
-    assert (stand_of(standard), stand_of(custom)) == ("other", "other")
     assert (kind_of_attack(standard), kind_of_attack(custom)) == ("other", None)
+    attacks = specs("apgd-ce", "standard", "mine")
+    assert kinds_of_attacks(attacks, {"apgd-ce"})["mine"] == "other"
 
 
 def test_they_count_as_white_box_if_no_other_attack_by_the_gradient_ran() -> None:
     attacks = specs("apgd-ce", "standard", "square")
-    assert stands_of(attacks, {"apgd-ce", "standard"})["standard"] == "other"
-    assert stands_of(attacks, {"standard", "square"})["standard"] == "white-box"
+    assert kinds_of_attacks(attacks, {"apgd-ce", "standard"})["standard"] == "other"
+    assert kinds_of_attacks(attacks, {"standard", "square"})["standard"] == "white-box"
 
 
 def summary(name: str, broken: int, after: dict[str, int], *, black: bool = False) -> AttackSummary:
@@ -123,17 +124,17 @@ def test_the_diagnostic_sees_square_in_a_set_beside_the_white_box_attacks() -> N
         summary("apgd-ce", 0, {"apgd-ce": 0}),
         summary("standard", 40, {"fab-t": 0, "square": 40}),
     ]
-    stands = stands_of(specs("apgd-ce", "standard"), {"apgd-ce", "standard"})
-    assert value("black-box beats white-box", attacks, stands) == 40
+    kinds = kinds_of_attacks(specs("apgd-ce", "standard"), {"apgd-ce", "standard"})
+    assert value("black-box beats white-box", attacks, kinds) == 40
 
 
 def test_the_diagnostic_compares_a_custom_attack_that_only_queries() -> None:
     attacks = [summary("apgd-ce", 0, {}), summary("mine", 40, {}, black=True)]
-    stands = stands_of(specs("apgd-ce", "mine"), {"apgd-ce", "mine"})
-    assert value("black-box beats white-box", attacks, stands) == 40
+    kinds = kinds_of_attacks(specs("apgd-ce", "mine"), {"apgd-ce", "mine"})
+    assert value("black-box beats white-box", attacks, kinds) == 40
 
 
-def value(name: str, attacks: list[AttackSummary], stands: dict[str, Stand]) -> float | None:
+def value(name: str, attacks: list[AttackSummary], kinds: dict[str, AttackKind]) -> float | None:
     independent = Dependence(declared=False, measured=False)
     diagnostics = of_defense(
         "d",
@@ -142,7 +143,7 @@ def value(name: str, attacks: list[AttackSummary], stands: dict[str, Stand]) -> 
         attacks,
         0,
         has_static=False,
-        looks_through=False,
-        stands=stands,
+        has_exact_attack=False,
+        kinds=kinds,
     )
     return next(each.value for each in diagnostics if each.name == name)

@@ -19,6 +19,7 @@ from dent.attacks.adaptive.among import among
 from dent.attacks.history import History
 from dent.attacks.querier import NoGradientError
 from dent.errors import DataError
+from dent.evaluation.attack_kinds import has_exact_attack
 from dent.evaluation.engine.carry import carried
 from dent.evaluation.probe.unit import certificate_record, probe_record
 from dent.evaluation.records.folder import Store
@@ -39,7 +40,6 @@ from dent.evaluation.submission.guard import Guard
 from dent.evaluation.submission.stream import Stream, serve_seed
 from dent.evaluation.submission.submission import Submission, clock, merge_traces, submit
 from dent.evaluation.submission.submitter import DRAWS, Answers, Submitter
-from dent.evaluation.suites import looks_through
 from dent.storage.errors import RecordError
 from dent.support.devices import device_of
 from dent.threat import ThreatModel
@@ -418,7 +418,7 @@ def _try(
     try:
         return attack(target, x, y)
     except NoGradientError as missing:
-        if not looks_through(run.spec):  # in a suite, other attacks fit it
+        if not has_exact_attack(run.spec):  # in a suite, other attacks fit it
             raise
         return _not_attacked(x, f"{NOT_AVAILABLE}{missing}")
 

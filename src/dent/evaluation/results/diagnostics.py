@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from dent.evaluation.attack_kinds import AttackKind
 from dent.evaluation.probe.gradient_check import ALIKE, COARSE
 from dent.evaluation.records.readings import (
     DISTANCE,
@@ -27,7 +28,6 @@ from dent.evaluation.records.spec import STATIC
 from dent.evaluation.results.result import AttackSummary, Dependence, Diagnostic
 from dent.evaluation.results.symptoms import Symptoms, square_gains
 from dent.evaluation.submission.submitter import EXPERIENCED, NATURAL_AFTER, WITH_GRADIENTS
-from dent.evaluation.suites import Stand
 
 CERTIFICATE: Final = "gradient certificate"
 SIGHTED: Final = "no gradient where members stand"
@@ -49,7 +49,7 @@ class _DefenseRecords:
     attacks: Sequence[AttackSummary]
     non_finite: int
     has_static: bool
-    stands: Mapping[str, Stand] = field(default_factory=dict)
+    kinds: Mapping[str, AttackKind] = field(default_factory=dict)
     symptoms: Symptoms | None = None
     apart: Mapping[str, float] = field(default_factory=dict)
 
@@ -59,7 +59,8 @@ class _DefenseRecords:
         return [
             attack
             for attack in self.attacks
-            if self.stands.get(attack.attack or "") in (None, "white-box") or attack.black_box
+            if self.kinds.get(attack.attack or "") in (None, "white-box", "black-box")
+            or attack.black_box
         ]
 
 
@@ -100,8 +101,8 @@ def of_defense(
     non_finite: int,
     *,
     has_static: bool,
-    looks_through: bool,
-    stands: Mapping[str, Stand] | None = None,
+    has_exact_attack: bool,
+    kinds: Mapping[str, AttackKind] | None = None,
     symptoms: Symptoms | None = None,
     apart: Mapping[str, float] | None = None,
 ) -> tuple[Diagnostic, ...]:
@@ -116,9 +117,8 @@ def of_defense(
         attacks: The summaries of all attacks on it.
         non_finite: Number of natural members without a prediction.
         has_static: Whether the run has a static model.
-        looks_through: Whether an attack of the run follows the exact gradient.
-        stands: For each attack, whose gradients it follows. An attack that is not listed follows
-            the gradients of the defense.
+        has_exact_attack: Whether an attack of the run follows the exact gradient.
+        kinds: The kind of each attack. An attack that is not listed counts as white-box.
         symptoms: The symptoms in its records.
         apart: For each view (another way to submit the same batch), the largest distance between
             its answers and the submission.
@@ -130,12 +130,12 @@ def of_defense(
         attacks=attacks,
         non_finite=non_finite,
         has_static=has_static,
-        stands=stands or {},
+        kinds=kinds or {},
         symptoms=symptoms,
         apart=apart or {},
     )
     judged = tuple(judgement.of(defense) for judgement in _JUDGEMENTS)
-    return (*judged, certificate_of(probe)) if looks_through else judged
+    return (*judged, certificate_of(probe)) if has_exact_attack else judged
 
 
 def of_run(*, uneven: bool, sessions: Sequence[Session]) -> tuple[Diagnostic, ...]:

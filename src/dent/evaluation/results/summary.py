@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from statistics import median
 
+from dent.evaluation.attack_kinds import has_exact_attack, is_black_box, kinds_of_attacks
 from dent.evaluation.records.plan import Plan
 from dent.evaluation.records.schema import (
     ChallengeRecord,
@@ -38,7 +39,6 @@ from dent.evaluation.results.worst_case import (
     worst_of,
 )
 from dent.evaluation.submission.submission import merge_traces
-from dent.evaluation.suites import is_black_box, looks_through, stands_of
 
 
 def summarize(
@@ -158,8 +158,8 @@ def _defense(
             attacks,
             missing,
             has_static=spec.has_static,
-            looks_through=looks_through(spec),
-            stands=stands_of(spec.attacks, ran, on_static=on_static),
+            has_exact_attack=has_exact_attack(spec),
+            kinds=kinds_of_attacks(spec.attacks, ran, on_static=on_static),
             symptoms=symptoms_of(
                 scores, spec, by_sample=by_sample(dependence), on_static=on_static
             ),

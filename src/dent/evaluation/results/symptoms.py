@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from dent.attacks.adaptive import is_unavailable
+from dent.evaluation.attack_kinds import AttackKind, is_black_box, kinds_of_attacks
 from dent.evaluation.records.schema import UnitRecord
 from dent.evaluation.records.spec import AttackSpec, EvaluationSpec
 from dent.evaluation.results.scoring import Piece, Scores, of_batch, worst_of_batch
-from dent.evaluation.suites import Stand, is_black_box, stands_of
 
 TOLERATED = 0.01
 """Share of the samples by which another kind of attack may be ahead by chance."""
@@ -62,34 +62,34 @@ def symptoms_of(
         on_static: Whether the defense is the static model.
     """
     specs = {attack.name: attack for attack in spec.attacks}
-    stands = stands_of(spec.attacks, _ran(scores), on_static=on_static)
-    kinds: dict[str, dict[str, Mapping[int, Piece]]] = {
+    kinds = kinds_of_attacks(spec.attacks, _ran(scores), on_static=on_static)
+    by_kind: dict[str, dict[str, Mapping[int, Piece]]] = {
         "white-box": {},
-        "black": {},
+        "black-box": {},
         "transfer": {},
         "other": {},
     }
     white: list[UnitRecord] = []
     for name, pieces in scores.submissions.items():
         records = scores.records.get(name, ())
-        kind = _kind(name, records, specs, stands)
-        if kind in kinds:
-            kinds[kind][name] = pieces
+        kind = _kind(name, records, specs, kinds)
+        if kind in by_kind:
+            by_kind[kind][name] = pieces
         if kind == "white-box":
             white += records
     remaining = {
         kind: _remaining(submissions, scores.whole, by_sample)
-        for kind, submissions in kinds.items()
+        for kind, submissions in by_kind.items()
         if kind != "other"
     }
     ahead = {
         kind: None
         if None in (remaining["white-box"], remaining[kind])
         else _ahead_by(remaining, kind)
-        for kind in ("black", "transfer")
+        for kind in ("black-box", "transfer")
     }
-    in_sets = _square_in_sets(scores, kinds["other"], remaining["white-box"], by_sample)
-    queried = [each for each in (ahead["black"], *in_sets) if each is not None]
+    in_sets = _square_in_sets(scores, by_kind["other"], remaining["white-box"], by_sample)
+    queried = [each for each in (ahead["black-box"], *in_sets) if each is not None]
     standing = dict(_standing(scores, by_sample))
     return Symptoms(
         samples=sum(map(len, standing.values())),
@@ -104,7 +104,7 @@ def _kind(
     name: str,
     records: Sequence[UnitRecord],
     specs: Mapping[str, AttackSpec],
-    stands: Mapping[str, Stand],
+    kinds: Mapping[str, AttackKind],
 ) -> str:
     submitted, _, attack = name.partition("/")
     if submitted == "transfer":
@@ -113,8 +113,8 @@ def _kind(
         return "none"
     took_gradients = any(record.backwards for record in records)
     if is_black_box(specs[attack], took_gradients=took_gradients):
-        return "black"
-    return stands[attack]
+        return "black-box"
+    return kinds[attack]
 
 
 def _ran(scores: Scores) -> set[str]:

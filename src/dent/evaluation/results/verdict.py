@@ -38,7 +38,8 @@ from dent.evaluation.results.worst_case import (
     by_sample,
     natural_difference,
 )
-from dent.evaluation.suites import VERSION, Budget, coverage_of
+from dent.evaluation.suite_attacks import VERSION, Budget
+from dent.evaluation.suites import coverage_of
 from dent.support.plural import agreeing, counted
 from dent.support.rounding import points, points_bounds
 
