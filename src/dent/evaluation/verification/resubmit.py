@@ -11,19 +11,10 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor
 
+from dent.evaluation.engine.adversarial import assembled, carried_images
 from dent.evaluation.engine.carry import carried
-from dent.evaluation.engine.execute import (
-    Batches,
-    answer_fields,
-    assembled,
-    batches_of,
-    carried_images,
-    certify,
-    open_run,
-    submit_once,
-    submit_unit,
-    unit_seed,
-)
+from dent.evaluation.engine.context import batches_of, open_run, unit_seed
+from dent.evaluation.engine.execute import answer_fields, certify, submit_once, submit_unit
 from dent.evaluation.probe.unit import probe_record
 from dent.evaluation.records.image_digest import digest_of
 from dent.evaluation.records.plan import APART, Unit, seed_of, units
@@ -133,7 +124,6 @@ class Resubmission:
         subject = subject.sized(spec.settings)
         self._recorded = recorded
         self._run = open_run(Prepared(subject, spec, plan), _ReadOnly(recorded))
-        self._batches = Batches(self._run)
         self._threat = threat_of(spec.threat)
         self._same_place = _same_place(recorded, subject)
         # Older versions submitted a batch in one way only, and never ran by attack.
@@ -177,7 +167,7 @@ class Resubmission:
                     continue  # `check` reports it
                 if adversarial is None:
                     continue
-                served = submit_once(run, unit, adversarial, self._batches).predictions
+                served = submit_once(run, unit, adversarial).predictions
                 changed = sum(map(operator.ne, served, record.served))
                 problem = None
                 if changed > (0 if self._same_place else 1 + math.ceil(TOLERATED * batch.size)):
@@ -299,7 +289,7 @@ class Resubmission:
             if not isinstance(static, UnitRecord) or static.tensor != record.tensor:
                 raise RecordError(f"{unit.key} names another tensor than {source.key}")
         batch = batches_of(self._run.plan, unit)[0]
-        image = tuple(self._batches.load(batch)[0].shape[1:])
+        image = tuple(self._run.load(batch)[0].shape[1:])
         if record.tensor.shape[1:] != image:  # checked before reading: it can fill a disk
             raise RecordError(
                 f"{unit.key} has images {record.tensor.shape[1:]}, the dataset's are {image}"
@@ -309,7 +299,7 @@ class Resubmission:
     def _outside(self, unit: Unit, record: UnitRecord, adversarial: Tensor) -> str | None:
         natural = torch.cat(
             [
-                self._batches.load(batch)[0][: batch.attacked].cpu()
+                self._run.load(batch)[0][: batch.attacked].cpu()
                 for batch in batches_of(self._run.plan, unit)
             ]
         )
@@ -351,7 +341,7 @@ class Resubmission:
         if tuple(source is not None for source in broke) != record.carried:
             return f"{unit.key} leaves out other members than those that had fallen before it"
         try:
-            expected = carried_images(self._run, broke, self._batches.load(batch)[0].cpu())
+            expected = carried_images(self._run, broke, self._run.load(batch)[0].cpu())
         except RecordError as error:
             return str(error)
         rows = torch.tensor(record.carried)
@@ -360,7 +350,7 @@ class Resubmission:
         return None
 
     def _served(self, unit: Unit, record: UnitRecord, adversarial: Tensor | None) -> str | None:
-        answers = submit_unit(self._run, unit, adversarial, self._batches)
+        answers = submit_unit(self._run, unit, adversarial)
         served = tuple(prediction for answer in answers for prediction in answer.first.predictions)
         self._members[unit.key] = len(served)
         changed = [
@@ -431,7 +421,7 @@ class Resubmission:
 
     def _probe(self, unit: Unit, record: ProbeRecord) -> Iterator[Finding]:
         run, origin = self._run, self._run.stream.origin(unit.defense, 0)
-        batch = self._batches.load(run.plan.batches[0])
+        batch = run.load(run.plan.batches[0])
         repeated = probe_record(
             origin, unit, run.subject, run.spec, batch, guard=run.guard, more=False
         )
@@ -462,7 +452,7 @@ class Resubmission:
         probed = self._recorded.records.get(Unit("probe", unit.defense, None, 0).key)
         if not isinstance(probed, ProbeRecord):
             return Finding("probes", f"{unit.key} comes before the probe of its defense")
-        repeated = certify(self._run, unit, self._batches, more=False)
+        repeated = certify(self._run, unit, more=False)
         gradient = _comparable(record.gradient, repeated.gradient)
         self._keep(record, {"gradient": gradient, "huge_eps": repeated.huge_eps})
         return Finding("probes", self._checks_problem(unit, probed, record, repeated))
