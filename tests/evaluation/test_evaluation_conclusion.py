@@ -11,7 +11,8 @@ from dent.evaluation import Settings, describe, suite
 from dent.evaluation.attack_kinds import kind_of_attack
 from dent.evaluation.records.schema import GradientPoint, GradientRecord, ProbeRecord, UnitRecord
 from dent.evaluation.records.spec import STATIC, EvaluationSpec
-from dent.evaluation.results.diagnostics import CERTIFICATE, SIGHTED
+from dent.evaluation.results.certificate import CERTIFICATE
+from dent.evaluation.results.diagnostics import SIGHTED
 from dent.evaluation.results.result import (
     AttackSummary,
     Count,

@@ -28,8 +28,8 @@ from dent.evaluation import (
     suite,
 )
 from dent.evaluation.records.plan import seed_of
+from dent.evaluation.results.certificate import CERTIFICATE
 from dent.evaluation.results.decision import decisions
-from dent.evaluation.results.diagnostics import CERTIFICATE
 from dent.evaluation.results.result import Verdict
 from dent.evaluation.results.verdict import FEW_BATCHES, HUGE_EPS, LARGE_STEPS
 from dent.evaluation.submission.stream import serve_seed

@@ -27,7 +27,7 @@ from dent.evaluation.records.image_digest import digest_of
 from dent.evaluation.records.plan import Batch, Unit, challenge_file, targets_of
 from dent.evaluation.records.provenance import new_session, now
 from dent.evaluation.records.schema import ChallengeRecord, Session, UnitRecord, short_digest
-from dent.evaluation.results.tells import used_of
+from dent.evaluation.submission.measures import share_of_eps
 from dent.evaluation.submission.submission import clock
 from dent.storage.errors import RecordError
 from dent.support.devices import device_of
@@ -179,7 +179,7 @@ class Challenger:
         answers = submit_unit(run, unit, rows)
         run.guard.check(unit.defense)
         batch = run.plan.batches[unit.batch or 0]
-        used = used_of(run.threat, rows, self._natural(batch)[: batch.attacked])
+        used = share_of_eps(run.threat, rows, self._natural(batch)[: batch.attacked])
         return record_of(run, unit, answers, start=start, used=used)
 
 

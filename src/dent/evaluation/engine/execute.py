@@ -17,7 +17,7 @@ from dent.evaluation.probe.unit import certificate_record, probe_record
 from dent.evaluation.records.plan import Unit
 from dent.evaluation.records.schema import CertificateRecord, ProbeRecord, UnitRecord, UnitTiming
 from dent.evaluation.records.spec import STATIC
-from dent.evaluation.results import tells
+from dent.evaluation.submission.measures import attack_measures, mean_loss
 from dent.evaluation.submission.stream import serve_seed
 from dent.evaluation.submission.submission import Submission, clock, merge_traces, submit
 from dent.evaluation.submission.submitter import DRAWS, Answers
@@ -59,7 +59,7 @@ def execute(run: RunContext, unit: Unit, within: OnPass | None = None) -> None:
     if unit.kind == "attack" and adversarial is not None:
         natural = torch.cat([run.load(batch)[0][: batch.attacked] for batch in unit_batches])
         attack, classes = run.subject.attack(unit.attack or ""), answers[0].first.logits.shape[1]
-        extra |= tells.of_attack(attack, run.threat, adversarial, natural, classes)
+        extra |= attack_measures(attack, run.threat, adversarial, natural, classes)
     record = record_of(
         run, unit, answers, start=start, attack=attack_seconds, static=static, **extra
     )
@@ -96,7 +96,7 @@ def record_of(
         served=tuple(prediction for answer in answers for prediction in answer.first.predictions),
         **answer_fields(answers),
         trace=merge_traces([answer.first.trace for answer in answers]),
-        loss=tells.loss_of([answer.first for answer in answers], batches_of(run.plan, unit)),
+        loss=mean_loss([answer.first for answer in answers], batches_of(run.plan, unit)),
         timing=UnitTiming(
             total=clock(device_of(run.subject.model)) - start,
             attack=attack,

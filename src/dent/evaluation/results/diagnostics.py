@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from dent.evaluation.attack_kinds import AttackKind
-from dent.evaluation.probe.gradient_check import ALIKE, COARSE
 from dent.evaluation.records.readings import (
     DISTANCE,
     depends,
@@ -19,17 +18,15 @@ from dent.evaluation.records.readings import (
 )
 from dent.evaluation.records.schema import (
     Comparison,
-    GradientCheck,
-    GradientPoint,
     ProbeRecord,
     Session,
 )
 from dent.evaluation.records.spec import STATIC
+from dent.evaluation.results.certificate import CERTIFICATE, certificate_of
 from dent.evaluation.results.result import AttackSummary, Dependence, Diagnostic
 from dent.evaluation.results.symptoms import Symptoms, square_gains
 from dent.evaluation.submission.submitter import EXPERIENCED, NATURAL_AFTER, WITH_GRADIENTS
 
-CERTIFICATE: Final = "gradient certificate"
 SIGHTED: Final = "no gradient where members stand"
 ZERO_GRADIENT: Final = 0.05
 MISMATCH: Final = 0.01
@@ -88,7 +85,7 @@ class _Judgement:
         """Return the diagnostic of one defense."""
         value = self.measure(defense)
         if isinstance(value, str):
-            return _not_run(self.name, value)
+            return Diagnostic.not_run(self.name, value)
         raised = self.raised.format(probe=defense.probe)
         return Diagnostic.judge(self.name, value, self.threshold, raised, self.passed)
 
@@ -158,7 +155,7 @@ def of_run(*, uneven: bool, sessions: Sequence[Session]) -> tuple[Diagnostic, ..
             "The whole run used the same software and device.",
         )
         if kinds
-        else _not_run("mixed provenance", "The run has no session on record."),
+        else Diagnostic.not_run("mixed provenance", "The run has no session on record."),
     )
 
 
@@ -413,75 +410,6 @@ _JUDGEMENTS: Final = (
 """The diagnostics of every defense, in this order."""
 
 
-def certificate_of(probe: ProbeRecord | None) -> Diagnostic:
-    """Return the diagnostic that says whether attacks follow the true gradient of every member."""
-    if probe is None:
-        return _not_run(CERTIFICATE, "The defense has not been probed for it yet.")
-    check = probe.gradient
-    if check is None:
-        return _older_certificate(probe.gradient_check)
-    if check.missing is not None or check.threshold is None:
-        return _not_run(CERTIFICATE, f"There is no gradient to check: {check.missing}.")
-    worst = max(_error(point) for point in check.points)
-    return Diagnostic.judge(
-        CERTIFICATE,
-        worst,
-        check.threshold,
-        "For some checked member, the predictions do not change as the gradient says. Attacks that "
-        "follow it are not white-box.",
-        f"For every checked member, the predictions change as the {check.rung} gradient says.",
-    )
-
-
-def _error(point: GradientPoint) -> float:
-    """Return the largest error of any member, at most 1.
-
-    It is 1 if an error is infinite, or if the check saw another gradient than the attack or other
-    predictions than the submission.
-    """
-    if point.alike < ALIKE or point.same < ALIKE * point.of or None in point.errors:
-        return 1.0
-    return min(max(error for error in point.errors if error is not None), 1.0)
-
-
-def over_large_steps(probe: ProbeRecord | None) -> bool | None:
-    """Return whether the gradient predicts how the answers change over large steps.
-
-    It must do so over steps of a quarter or half of eps, for all checked members but one in fifty.
-    Exact gradients are no exception, because they may follow only a small ripple on the input.
-
-    Returns:
-        None if it was not checked. Older versions checked only inexact gradients.
-    """
-    check = None if probe is None else probe.gradient
-    if check is None or check.missing is not None or not check.points:
-        return None
-    errors = [point.coarse for point in check.points]
-    if any(coarse is not None and not _few_are_wrong(coarse) for coarse in errors):
-        return False
-    return None if None in errors else True
-
-
-def answered_classes(probe: ProbeRecord | None) -> int | None:
-    """Return the number of logits per image; None if it is not recorded."""
-    return None if probe is None or probe.gradient is None else probe.gradient.classes
-
-
-def _few_are_wrong(errors: Sequence[float | None]) -> bool:
-    return sum(error is None or error > COARSE for error in errors) <= len(errors) // 50
-
-
-def _older_certificate(check: GradientCheck | None) -> Diagnostic:
-    if check is None:
-        return _not_run(CERTIFICATE, "The defense has not been probed for it yet.")
-    if check.missing is not None or check.threshold is None:
-        return _not_run(CERTIFICATE, f"There is no exact gradient to check: {check.missing}.")
-    return _not_run(
-        CERTIFICATE,
-        "An older version made a weaker check: run it again.",
-    )
-
-
 def _distance(comparison: Comparison) -> float:
     """Return the distance between two answers; 1 if only one of them is finite."""
     return 1.0 if comparison.distance is None else comparison.distance
@@ -506,7 +434,3 @@ _LATE: Final = (
     CERTIFICATE,
 )
 """Diagnostics that a run of the whole suite measures last, or that need its last attacks."""
-
-
-def _not_run(name: str, why: str) -> Diagnostic:
-    return Diagnostic(name=name, state="not-run", value=None, threshold=None, sentence=why)

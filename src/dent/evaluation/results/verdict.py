@@ -13,13 +13,8 @@ from types import MappingProxyType
 from typing import Final, Literal
 
 from dent.evaluation.records.spec import STATIC, EvaluationSpec
-from dent.evaluation.results.diagnostics import (
-    CERTIFICATE,
-    HUGE_EPS,
-    SIGHTED,
-    answered_classes,
-    over_large_steps,
-)
+from dent.evaluation.results.certificate import CERTIFICATE, answered_classes, over_large_steps
+from dent.evaluation.results.diagnostics import HUGE_EPS, SIGHTED
 from dent.evaluation.results.power import detectable_gain
 from dent.evaluation.results.result import (
     Decision,

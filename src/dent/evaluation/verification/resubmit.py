@@ -31,11 +31,11 @@ from dent.evaluation.records.schema import (
     UnitRecord,
 )
 from dent.evaluation.records.spec import STATIC, EvaluationSpec
-from dent.evaluation.results.diagnostics import certificate_of, over_large_steps
+from dent.evaluation.results.certificate import certificate_of, over_large_steps
 from dent.evaluation.results.recorded_run import RecordedRun
 from dent.evaluation.results.result import DefenseResult, EvaluationResult
-from dent.evaluation.results.tells import loss_of
 from dent.evaluation.subject import Prepared, Subject, threat_of
+from dent.evaluation.submission.measures import mean_loss
 from dent.evaluation.submission.submission import Submission, merge_traces
 from dent.evaluation.submission.submitter import Answers
 from dent.storage.errors import RecordError
@@ -363,7 +363,7 @@ class Resubmission:
             logits = torch.cat([answer.first.logits for answer in answers])
             self._note_changes(unit, record, served, logits)
         self._keep(record, {"served": served, **self._fields(answers, record)})
-        loss = loss_of([answer.first for answer in answers], batches_of(self._run.plan, unit))
+        loss = mean_loss([answer.first for answer in answers], batches_of(self._run.plan, unit))
         if record.loss is None:
             unlike = self._complete and loss is not None
         else:
