@@ -13,6 +13,8 @@ from dent.evaluation.records.schema import GradientPoint, GradientRecord, ProbeR
 from dent.evaluation.records.spec import STATIC, EvaluationSpec
 from dent.evaluation.results.certificate import CERTIFICATE
 from dent.evaluation.results.diagnostics import SIGHTED
+from dent.evaluation.results.gradient_comparison import GradientComparison
+from dent.evaluation.results.mistakes import AT_CHANCE
 from dent.evaluation.results.result import (
     AttackSummary,
     Count,
@@ -24,9 +26,7 @@ from dent.evaluation.results.result import (
     Gate,
     Verdict,
 )
-from dent.evaluation.results.sanity import AT_CHANCE
 from dent.evaluation.results.scoring import Piece, Scores
-from dent.evaluation.results.symptoms import Symptoms
 from dent.evaluation.results.verdict import (
     FEW_BATCHES,
     HUGE_EPS,
@@ -154,7 +154,7 @@ def diagnostic(name: str, state: Any) -> Diagnostic:
 
 
 ALL = [each.name for each in suite_attacks("dynamic", "small")]
-GONE = Symptoms(samples=200, black_box=-3, transfer=0, blind=0, standing=90)
+GONE = GradientComparison(samples=200, black_box=-3, transfer=0, without_gradient=0, unbroken=90)
 
 
 def evidence(**changes: Any) -> Evidence:
@@ -188,12 +188,12 @@ FOR_GOOD = {
         ("randomized", {"drawn": False}),
         ("randomized", {"ran": [each for each in ALL if each != "eot"]}),
         ("served differs from claimed", {"drawn": False}),
-        ("not logits", {"symptoms": replace(GONE, blind=1)}),
+        ("not logits", {"symptoms": replace(GONE, without_gradient=1)}),
         ("not logits", {"symptoms": replace(GONE, transfer=3)}),
-        ("not logits", {"symptoms": replace(GONE, blind=None)}),
-        ("zero gradient", {"symptoms": replace(GONE, blind=1)}),
+        ("not logits", {"symptoms": replace(GONE, without_gradient=None)}),
+        ("zero gradient", {"symptoms": replace(GONE, without_gradient=1)}),
         ("zero gradient", {"symptoms": replace(GONE, black_box=3)}),
-        ("no gradient where members stand", {"symptoms": replace(GONE, blind=1)}),
+        ("no gradient where members stand", {"symptoms": replace(GONE, without_gradient=1)}),
         ("black-box beats white-box", {"symptoms": replace(GONE, black_box=3)}),
         ("black-box beats white-box", {"symptoms": replace(GONE, black_box=None)}),
         ("transfer beats white-box", {"symptoms": replace(GONE, transfer=3)}),
@@ -239,8 +239,8 @@ def test_the_ground_for_a_gain_depends_on_certificate_huge_eps_and_symptoms(
     none: tuple[dict[str, Any], ...] = (
         {"large_steps": False},
         {"large_steps": None},
-        {"symptoms": replace(GONE, blind=1)},
-        {"symptoms": replace(GONE, blind=None)},
+        {"symptoms": replace(GONE, without_gradient=1)},
+        {"symptoms": replace(GONE, without_gradient=None)},
     )
     weaker = (
         {"symptoms": replace(GONE, black_box=3)},
@@ -277,9 +277,9 @@ def test_more_logits_than_classes_open_a_gate() -> None:
 
 def test_unrecorded_gradients_open_a_gate_while_any_member_is_correct() -> None:
     told = [diagnostic(SIGHTED, "not-run")]
-    (gate,) = gates_of(told, evidence(symptoms=replace(GONE, blind=None)))
+    (gate,) = gates_of(told, evidence(symptoms=replace(GONE, without_gradient=None)))
     assert (gate.name, gate.open) == (SIGHTED, True)
-    assert gates_of(told, evidence(symptoms=replace(GONE, blind=None, standing=0))) == ()
+    assert gates_of(told, evidence(symptoms=replace(GONE, without_gradient=None, unbroken=0))) == ()
 
 
 def test_non_finite_predictions_open_no_gate() -> None:

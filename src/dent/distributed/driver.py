@@ -13,7 +13,7 @@ from dent.distributed.cluster import WorkerError
 from dent.distributed.tasks import Found, Task
 from dent.errors import InputError
 from dent.evaluation.records.plan import Group, Unit
-from dent.evaluation.records.readings import stateful
+from dent.evaluation.records.probe_answers import stateful
 from dent.evaluation.records.schema import JournalRecord, ProbeRecord, Session
 from dent.evaluation.run import RemainingWork
 from dent.support.plural import counted

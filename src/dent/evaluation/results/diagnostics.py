@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from dent.evaluation.attack_kinds import AttackKind
-from dent.evaluation.records.readings import (
+from dent.evaluation.records.probe_answers import (
     DISTANCE,
-    depends,
-    moved,
+    changed,
+    depends_on_batch,
     other_batches,
     randomized,
     stateful,
@@ -23,8 +23,8 @@ from dent.evaluation.records.schema import (
 )
 from dent.evaluation.records.spec import STATIC
 from dent.evaluation.results.certificate import CERTIFICATE, certificate_of
+from dent.evaluation.results.gradient_comparison import GradientComparison, square_gains
 from dent.evaluation.results.result import AttackSummary, Dependence, Diagnostic
-from dent.evaluation.results.symptoms import Symptoms, square_gains
 from dent.evaluation.submission.submitter import EXPERIENCED, NATURAL_AFTER, WITH_GRADIENTS
 
 SIGHTED: Final = "no gradient where members stand"
@@ -47,7 +47,7 @@ class _DefenseRecords:
     non_finite: int
     has_static: bool
     kinds: Mapping[str, AttackKind] = field(default_factory=dict)
-    symptoms: Symptoms | None = None
+    comparison: GradientComparison | None = None
     apart: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -100,7 +100,7 @@ def of_defense(
     has_static: bool,
     has_exact_attack: bool,
     kinds: Mapping[str, AttackKind] | None = None,
-    symptoms: Symptoms | None = None,
+    comparison: GradientComparison | None = None,
     apart: Mapping[str, float] | None = None,
 ) -> tuple[Diagnostic, ...]:
     """Return all diagnostics of one defense, raised or not, always in the same order.
@@ -116,7 +116,7 @@ def of_defense(
         has_static: Whether the run has a static model.
         has_exact_attack: Whether an attack of the run follows the exact gradient.
         kinds: The kind of each attack. An attack that is not listed counts as white-box.
-        symptoms: The symptoms in its records.
+        comparison: The attacks by its gradient, compared with the others.
         apart: For each view (another way to submit the same batch), the largest distance between
             its answers and the submission.
     """
@@ -128,7 +128,7 @@ def of_defense(
         non_finite=non_finite,
         has_static=has_static,
         kinds=kinds or {},
-        symptoms=symptoms,
+        comparison=comparison,
         apart=apart or {},
     )
     judged = tuple(judgement.of(defense) for judgement in _JUDGEMENTS)
@@ -193,16 +193,16 @@ def _zero_gradient(probe: ProbeRecord) -> float | str:
 
 
 def _depends(probe: ProbeRecord) -> float | str:
-    if depends(probe) is None:
+    if depends_on_batch(probe) is None:
         return _UNMEASURABLE
     furthest = max(map(_distance, other_batches(probe)))
-    return furthest if any(map(moved, other_batches(probe))) else 0.0
+    return furthest if any(map(changed, other_batches(probe))) else 0.0
 
 
 def _undeclared(defense: _DefenseRecords) -> float | str:
     if defense.probe is None:
         return _NOT_PROBED
-    measured = depends(defense.probe)
+    measured = depends_on_batch(defense.probe)
     return (
         _UNMEASURABLE if measured is None else float(measured and not defense.dependence.declared)
     )
@@ -281,10 +281,10 @@ def _mismatch(defense: _DefenseRecords) -> float | str:
     return max(shares) if shares else "No attack ran on the defense itself."
 
 
-def _blind(defense: _DefenseRecords) -> float | str:
-    if defense.symptoms is None or defense.symptoms.blind is None:
+def _without_gradient(defense: _DefenseRecords) -> float | str:
+    if defense.comparison is None or defense.comparison.without_gradient is None:
         return "No gradient attack recorded for which members it had a gradient."
-    return float(defense.symptoms.blind)
+    return float(defense.comparison.without_gradient)
 
 
 def _not_copied(defense: _DefenseRecords) -> float | str:
@@ -390,7 +390,7 @@ _JUDGEMENTS: Final = (
     ),
     _Judgement(
         SIGHTED,
-        _blind,
+        _without_gradient,
         "For some members that are still correct, no attack had a gradient.",
         "For every member that is still correct, an attack had a gradient.",
     ),

@@ -12,11 +12,14 @@ from dent.evaluation.records.schema import (
     UnitRecord,
 )
 from dent.evaluation.records.spec import STATIC, AttackSpec, DefenseSpec, EvaluationSpec
-from dent.evaluation.results import diagnostics, tells
+from dent.evaluation.results import diagnostics
+from dent.evaluation.results.attack_effort import effort_diagnostics
+from dent.evaluation.results.attack_failure import curve_of, indicators_of
 from dent.evaluation.results.averaged_views import over_views
 from dent.evaluation.results.decision import decisions, left
-from dent.evaluation.results.indicators import curve_of, indicators_of
+from dent.evaluation.results.gradient_comparison import compare_gradients
 from dent.evaluation.results.ladder import ladder_of
+from dent.evaluation.results.mistakes import suspicions
 from dent.evaluation.results.outside import WithOutside, summaries, with_challenges
 from dent.evaluation.results.result import (
     AttackSummary,
@@ -26,9 +29,7 @@ from dent.evaluation.results.result import (
     Difference,
     EvaluationResult,
 )
-from dent.evaluation.results.sanity import suspicions
 from dent.evaluation.results.scoring import Rights, Scores, score
-from dent.evaluation.results.symptoms import symptoms_of
 from dent.evaluation.results.verdict import RULES, with_verdicts
 from dent.evaluation.results.worst_case import (
     bootstrap_seed,
@@ -160,13 +161,13 @@ def _defense(
             has_static=spec.has_static,
             has_exact_attack=has_exact_attack(spec),
             kinds=kinds_of_attacks(spec.attacks, ran, on_static=on_static),
-            symptoms=symptoms_of(
+            comparison=compare_gradients(
                 scores, spec, by_sample=by_sample(dependence), on_static=on_static
             ),
             apart=_apart(scores),
         )
         + suspicions(unattacked, len(spec.dataset.classes), scores)
-        + tells.of_defense(defense, scores, spec.attacks),
+        + effort_diagnostics(defense, scores, spec.attacks),
         timing=_timing(scores),
         ladder=None if defense.name == STATIC else ladder_of(spec, attacks),
         repeated=repeated_of(own.scores, dependence),

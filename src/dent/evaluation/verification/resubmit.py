@@ -18,8 +18,8 @@ from dent.evaluation.engine.execute import answer_fields, certify, submit_once, 
 from dent.evaluation.probe.unit import probe_record
 from dent.evaluation.records.image_digest import digest_of
 from dent.evaluation.records.plan import APART, Unit, seed_of, units
+from dent.evaluation.records.probe_answers import depends_on_batch, randomized, stateful
 from dent.evaluation.records.provenance import new_session
-from dent.evaluation.records.readings import depends, randomized, stateful
 from dent.evaluation.records.schema import (
     CertificateRecord,
     ChallengeRecord,
@@ -439,7 +439,7 @@ class Resubmission:
     def _probe_problem(
         self, unit: Unit, record: ProbeRecord, repeated: ProbeRecord, *, older: bool
     ) -> str | None:
-        readings = (depends, randomized, stateful)
+        readings = (depends_on_batch, randomized, stateful)
         if any(reading(repeated) != reading(record) for reading in readings) or any(
             getattr(repeated, name) != getattr(record, name) for name in _COUNTED
         ):

@@ -1,7 +1,8 @@
-"""Signs that the attacks by the defense's own gradient were too weak.
+"""Compare the attacks by the defense's own gradient with the other kinds of attacks.
 
-They come from the records of the whole run, and take all attacks of a kind together. If a sign
-remains after all attacks have run, the robust accuracy of the run is only an upper bound.
+The numbers come from the records of the whole run, and take all attacks of a kind together. If
+another kind is ahead after all attacks have run, the attacks by the gradient were too weak, and the
+robust accuracy of the run is only an upper bound.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,13 +15,13 @@ from dent.evaluation.records.schema import UnitRecord
 from dent.evaluation.records.spec import AttackSpec, EvaluationSpec
 from dent.evaluation.results.scoring import Piece, Scores, of_batch, worst_of_batch
 
-TOLERATED = 0.01
+CHANCE_LEAD = 0.01
 """Share of the samples by which another kind of attack may be ahead by chance."""
 
 
 @dataclass(frozen=True)
-class Symptoms:
-    """The symptoms in the records of one defense.
+class GradientComparison:
+    """How far the attacks by the gradient of one defense got, compared with the others.
 
     Attributes:
         samples: Number of attacked members in the scored batches; see `Scores.whole`.
@@ -29,31 +30,31 @@ class Symptoms:
             run. Square counts as part of a set, too, with at most the members that the set broke
             beyond those attacks.
         transfer: The same for transfer attacks.
-        blind: Number of members that no attack broke, and for which no white-box attack had a
-            nonzero gradient in more than half of its steps; None if that is not recorded.
-        standing: Number of members that no attack broke.
+        without_gradient: Number of members that no attack broke, and for which no white-box attack
+            had a nonzero gradient in more than half of its steps; None if that is not recorded.
+        unbroken: Number of members that no attack broke.
     """
 
     samples: int
     black_box: int | None
     transfer: int | None
-    blind: int | None
-    standing: int
+    without_gradient: int | None
+    unbroken: int
 
     @property
     def allowed(self) -> int:
         """Number of samples by which another kind of attack may be ahead."""
-        return int(TOLERATED * self.samples)
+        return int(CHANCE_LEAD * self.samples)
 
     def beaten(self, ahead: int | None) -> bool | None:
         """Return whether a kind of attack is ahead by more than that; None if it has not run."""
         return None if ahead is None else ahead > self.allowed
 
 
-def symptoms_of(
+def compare_gradients(
     scores: Scores, spec: EvaluationSpec, *, by_sample: bool, on_static: bool = False
-) -> Symptoms:
-    """Read the symptoms of a defense from its records.
+) -> GradientComparison:
+    """Compare the attacks on a defense, from its records.
 
     Args:
         scores: The scores of the defense.
@@ -90,13 +91,13 @@ def symptoms_of(
     }
     in_sets = _square_in_sets(scores, by_kind["other"], remaining["white-box"], by_sample)
     queried = [each for each in (ahead["black-box"], *in_sets) if each is not None]
-    standing = dict(_standing(scores, by_sample))
-    return Symptoms(
-        samples=sum(map(len, standing.values())),
+    unbroken = dict(_unbroken(scores, by_sample))
+    return GradientComparison(
+        samples=sum(map(len, unbroken.values())),
         black_box=max(queried, default=None),
         transfer=ahead["transfer"],
-        blind=_blind(standing, white),
-        standing=sum(sum(rows) for rows in standing.values()),
+        without_gradient=_without_gradient(unbroken, white),
+        unbroken=sum(sum(rows) for rows in unbroken.values()),
     )
 
 
@@ -183,13 +184,15 @@ def square_gains(fooled: Mapping[str, int]) -> list[int]:
     ]
 
 
-def _standing(scores: Scores, by_sample: bool) -> Iterator[tuple[int, tuple[bool, ...]]]:
+def _unbroken(scores: Scores, by_sample: bool) -> Iterator[tuple[int, tuple[bool, ...]]]:
     for index in scores.whole:
         rights, _ = worst_of_batch(scores.of_batch(index), by_sample=by_sample)
         yield index, tuple(right > 0.5 for right in rights)
 
 
-def _blind(standing: Mapping[int, Sequence[bool]], white: Sequence[UnitRecord]) -> int | None:
+def _without_gradient(
+    unbroken: Mapping[int, Sequence[bool]], white: Sequence[UnitRecord]
+) -> int | None:
     sighted: dict[int, list[bool]] = {}
     for record in white:
         if record.batch is None or record.gradients is None or record.zero_gradients is None:
@@ -200,10 +203,10 @@ def _blind(standing: Mapping[int, Sequence[bool]], white: Sequence[UnitRecord]) 
         ]
         previous = sighted.setdefault(record.batch, [False] * len(useful))
         sighted[record.batch] = [a or b for a, b in zip(previous, useful, strict=True)]
-    if not sighted or any(index not in sighted for index in standing):
+    if not sighted or any(index not in sighted for index in unbroken):
         return None
     return sum(
         right and not has_gradient
-        for index, rows in standing.items()
+        for index, rows in unbroken.items()
         for right, has_gradient in zip(rows, sighted[index], strict=True)
     )

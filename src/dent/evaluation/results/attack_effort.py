@@ -1,7 +1,7 @@
-"""Tells: signs in the records that an attack did little or nothing.
+"""Signs in the records that an attack did little or nothing.
 
-A tell is no proof. An attack that returns natural images, by mistake or on purpose, raises tells,
-but so may an attack that finds nothing. `dent verify --reattack` finds out which it was.
+They prove nothing. An attack that returns natural images, by mistake or on purpose, raises them.
+But so may an attack that finds nothing. `dent verify --reattack` finds out which it was.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -29,12 +29,12 @@ _ALL_OR_NOTHING: Final = (*PARTS, *SETS, "rays")
 """Attacks that return the natural image of a member that they did not break."""
 
 
-def of_defense(
+def effort_diagnostics(
     defense: DefenseSpec, scores: Scores, specs: Sequence[AttackSpec]
 ) -> tuple[Diagnostic, ...]:
-    """Return the tells of one defense, raised or not, always in the same order.
+    """Return the diagnostics of the effort of attacks on one defense, always in the same order.
 
-    Older records lack the fields that tells are read from, and have no tells. Members that an
+    Older records lack the fields that they are read from, and have none. Members that an
     attack left out (`carried`) keep the images of other attacks, and tell nothing about it.
 
     Args:

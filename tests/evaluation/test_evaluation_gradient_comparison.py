@@ -8,9 +8,9 @@ from dent.evaluation.attack_specs import attack_spec
 from dent.evaluation.records.schema import Trace, UnitRecord, UnitTiming
 from dent.evaluation.records.spec import AttackSpec, EvaluationSpec
 from dent.evaluation.results.diagnostics import of_defense
+from dent.evaluation.results.gradient_comparison import GradientComparison, compare_gradients
 from dent.evaluation.results.result import AttackSummary, Count, Dependence, Diagnostic
 from dent.evaluation.results.scoring import Piece, Scores
-from dent.evaluation.results.symptoms import Symptoms, symptoms_of
 from dent.evaluation.results.verdict import Evidence, gates_of
 from dent.threat import ThreatModel
 
@@ -43,8 +43,8 @@ def unit(name: str, broken: int, backwards: int, after: dict[str, int] | None) -
     )
 
 
-def symptoms(*attacks: tuple[str, int, int, dict[str, int] | None]) -> Symptoms:
-    """Return the symptoms of a defense of which each attack broke the first so many members.
+def comparison(*attacks: tuple[str, int, int, dict[str, int] | None]) -> GradientComparison:
+    """Return the comparison for a defense of which each attack broke the first so many members.
 
     Args:
         attacks: For each attack: its name, the members that it broke, its gradients, and the
@@ -56,7 +56,7 @@ def symptoms(*attacks: tuple[str, int, int, dict[str, int] | None]) -> Symptoms:
         rights = (False,) * broken + (True,) * (N - broken)
         submissions[f"attack/{name}"] = {0: Piece(rights, (), 0)}
         records[f"attack/{name}"] = [unit(name, broken, backwards, after)]
-    return symptoms_of(Scores(submissions, records, None, (0,)), spec, by_sample=True)
+    return compare_gradients(Scores(submissions, records, None, (0,)), spec, by_sample=True)
 
 
 APGD = ("apgd-ce", 0, 20, None)
@@ -68,7 +68,7 @@ STANDARD = ("standard", 40, 40, {"apgd-ce": 0, "apgd-t": 0, "fab-t": 0, "square"
 def test_sets_and_custom_attacks_do_not_hide_that_square_breaks_more(
     mixed: tuple[str, int, int, dict[str, int] | None],
 ) -> None:
-    found = symptoms(APGD, SQUARE, mixed)
+    found = comparison(APGD, SQUARE, mixed)
     assert found.black_box == 40
     evidence = Evidence(ran=(), symptoms=found, drawn=False, large_steps=True)
     for name in ("black-box beats white-box", "zero gradient", "not logits"):
@@ -78,17 +78,17 @@ def test_sets_and_custom_attacks_do_not_hide_that_square_breaks_more(
 
 
 def test_square_in_a_set_counts_as_a_black_box_attack() -> None:
-    assert symptoms(APGD, STANDARD).black_box == 40
+    assert comparison(APGD, STANDARD).black_box == 40
     by_gradient = {"apgd-ce": 38, "apgd-t": 38, "fab-t": 38, "square": 40}
-    assert symptoms(APGD, ("standard", 40, 40, by_gradient)).black_box == 2
-    assert symptoms(("apgd-ce", 39, 20, None), STANDARD).black_box == 1
-    assert symptoms(("apgd-ce", 50, 20, None), SQUARE, STANDARD).black_box == -10
+    assert comparison(APGD, ("standard", 40, 40, by_gradient)).black_box == 2
+    assert comparison(("apgd-ce", 39, 20, None), STANDARD).black_box == 1
+    assert comparison(("apgd-ce", 50, 20, None), SQUARE, STANDARD).black_box == -10
 
 
 def test_a_run_without_white_box_attacks_takes_the_gradients_of_a_set() -> None:
-    assert symptoms(STANDARD).blind == 0
-    assert symptoms(STANDARD, SQUARE).black_box == 0
-    assert symptoms(("mine", 0, 1, None), SQUARE).black_box == 40
+    assert comparison(STANDARD).without_gradient == 0
+    assert comparison(STANDARD, SQUARE).black_box == 0
+    assert comparison(("mine", 0, 1, None), SQUARE).black_box == 40
 
 
 def test_sets_and_custom_attacks_are_neither_white_box_nor_black_box() -> None:
