@@ -38,7 +38,8 @@ from dent import DENT, DENT_PLUS, Dent, ThreatModel, data, models
 from dent.attacks import Attack, from_adv_lib, from_foolbox
 from dent.attacks.losses import margin
 from dent.evaluation.results.intervals import wilson
-from dent.evaluation.suites import BUDGETS, suite_attacks
+from dent.evaluation.suite_attacks import BUDGETS
+from dent.evaluation.suites import suite_attacks
 
 THREAT: Final = ThreatModel("linf", "8/255")
 MODEL: Final = "resnet-14-2-linf"

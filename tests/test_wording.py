@@ -109,7 +109,7 @@ NEVER_ONE = {
     "merge.py: out runs",  # a verb
     "planning.py: scale.id runs",  # a verb
     "render.py: before runs",  # "one run" is written out
-    "tells.py: MANY members",
+    "attack_effort.py: MANY members",
     "plan.py: size images",
     "store.py: len(content) bytes",
     "card_page.py: weights['bytes'] bytes",

@@ -16,7 +16,7 @@ from dent.errors import ConfigError
 from dent.evaluation import EvaluationResult, Settings, Subject
 from dent.evaluation.engine.progress import OnProgress
 from dent.evaluation.records.spec import STATIC
-from dent.evaluation.suites import Budget, SuiteName
+from dent.evaluation.suite_attacks import Budget, SuiteName
 from dent.models.check import check_is_module
 from dent.support.devices import device_of
 from dent.threat import ThreatModel, usual_eps

@@ -26,7 +26,7 @@ from dent.evaluation.records.spec import STATIC
 from dent.evaluation.results.intervals import tango
 from dent.evaluation.results.result import Decision
 from dent.evaluation.subject import threat_of
-from dent.evaluation.suites import SuiteName
+from dent.evaluation.suite_attacks import SuiteName
 from dent.evaluation.verification.reattack import RerunCount
 from dent.storage.canonical import canonical, digest
 from dent.storage.errors import RecordError

@@ -4,7 +4,7 @@ import pytest
 
 from dent.board.tracks import HEADLINE, VARIANTS, Track, track, tracks
 from dent.errors import ConfigError, UnknownNameError
-from dent.evaluation.suites import VERSION
+from dent.evaluation.suite_attacks import VERSION
 
 IDENTITIES = {
     "cifar10-linf-8/255-v1": "6e64d0dadda48bf2c95c",

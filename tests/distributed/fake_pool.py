@@ -11,7 +11,7 @@ from dent.evaluation import EvaluationResult, Settings, Subject
 from dent.evaluation.engine.progress import OnProgress
 from dent.evaluation.records.plan import Unit
 from dent.evaluation.records.shard import Shard
-from dent.evaluation.run import Work, conduct
+from dent.evaluation.run import RemainingWork, evaluate_with
 
 Dies = Callable[[Task | None], bool]
 """Decides from the task of a worker if it dies now. It is called before the worker is ready (with
@@ -21,7 +21,7 @@ None) and before every record."""
 class FakePool:
     """In each call of `wait`, draws a worker at random and runs it for one unit."""
 
-    def __init__(self, work: Work, size: int, dies: Dies, seed: int = 0) -> None:
+    def __init__(self, work: RemainingWork, size: int, dies: Dies, seed: int = 0) -> None:
         self.size = size
         self._dies = dies
         self._draw = random.Random(seed)  # noqa: S311
@@ -89,10 +89,10 @@ def evaluate_by_fakes(
 ) -> EvaluationResult:
     """Evaluate as `dent.distributed.evaluate` does, but on a `FakePool` in this process."""
 
-    def do(work: Work) -> None:
+    def run_units(work: RemainingWork) -> None:
         pool = FakePool(work, size, dies, seed)
         if pools is not None:
             pools.append(pool)
         drive(work, pool, attempts=attempts, patience=60.0, notice=notice)
 
-    return conduct(subject, settings, do, out=out, progress=progress, shard=shard)
+    return evaluate_with(subject, settings, run_units, out=out, progress=progress, shard=shard)

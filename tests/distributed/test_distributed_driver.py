@@ -20,7 +20,7 @@ from dent.errors import ConfigError, InputError
 from dent.evaluation import Progress, Settings, Subject, evaluate, load_run
 from dent.evaluation.engine.progress import OnProgress
 from dent.evaluation.probe import questions
-from dent.evaluation.run import Work, conduct
+from dent.evaluation.run import RemainingWork, evaluate_with
 from dent.evaluation.subject import prepare
 from tests.distributed.fake_pool import FakePool, evaluate_by_fakes
 from tests.distributed.toys import Refusing, contents
@@ -148,11 +148,11 @@ def test_run_fails_and_names_the_missing_resources_if_no_worker_starts(tmp_path:
             del seconds
             return []
 
-    def do(work: Work) -> None:
+    def run_units(work: RemainingWork) -> None:
         drive(work, Empty(work, 1, lambda _: False), attempts=3, patience=0.01)
 
     with pytest.raises(WorkerError, match=r"no worker .* 1 CPU, and the cluster has 0 of 0 CPU"):
-        conduct(make_subject(), SMALL, do, out=tmp_path, progress=None, shard=None)
+        evaluate_with(make_subject(), SMALL, run_units, out=tmp_path, progress=None, shard=None)
 
 
 def test_attack_that_raises_is_not_retried(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from dent.evaluation import (
     suite,
     verify,
 )
+from dent.evaluation.attack_kinds import kind_of_attack
 from dent.evaluation.records.plan import Unit, candidates, groups, make_plan, rounds, units
 from dent.evaluation.records.schema import JournalRecord, UnitRecord
 from dent.evaluation.records.spec import STATIC, EvaluationSpec
@@ -33,7 +34,7 @@ from dent.evaluation.results.power import detectable_gain
 from dent.evaluation.results.recorded_run import RecordedRun
 from dent.evaluation.results.scoring import piece_of
 from dent.evaluation.results.summary import summarize
-from dent.evaluation.suites import kind_of_attack, named_suite
+from dent.evaluation.suites import named_suite
 from dent.storage.canonical import canonical, digest
 from dent.threat import ThreatModel
 from tests.attacks.known_defenses import Identity
@@ -318,7 +319,7 @@ def test_a_gradient_attack_without_members_left_is_not_a_black_box(complete: Pat
     for defense in result.defenses.values():
         for each in defense.attacks:
             if each.kind == "attack" and each.batches:
-                assert each.black_box == (kinds[each.attack or ""] == "queries"), each.attack
+                assert each.black_box == (kinds[each.attack or ""] == "black-box"), each.attack
         assert defense.attack("apgd-ce").had_nothing_left
         assert not defense.attack("adaptive-transfer").had_nothing_left
 
@@ -368,7 +369,7 @@ def counts(unit: Unit, earlier: UnitRecord, kinds: dict[str, Any]) -> bool:
     mine = kinds[unit.attack or ""]
     if earlier.kind == "natural":
         return unit.defense != STATIC or mine != "transfer"
-    if mine == "other" or (unit.defense == STATIC and mine == "queries"):
+    if mine == "other" or (unit.defense == STATIC and mine == "black-box"):
         return True
     return bool(mine == ("transfer" if earlier.kind == "transfer" else kinds[earlier.attack or ""]))
 

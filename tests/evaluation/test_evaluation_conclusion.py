@@ -8,9 +8,11 @@ import pytest
 
 from dent.attacks.adaptive import NOT_AVAILABLE
 from dent.evaluation import Settings, describe, suite
+from dent.evaluation.attack_kinds import kind_of_attack
 from dent.evaluation.records.schema import GradientPoint, GradientRecord, ProbeRecord, UnitRecord
 from dent.evaluation.records.spec import STATIC, EvaluationSpec
-from dent.evaluation.results.diagnostics import CERTIFICATE, HUGE_EPS, SIGHTED
+from dent.evaluation.results.certificate import CERTIFICATE
+from dent.evaluation.results.diagnostics import HUGE_EPS, SIGHTED
 from dent.evaluation.results.gates import (
     FEW_BATCHES,
     GATE_CONDITIONS,
@@ -22,6 +24,8 @@ from dent.evaluation.results.gates import (
     gates_of,
     ground_of,
 )
+from dent.evaluation.results.gradient_comparison import GradientComparison
+from dent.evaluation.results.mistakes import AT_CHANCE
 from dent.evaluation.results.result import (
     AttackSummary,
     Count,
@@ -33,11 +37,10 @@ from dent.evaluation.results.result import (
     Gate,
     Verdict,
 )
-from dent.evaluation.results.sanity import AT_CHANCE
 from dent.evaluation.results.scoring import Piece, Scores
-from dent.evaluation.results.symptoms import Symptoms
 from dent.evaluation.results.verdict import RULES, Differences, conclude, with_verdicts
-from dent.evaluation.suites import VERSION, Budget, _asked, stand_of, suite_attacks
+from dent.evaluation.suite_attacks import VERSION, Budget
+from dent.evaluation.suites import suite_attacks, suite_specs
 from tests.evaluation.subjects import make_subject
 
 SIDES: dict[str, tuple[float, float] | None] = {
@@ -142,10 +145,10 @@ def test_a_stopped_run_states_the_bound_on_the_difference_at_its_stop() -> None:
 
 
 def test_adaptive_transfer_is_a_white_box_attack_on_the_static_model() -> None:
-    spec = {each.attack: each for each in _asked("small", "linf", False, VERSION)}
-    assert stand_of(spec["adaptive-transfer"]) == "transfer"
-    assert stand_of(spec["adaptive-transfer"], on_static=True) == "white-box"
-    assert stand_of(spec["surrogates"], on_static=True) == "transfer"
+    spec = {each.attack: each for each in suite_specs("small", "linf", False, VERSION)}
+    assert kind_of_attack(spec["adaptive-transfer"]) == "transfer"
+    assert kind_of_attack(spec["adaptive-transfer"], on_static=True) == "white-box"
+    assert kind_of_attack(spec["surrogates"], on_static=True) == "transfer"
 
 
 def test_harmful_states_which_accuracy_is_lower() -> None:
@@ -162,7 +165,7 @@ def diagnostic(name: str, state: Any) -> Diagnostic:
 
 
 ALL = [each.name for each in suite_attacks("dynamic", "small")]
-GONE = Symptoms(samples=200, black_box=-3, transfer=0, blind=0, standing=90)
+GONE = GradientComparison(samples=200, black_box=-3, transfer=0, without_gradient=0, unbroken=90)
 
 
 def evidence(**changes: Any) -> Evidence:
@@ -196,12 +199,12 @@ FOR_GOOD = {
         ("randomized", {"drawn": False}),
         ("randomized", {"ran": [each for each in ALL if each != "eot"]}),
         ("served differs from claimed", {"drawn": False}),
-        ("not logits", {"symptoms": replace(GONE, blind=1)}),
+        ("not logits", {"symptoms": replace(GONE, without_gradient=1)}),
         ("not logits", {"symptoms": replace(GONE, transfer=3)}),
-        ("not logits", {"symptoms": replace(GONE, blind=None)}),
-        ("zero gradient", {"symptoms": replace(GONE, blind=1)}),
+        ("not logits", {"symptoms": replace(GONE, without_gradient=None)}),
+        ("zero gradient", {"symptoms": replace(GONE, without_gradient=1)}),
         ("zero gradient", {"symptoms": replace(GONE, black_box=3)}),
-        ("no gradient where members stand", {"symptoms": replace(GONE, blind=1)}),
+        ("no gradient where members stand", {"symptoms": replace(GONE, without_gradient=1)}),
         ("black-box beats white-box", {"symptoms": replace(GONE, black_box=3)}),
         ("black-box beats white-box", {"symptoms": replace(GONE, black_box=None)}),
         ("transfer beats white-box", {"symptoms": replace(GONE, transfer=3)}),
@@ -247,8 +250,8 @@ def test_the_ground_for_a_gain_depends_on_certificate_huge_eps_and_symptoms(
     none: tuple[dict[str, Any], ...] = (
         {"large_steps": False},
         {"large_steps": None},
-        {"symptoms": replace(GONE, blind=1)},
-        {"symptoms": replace(GONE, blind=None)},
+        {"symptoms": replace(GONE, without_gradient=1)},
+        {"symptoms": replace(GONE, without_gradient=None)},
     )
     weaker = (
         {"symptoms": replace(GONE, black_box=3)},
@@ -285,9 +288,9 @@ def test_more_logits_than_classes_open_a_gate() -> None:
 
 def test_unrecorded_gradients_open_a_gate_while_any_member_is_correct() -> None:
     told = [diagnostic(SIGHTED, "not-run")]
-    (gate,) = gates_of(told, evidence(symptoms=replace(GONE, blind=None)))
+    (gate,) = gates_of(told, evidence(symptoms=replace(GONE, without_gradient=None)))
     assert (gate.name, gate.open) == (SIGHTED, True)
-    assert gates_of(told, evidence(symptoms=replace(GONE, blind=None, standing=0))) == ()
+    assert gates_of(told, evidence(symptoms=replace(GONE, without_gradient=None, unbroken=0))) == ()
 
 
 def test_non_finite_predictions_open_no_gate() -> None:

@@ -150,7 +150,7 @@ def summary(correct: int, total: int, **values: Any) -> AttackSummary:
 def read(name: str, *attacks: AttackSummary) -> Diagnostic:
     """Return one diagnostic of a defense, from the summaries of its attacks."""
     independent = Dependence(declared=False, measured=None)
-    found = of_defense("it", None, independent, attacks, 0, has_static=True, looks_through=False)
+    found = of_defense("it", None, independent, attacks, 0, has_static=True, has_exact_attack=False)
     return next(each for each in found if each.name == name)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dent.evaluation.probe.questions import Probe
-from dent.evaluation.records.readings import DISTANCE, moved
+from dent.evaluation.records.probe_answers import DISTANCE, changed
 from dent.evaluation.submission.fresh import Origin
 from dent.evaluation.submission.guard import Guard
 from dent.evaluation.submission.submission import apart
@@ -158,15 +158,15 @@ def test_the_probe_detects_state_and_dependence_behind_a_huge_logit() -> None:
     def probe(defense: nn.Module) -> Probe:
         return Probe(Origin(defense), X[:12], Y[:12], (0.0, 1.0), 5)
 
-    assert moved(probe(_Counts(NET)).again()[0])
+    assert changed(probe(_Counts(NET)).again()[0])
     alone = probe(_Mixes(NET)).alone()
     assert alone is not None
-    assert moved(alone)
+    assert changed(alone)
     honest = probe(_Decoy(NET))
     alone, permuted = honest.alone(), honest.permuted()
     assert alone is not None
     assert permuted is not None
-    assert not any(map(moved, (alone, permuted, honest.again()[0], honest.repeated())))
+    assert not any(map(changed, (alone, permuted, honest.again()[0], honest.repeated())))
 
 
 def test_a_huge_gradient_of_one_member_does_not_hide_changes_of_others() -> None:
@@ -182,6 +182,6 @@ def test_a_huge_gradient_of_one_member_does_not_hide_changes_of_others() -> None
             return z if self.calls == 1 else z - 2 * (z - z.detach()) * (scale < 2)
 
     comparison, turned = Probe(Origin(Turns(NET)), X[:12], Y[:12], (0.0, 1.0), 5).again()
-    assert not moved(comparison)
+    assert not changed(comparison)
     assert turned is not None
     assert turned > 1

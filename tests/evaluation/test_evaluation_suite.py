@@ -12,8 +12,9 @@ from dent import data, models
 from dent.attacks import Attack, Outcome, Querier, make
 from dent.errors import UnknownNameError
 from dent.evaluation import Settings, Subject, describe, evaluate, suite
+from dent.evaluation.attack_kinds import has_exact_attack, kind_of_attack
 from dent.evaluation.subject import SURROGATES
-from dent.evaluation.suites import (
+from dent.evaluation.suite_attacks import (
     BUDGETS,
     DYNAMIC,
     SUITES,
@@ -21,15 +22,9 @@ from dent.evaluation.suites import (
     VERSIONS,
     Budget,
     SuiteAttack,
-    budget_of,
-    coverage_of,
-    looks_through,
     name_of,
-    named_suite,
-    ran_as,
-    stand_of,
-    suite_attacks,
 )
+from dent.evaluation.suites import budget_of, coverage_of, named_suite, ran_as, suite_attacks
 from dent.threat import Norm, ThreatModel
 from tests.evaluation.subjects import SIDE, batch_of, make_dataset, make_subject
 from tests.on_device import DEVICE
@@ -78,7 +73,7 @@ def test_run_of_the_suite_is_identified_from_its_specification(budget: Budget, n
     subject = replace(subject, threat=ThreatModel(norm, "8/255"))
     spec = describe(subject, Settings(n=8, batch_size=8))
     assert (named_suite(spec), budget_of(spec)) == (("dynamic", budget), budget)
-    assert looks_through(spec)
+    assert has_exact_attack(spec)
     assert list(ran_as(spec, budget) or ()) == [attack.name for attack in subject.attacks]
     other_order = spec.model_copy(update={"attacks": spec.attacks[::-1]})
     assert (named_suite(other_order), budget_of(other_order)) == (("dynamic", budget), budget)
@@ -105,16 +100,19 @@ def test_gradient_with_smooth_signs_does_not_count_as_exact() -> None:
     ):
         attack = make("adaptive-unrolled", **settings)
         spec = describe(make_subject(attacks=[attack]), Settings(n=8, batch_size=8))
-        assert looks_through(spec) == exact
+        assert has_exact_attack(spec) == exact
 
 
-def test_each_attack_is_classified_by_the_gradients_that_it_tests() -> None:
+def test_each_attack_is_classified_by_what_it_follows() -> None:
     spec = describe(make_subject(attacks=suite("dynamic", "small")), Settings(n=8, batch_size=8))
-    others = {each.name: stand_of(each) for each in spec.attacks if stand_of(each) != "white-box"}
+    kinds = {each.name: kind_of_attack(each) for each in spec.attacks}
+    others = {name: kind for name, kind in kinds.items() if kind != "white-box"}
     assert others == {
         "adaptive-transfer": "transfer",
         "zero-update": "transfer",
         "surrogates": "transfer",
+        "square": "black-box",
+        "rays": "black-box",
         "adaptive-fewer-steps": "other",  # of another defense
         "adaptive-unrolled-warm": "other",  # starts from the images of a transfer attack
     }

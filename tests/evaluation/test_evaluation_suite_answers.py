@@ -28,8 +28,9 @@ from dent.evaluation import (
     suite,
 )
 from dent.evaluation.records.plan import seed_of
+from dent.evaluation.results.certificate import CERTIFICATE
 from dent.evaluation.results.decision import decisions
-from dent.evaluation.results.diagnostics import CERTIFICATE, HUGE_EPS
+from dent.evaluation.results.diagnostics import HUGE_EPS
 from dent.evaluation.results.gates import FEW_BATCHES, LARGE_STEPS
 from dent.evaluation.results.result import Verdict
 from dent.evaluation.submission.stream import serve_seed

@@ -16,7 +16,7 @@ from dent.attacks.adaptive import AdaptiveAPGD
 from dent.evaluation import DefenseResult, EvaluationResult, Settings, Subject, evaluate, suite
 from dent.evaluation.probe.gradient_check import check_gradient
 from dent.evaluation.records.schema import ProbeRecord
-from dent.evaluation.results.diagnostics import CERTIFICATE, certificate_of, over_large_steps
+from dent.evaluation.results.certificate import CERTIFICATE, certificate_of, over_large_steps
 from dent.evaluation.results.result import Verdict
 from dent.evaluation.submission.fresh import Origin
 from dent.threat import ThreatModel

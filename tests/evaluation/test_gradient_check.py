@@ -15,13 +15,13 @@ from dent.evaluation.probe.follow_ups import huge_eps, more_iterations
 from dent.evaluation.probe.gradient_check import _strides, check_gradient
 from dent.evaluation.probe.questions import Probe
 from dent.evaluation.records.schema import ProbeRecord
-from dent.evaluation.results.diagnostics import (
+from dent.evaluation.results.certificate import (
     CERTIFICATE,
-    SIGHTED,
     answered_classes,
     certificate_of,
     over_large_steps,
 )
+from dent.evaluation.results.diagnostics import SIGHTED
 from dent.evaluation.results.gates import LARGE_STEPS
 from dent.evaluation.submission.fresh import Origin, fresh
 from dent.evaluation.submission.submission import submit

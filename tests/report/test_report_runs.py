@@ -26,7 +26,7 @@ from dent.evaluation import (
 from dent.evaluation.attack_specs import attack_spec
 from dent.evaluation.results.result import Diagnostic
 from dent.evaluation.subject import threat_of
-from dent.evaluation.suites import SuiteName
+from dent.evaluation.suite_attacks import SuiteName
 from dent.report import list_runs, load_run, sample_story, write_report
 from dent.report.commands import commands
 from dent.report.flags import of_one

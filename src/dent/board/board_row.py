@@ -22,7 +22,8 @@ from dent.evaluation.results.result import (
 )
 from dent.evaluation.results.summary import without_static_challenges
 from dent.evaluation.results.worst_case import by_sample
-from dent.evaluation.suites import VERSION, coverage_of
+from dent.evaluation.suite_attacks import VERSION
+from dent.evaluation.suites import coverage_of
 from dent.evaluation.verification.verify import Check
 
 Ruling = Literal["robust gain", "no gain", "harmful", "inconclusive", "the reference", "none"]

@@ -6,7 +6,8 @@ from dent.board.tracks import Track
 from dent.evaluation.attack_specs import attack_spec
 from dent.evaluation.records.spec import STATIC, EvaluationSpec
 from dent.evaluation.subject import threat_of
-from dent.evaluation.suites import coverage_of, name_of, named_suite, suite
+from dent.evaluation.suite_attacks import name_of
+from dent.evaluation.suites import coverage_of, named_suite, suite
 
 _FREE = ("until", "ids", "n", "tensors")
 """Settings that a row may choose, or that are compared separately."""

@@ -7,7 +7,8 @@ from dent.board.tracks import VIEWS, Track
 from dent.errors import ConfigError, DataError, WeightsError
 from dent.evaluation.records.spec import STATIC, EvaluationSpec
 from dent.evaluation.subject import Subject
-from dent.evaluation.suites import name_of, suite
+from dent.evaluation.suite_attacks import name_of
+from dent.evaluation.suites import suite
 from dent.models.weights import weights_digest
 
 _AVERAGES: Final = ("tte", "tte-13")

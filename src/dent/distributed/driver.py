@@ -13,9 +13,9 @@ from dent.distributed.cluster import WorkerError
 from dent.distributed.tasks import Found, Task
 from dent.errors import InputError
 from dent.evaluation.records.plan import Group, Unit
-from dent.evaluation.records.readings import stateful
+from dent.evaluation.records.probe_answers import stateful
 from dent.evaluation.records.schema import JournalRecord, ProbeRecord, Session
-from dent.evaluation.run import Work
+from dent.evaluation.run import RemainingWork
 from dent.support.plural import counted
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class Pool(Protocol):
 
 
 def drive(
-    work: Work,
+    work: RemainingWork,
     pool: Pool,
     *,
     attempts: int,
@@ -125,7 +125,7 @@ def drive(
 class _Driver:
     def __init__(
         self,
-        work: Work,
+        work: RemainingWork,
         pool: Pool,
         attempts: int,
         patience: float,

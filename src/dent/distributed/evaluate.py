@@ -10,7 +10,7 @@ from dent.evaluation.engine.progress import OnProgress
 from dent.evaluation.records.shard import Shard
 from dent.evaluation.records.spec import Settings
 from dent.evaluation.results.result import EvaluationResult
-from dent.evaluation.run import Work, conduct
+from dent.evaluation.run import RemainingWork, evaluate_with
 from dent.evaluation.subject import Subject
 
 
@@ -55,10 +55,16 @@ def evaluate(
     """
     chosen = cluster or Cluster()
 
-    def do(work: Work) -> None:
+    def run_units(work: RemainingWork) -> None:
         with RayPool(chosen, work.prepared) as pool:
             drive(work, pool, attempts=chosen.attempts, patience=chosen.patience, notice=notice)
 
-    return conduct(
-        subject, settings, do, out=out, progress=progress, shard=shard, static_from=static_from
+    return evaluate_with(
+        subject,
+        settings,
+        run_units,
+        out=out,
+        progress=progress,
+        shard=shard,
+        static_from=static_from,
     )

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from dent.errors import ConfigError, InputError
-from dent.evaluation.engine.execute import Batches, Run, execute, open_run
+from dent.evaluation.engine.context import RunContext, open_run
+from dent.evaluation.engine.execute import execute
 from dent.evaluation.records.folder import Memory, Store, packed
 from dent.evaluation.records.plan import Group, Unit
 from dent.evaluation.records.provenance import new_session
@@ -92,7 +93,7 @@ class GroupStore(Memory):
 class Worker:
     """A process that runs groups of units for the driver, which records them."""
 
-    _run: Run
+    _run: RunContext
     _threads: int
 
     def __init__(self) -> None:
@@ -136,10 +137,9 @@ class Worker:
         for record, tensor in task.held:
             store.put(record, tensor)
         run = replace(self._run, store=store)
-        batches = Batches(run)
         for unit in task.units:
             self._at = (unit, 0.0)
-            execute(run, unit, batches, partial(self._note, unit))
+            execute(run, unit, partial(self._note, unit))
             self._at = None
             yield store.found(unit)
 

@@ -9,9 +9,11 @@ from itertools import chain
 from pathlib import Path
 
 from dent.attacks.adaptive.static_ascents import kept_in
+from dent.attacks.querier import OnPass
 from dent.data.class_order import cheap_labels, is_in_class_order
 from dent.errors import ConfigError, FewClassesWarning
-from dent.evaluation.engine.execute import Batches, execute, open_run
+from dent.evaluation.engine.context import open_run
+from dent.evaluation.engine.execute import execute
 from dent.evaluation.engine.progress import OnProgress, Tracker
 from dent.evaluation.engine.rehearsal import rehearse
 from dent.evaluation.engine.sessions import OpenSession, Sessions
@@ -69,13 +71,19 @@ def evaluate(
         >>> result = evaluate(subject, Settings(n=256), out=Path("runs/first"))
         >>> result.defenses["dent+"].worst.served.share
     """
-    return conduct(
-        subject, settings, here, out=out, progress=progress, shard=shard, static_from=static_from
+    return evaluate_with(
+        subject,
+        settings,
+        run_in_process,
+        out=out,
+        progress=progress,
+        shard=shard,
+        static_from=static_from,
     )
 
 
 @dataclass(frozen=True)
-class Work:
+class RemainingWork:
     """The remaining work of a run, and the destination of its records.
 
     Attributes:
@@ -169,21 +177,24 @@ class Work:
             self.progress(self.tracker.state(running, self.sessions.elapsed))
 
 
-Do = Callable[[Work], None]
+RunUnits = Callable[[RemainingWork], None]
 """A function that makes all missing records, in this process or in others."""
 
 
-def conduct(
+def evaluate_with(
     subject: Subject,
     settings: Settings | None,
-    do: Do,
+    run_units: RunUnits,
     *,
     out: Path | None,
     progress: OnProgress | None,
     shard: Shard | None,
     static_from: Path | None = None,
 ) -> EvaluationResult:
-    """Evaluate as `evaluate` does, with `do` to run the units. The other arguments are the same."""
+    """Evaluate as `evaluate` does, but run the units by `run_units`.
+
+    The other arguments are the same.
+    """
     settings = settings or Settings()
     prepared = prepare(subject, settings)
     spec, plan = prepared.spec, prepared.plan
@@ -194,12 +205,12 @@ def conduct(
     if out is None or not os.path.exists(Path(out) / RUN):  # a resumed run was rehearsed already
         rehearse(prepared, todo)
 
-    def work(store: Store, sessions: Sessions) -> Work:
+    def work(store: Store, sessions: Sessions) -> RemainingWork:
         tracker = Tracker(prepared, todo)
         for unit in todo:
             if unit.key in store.done:
                 tracker.count(unit, store.done[unit.key])
-        return Work(
+        return RemainingWork(
             prepared, unit_rounds, store, sessions, tracker, progress, is_shard=shard is not None
         )
 
@@ -208,7 +219,7 @@ def conduct(
             raise ConfigError("static_from is for a run in a folder: give out, too")
         memory = Memory()
         with Sessions(None, plan) as sessions:
-            do(work(memory, sessions))
+            run_units(work(memory, sessions))
         count = sum(1 for _ in units(spec, plan))
         return summarize(spec, plan, memory.done, count, sessions.sessions)
     with closing(RunFolder(Path(out), spec, plan)) as folder:
@@ -217,7 +228,7 @@ def conduct(
         waiting = left(spec, plan, folder.done) if shard is None else todo
         if any(unit.key not in folder.done for unit in waiting):
             with Sessions(folder, plan) as sessions, _kept(spec, Path(out), static_from):
-                do(work(folder, sessions))
+                run_units(work(folder, sessions))
         if folder.run.status != "complete" and not left(spec, plan, folder.done):
             folder.update(status="complete")  # a killed process, or copied records, left nothing
         run = folder.run
@@ -264,22 +275,21 @@ def _kept(
     return kept_in(*folders)
 
 
-def here(work: Work) -> None:
+def run_in_process(work: RemainingWork) -> None:
     """Run the units in this process, one group after another."""
     run = open_run(work.prepared, work.store)
-    batches = Batches(run)
     worker = work.sessions.open(new_session(device_of(work.prepared.subject.model)))
     for unit_groups in work.rounds_to_run():
         for group in unit_groups:
             for unit in work.unrecorded(group):
                 work.tell((unit, 0.0))
-                execute(run, unit, batches, _within(work, unit))
+                execute(run, unit, _within(work, unit))
                 work.count(unit, worker)
             work.close(group)
     work.tell()
 
 
-def _within(work: Work, unit: Unit) -> Callable[[int, int], None] | None:
+def _within(work: RemainingWork, unit: Unit) -> OnPass | None:
     if work.progress is None:
         return None
     return lambda done, planned: work.tell((unit, done / planned if planned else 0.0))

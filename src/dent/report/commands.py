@@ -11,7 +11,8 @@ from dent.errors import DentError
 from dent.evaluation.attack_specs import attack_spec
 from dent.evaluation.records.spec import STATIC, AttackSpec, DefenseSpec, EvaluationSpec, Settings
 from dent.evaluation.subject import threat_of
-from dent.evaluation.suites import VERSION, name_of, named_suite
+from dent.evaluation.suite_attacks import VERSION, name_of
+from dent.evaluation.suites import named_suite
 from dent.names import CATALOGUES
 from dent.report.loading import LoadedRun
 from dent.support import ranges

@@ -3,10 +3,11 @@
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from dent.evaluation.attack_kinds import is_exact, is_model_space
 from dent.evaluation.records.spec import STATIC, AttackSpec, EvaluationSpec
 from dent.evaluation.results.intervals import LEVEL_TEXT
 from dent.evaluation.results.result import EvaluationResult
-from dent.evaluation.suites import budget_of, is_exact, is_model_space
+from dent.evaluation.suites import budget_of
 from dent.support.plural import agreeing, counted
 from dent.support.rounding import PLACES
 

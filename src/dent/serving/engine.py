@@ -18,7 +18,7 @@ from dent.defenses import describe
 from dent.defenses.dent import Dent
 from dent.errors import ConfigError
 from dent.evaluation.probe.questions import Probe
-from dent.evaluation.records.readings import moved
+from dent.evaluation.records.probe_answers import changed
 from dent.evaluation.submission.fresh import Origin, reset
 from dent.evaluation.submission.submission import statuses, submit
 from dent.serving.cost import StepCost
@@ -217,7 +217,7 @@ class Engine:
         readings = (probe.alone(), probe.strangers(), probe.permuted(), probe.repeated())
         experienced, _ = probe.again()
         return not any(
-            reading is not None and moved(reading) for reading in (*readings, experienced)
+            reading is not None and changed(reading) for reading in (*readings, experienced)
         )
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from dent.attacks import Attack
 from dent.errors import ConfigError
 from dent.evaluation.challenges.challenger import Challenger, Maker, refuse_published
+from dent.evaluation.engine.context import RunContext, open_run
 from dent.evaluation.engine.cost import DefenseCost, estimate_attack
-from dent.evaluation.engine.execute import Run, open_run
 from dent.evaluation.engine.progress import OnProgress
 from dent.evaluation.records.folder import RESULT, Memory, RunFolder, read_record
 from dent.evaluation.records.plan import make_plan
@@ -131,10 +131,12 @@ def estimate_challenge(
     """
     _, run, target = _opened(Path(path), subject, defense)
     refuse_published(attack)
-    return estimate_attack(run, target, attack)
+    return estimate_attack(run.prepared, target, attack)
 
 
-def _opened(path: Path, subject: Subject, defense: str | None) -> tuple[RecordedRun, Run, str]:
+def _opened(
+    path: Path, subject: Subject, defense: str | None
+) -> tuple[RecordedRun, RunContext, str]:
     """Return the run as recorded and as ready to run, and the name of the challenged defense."""
     recorded = load_run(path)
     spec = recorded.run.spec

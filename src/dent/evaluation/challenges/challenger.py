@@ -18,21 +18,16 @@ from dent.evaluation.challenges.images import (
     refuse_outside,
 )
 from dent.evaluation.challenges.watch import Watch
-from dent.evaluation.engine.execute import (
-    Batches,
-    Run,
-    as_attacked,
-    record_of,
-    submit_unit,
-    unit_seed,
-)
+from dent.evaluation.engine.adversarial import as_attacked
+from dent.evaluation.engine.context import RunContext, unit_seed
+from dent.evaluation.engine.execute import record_of, submit_unit
 from dent.evaluation.engine.progress import OnProgress
 from dent.evaluation.records.folder import packed_as
 from dent.evaluation.records.image_digest import digest_of
 from dent.evaluation.records.plan import Batch, Unit, challenge_file, targets_of
 from dent.evaluation.records.provenance import new_session, now
 from dent.evaluation.records.schema import ChallengeRecord, Session, UnitRecord, short_digest
-from dent.evaluation.results.tells import used_of
+from dent.evaluation.submission.measures import share_of_eps
 from dent.evaluation.submission.submission import clock
 from dent.storage.errors import RecordError
 from dent.support.devices import device_of
@@ -64,10 +59,9 @@ class Challenger:
     """
 
     def __init__(
-        self, run: Run, images: Path | Attack, target: str, progress: OnProgress | None
+        self, run: RunContext, images: Path | Attack, target: str, progress: OnProgress | None
     ) -> None:
         self._run, self._images, self._target = run, images, target
-        self._batches = Batches(run)
         self._passes: tuple[int, ...] | None = None
         attacked: tuple[int, ...] = ()
         if isinstance(images, Attack):
@@ -120,7 +114,7 @@ class Challenger:
         return record, files
 
     def _natural(self, batch: Batch) -> Tensor:
-        return self._batches.load(batch)[0]
+        return self._run.load(batch)[0]
 
     def _given(self) -> Given:
         """Return the images, read from a file or made by the attack."""
@@ -147,7 +141,7 @@ class Challenger:
         for batch in run.plan.batches:
             unit = Unit("attack", self._target, attack.name, batch.index)
             self._watch.within(unit, 0, 1)
-            x, y = self._batches.load(batch)
+            x, y = run.load(batch)
             seed = unit_seed(run.spec, unit)
             whole = as_attacked(run, self._target, batch, seed, surrogates)
             members = among(whole, x, y, batch.attacked)
@@ -182,10 +176,10 @@ class Challenger:
         run = self._run
         device = device_of(run.subject.model)
         start = clock(device)
-        answers = submit_unit(run, unit, rows, self._batches)
+        answers = submit_unit(run, unit, rows)
         run.guard.check(unit.defense)
         batch = run.plan.batches[unit.batch or 0]
-        used = used_of(run.threat, rows, self._natural(batch)[: batch.attacked])
+        used = share_of_eps(run.threat, rows, self._natural(batch)[: batch.attacked])
         return record_of(run, unit, answers, start=start, used=used)
 
 

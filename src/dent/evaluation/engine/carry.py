@@ -20,12 +20,12 @@ verdict compare the kinds. There are exceptions:
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
+from dent.evaluation.attack_kinds import kind_of_attack
 from dent.evaluation.records.plan import Batch, Unit, candidates
-from dent.evaluation.records.readings import depends, randomized, stateful
+from dent.evaluation.records.probe_answers import depends_on_batch, randomized, stateful
 from dent.evaluation.records.schema import ProbeRecord, UnitRecord
 from dent.evaluation.records.spec import STATIC, EvaluationSpec
 from dent.evaluation.results.scoring import piece_of
-from dent.evaluation.suites import kind_of_attack
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -78,7 +78,7 @@ def _independent(spec: EvaluationSpec, name: str, done: "Mapping[str, JournalRec
         not defense.batch_dependent
         and isinstance(probe, ProbeRecord)
         and probe.uncopied is None
-        and not (depends(probe) or randomized(probe) or stateful(probe))
+        and not (depends_on_batch(probe) or randomized(probe) or stateful(probe))
     )
 
 
@@ -94,7 +94,7 @@ def _earlier(
         if earlier.kind == "natural":
             alike = unit.defense != STATIC or mine != "transfer"
         else:
-            alike = mine in ("other", kind) or (unit.defense, mine) == (STATIC, "queries")
+            alike = mine in ("other", kind) or (unit.defense, mine) == (STATIC, "black-box")
         if isinstance(record, UnitRecord) and mine is not None and alike:
             yield record
 

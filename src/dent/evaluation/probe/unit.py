@@ -6,6 +6,7 @@ from typing import Any, Final
 from torch import Tensor
 
 from dent.attacks import Queries
+from dent.evaluation.attack_kinds import has_exact_attack
 from dent.evaluation.probe import gradient_check
 from dent.evaluation.probe.follow_ups import huge_eps, huge_passes, more_iterations, passes
 from dent.evaluation.probe.questions import Probe, few_of
@@ -21,7 +22,6 @@ from dent.evaluation.subject import Prepared, Subject
 from dent.evaluation.submission.fresh import Origin
 from dent.evaluation.submission.guard import Guard
 from dent.evaluation.submission.submission import clock
-from dent.evaluation.suites import looks_through
 from dent.support.warned import own_batches
 
 _CHEAP: Final = Queries(10, 3)
@@ -44,7 +44,7 @@ def certificate_passes(prepared: Prepared) -> Queries:
     subject, spec = prepared.subject, prepared.spec
     size = prepared.plan.batches[0].size
     few, total = few_of(size), Queries(0, 0)
-    if looks_through(spec):
+    if has_exact_attack(spec):
         total = total + gradient_check.passes(size) + huge_passes(spec)
     if spec.settings.diagnostics == "cheap":
         return total
@@ -189,9 +189,9 @@ def _checks(
     x, y = batch
     seed, full = seed_of(spec.settings.seed, "probe"), spec.settings.diagnostics == "full"
     checks: dict[str, Any] = {}
-    if looks_through(spec):
+    if has_exact_attack(spec):
         checks["gradient"] = gradient_check.check_gradient(origin, x, y, subject.threat, seed)
-    if differentiable and (full or looks_through(spec)):
+    if differentiable and (full or has_exact_attack(spec)):
         checks["huge_eps"] = huge_eps(origin, x, y, subject.threat, seed)
     if more and full:
         checks["more_iterations"] = attacks_with_more_iterations(

@@ -7,29 +7,26 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from dent.evaluation.probe.gradient_check import ALIKE, COARSE
-from dent.evaluation.records.readings import (
+from dent.evaluation.attack_kinds import AttackKind
+from dent.evaluation.records.probe_answers import (
     DISTANCE,
-    depends,
-    moved,
+    changed,
+    depends_on_batch,
     other_batches,
     randomized,
     stateful,
 )
 from dent.evaluation.records.schema import (
     Comparison,
-    GradientCheck,
-    GradientPoint,
     ProbeRecord,
     Session,
 )
 from dent.evaluation.records.spec import STATIC
+from dent.evaluation.results.certificate import CERTIFICATE, certificate_of
+from dent.evaluation.results.gradient_comparison import GradientComparison, square_gains
 from dent.evaluation.results.result import AttackSummary, Dependence, Diagnostic
-from dent.evaluation.results.symptoms import Symptoms, square_gains
 from dent.evaluation.submission.submitter import EXPERIENCED, NATURAL_AFTER, WITH_GRADIENTS
-from dent.evaluation.suites import Stand
 
-CERTIFICATE: Final = "gradient certificate"
 SIGHTED: Final = "no gradient where members stand"
 ZERO_GRADIENT: Final = 0.05
 MISMATCH: Final = 0.01
@@ -49,8 +46,8 @@ class _DefenseRecords:
     attacks: Sequence[AttackSummary]
     non_finite: int
     has_static: bool
-    stands: Mapping[str, Stand] = field(default_factory=dict)
-    symptoms: Symptoms | None = None
+    kinds: Mapping[str, AttackKind] = field(default_factory=dict)
+    comparison: GradientComparison | None = None
     apart: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -59,7 +56,8 @@ class _DefenseRecords:
         return [
             attack
             for attack in self.attacks
-            if self.stands.get(attack.attack or "") in (None, "white-box") or attack.black_box
+            if self.kinds.get(attack.attack or "") in (None, "white-box", "black-box")
+            or attack.black_box
         ]
 
 
@@ -87,7 +85,7 @@ class _Judgement:
         """Return the diagnostic of one defense."""
         value = self.measure(defense)
         if isinstance(value, str):
-            return _not_run(self.name, value)
+            return Diagnostic.not_run(self.name, value)
         raised = self.raised.format(probe=defense.probe)
         return Diagnostic.judge(self.name, value, self.threshold, raised, self.passed)
 
@@ -100,9 +98,9 @@ def of_defense(
     non_finite: int,
     *,
     has_static: bool,
-    looks_through: bool,
-    stands: Mapping[str, Stand] | None = None,
-    symptoms: Symptoms | None = None,
+    has_exact_attack: bool,
+    kinds: Mapping[str, AttackKind] | None = None,
+    comparison: GradientComparison | None = None,
     apart: Mapping[str, float] | None = None,
 ) -> tuple[Diagnostic, ...]:
     """Return all diagnostics of one defense, raised or not, always in the same order.
@@ -116,10 +114,9 @@ def of_defense(
         attacks: The summaries of all attacks on it.
         non_finite: Number of natural members without a prediction.
         has_static: Whether the run has a static model.
-        looks_through: Whether an attack of the run follows the exact gradient.
-        stands: For each attack, whose gradients it follows. An attack that is not listed follows
-            the gradients of the defense.
-        symptoms: The symptoms in its records.
+        has_exact_attack: Whether an attack of the run follows the exact gradient.
+        kinds: The kind of each attack. An attack that is not listed counts as white-box.
+        comparison: The attacks by its gradient, compared with the others.
         apart: For each view (another way to submit the same batch), the largest distance between
             its answers and the submission.
     """
@@ -130,12 +127,12 @@ def of_defense(
         attacks=attacks,
         non_finite=non_finite,
         has_static=has_static,
-        stands=stands or {},
-        symptoms=symptoms,
+        kinds=kinds or {},
+        comparison=comparison,
         apart=apart or {},
     )
     judged = tuple(judgement.of(defense) for judgement in _JUDGEMENTS)
-    return (*judged, certificate_of(probe)) if looks_through else judged
+    return (*judged, certificate_of(probe)) if has_exact_attack else judged
 
 
 def of_run(*, uneven: bool, sessions: Sequence[Session]) -> tuple[Diagnostic, ...]:
@@ -158,7 +155,7 @@ def of_run(*, uneven: bool, sessions: Sequence[Session]) -> tuple[Diagnostic, ..
             "The whole run used the same software and device.",
         )
         if kinds
-        else _not_run("mixed provenance", "The run has no session on record."),
+        else Diagnostic.not_run("mixed provenance", "The run has no session on record."),
     )
 
 
@@ -196,16 +193,16 @@ def _zero_gradient(probe: ProbeRecord) -> float | str:
 
 
 def _depends(probe: ProbeRecord) -> float | str:
-    if depends(probe) is None:
+    if depends_on_batch(probe) is None:
         return _UNMEASURABLE
     furthest = max(map(_distance, other_batches(probe)))
-    return furthest if any(map(moved, other_batches(probe))) else 0.0
+    return furthest if any(map(changed, other_batches(probe))) else 0.0
 
 
 def _undeclared(defense: _DefenseRecords) -> float | str:
     if defense.probe is None:
         return _NOT_PROBED
-    measured = depends(defense.probe)
+    measured = depends_on_batch(defense.probe)
     return (
         _UNMEASURABLE if measured is None else float(measured and not defense.dependence.declared)
     )
@@ -284,10 +281,10 @@ def _mismatch(defense: _DefenseRecords) -> float | str:
     return max(shares) if shares else "No attack ran on the defense itself."
 
 
-def _blind(defense: _DefenseRecords) -> float | str:
-    if defense.symptoms is None or defense.symptoms.blind is None:
+def _without_gradient(defense: _DefenseRecords) -> float | str:
+    if defense.comparison is None or defense.comparison.without_gradient is None:
         return "No gradient attack recorded for which members it had a gradient."
-    return float(defense.symptoms.blind)
+    return float(defense.comparison.without_gradient)
 
 
 def _not_copied(defense: _DefenseRecords) -> float | str:
@@ -393,7 +390,7 @@ _JUDGEMENTS: Final = (
     ),
     _Judgement(
         SIGHTED,
-        _blind,
+        _without_gradient,
         "For some members that are still correct, no attack had a gradient.",
         "For every member that is still correct, an attack had a gradient.",
     ),
@@ -411,75 +408,6 @@ _JUDGEMENTS: Final = (
     ),
 )
 """The diagnostics of every defense, in this order."""
-
-
-def certificate_of(probe: ProbeRecord | None) -> Diagnostic:
-    """Return the diagnostic that says whether attacks follow the true gradient of every member."""
-    if probe is None:
-        return _not_run(CERTIFICATE, "The defense has not been probed for it yet.")
-    check = probe.gradient
-    if check is None:
-        return _older_certificate(probe.gradient_check)
-    if check.missing is not None or check.threshold is None:
-        return _not_run(CERTIFICATE, f"There is no gradient to check: {check.missing}.")
-    worst = max(_error(point) for point in check.points)
-    return Diagnostic.judge(
-        CERTIFICATE,
-        worst,
-        check.threshold,
-        "For some checked member, the predictions do not change as the gradient says. Attacks that "
-        "follow it are not white-box.",
-        f"For every checked member, the predictions change as the {check.rung} gradient says.",
-    )
-
-
-def _error(point: GradientPoint) -> float:
-    """Return the largest error of any member, at most 1.
-
-    It is 1 if an error is infinite, or if the check saw another gradient than the attack or other
-    predictions than the submission.
-    """
-    if point.alike < ALIKE or point.same < ALIKE * point.of or None in point.errors:
-        return 1.0
-    return min(max(error for error in point.errors if error is not None), 1.0)
-
-
-def over_large_steps(probe: ProbeRecord | None) -> bool | None:
-    """Return whether the gradient predicts how the answers change over large steps.
-
-    It must do so over steps of a quarter or half of eps, for all checked members but one in fifty.
-    Exact gradients are no exception, because they may follow only a small ripple on the input.
-
-    Returns:
-        None if it was not checked. Older versions checked only inexact gradients.
-    """
-    check = None if probe is None else probe.gradient
-    if check is None or check.missing is not None or not check.points:
-        return None
-    errors = [point.coarse for point in check.points]
-    if any(coarse is not None and not _few_are_wrong(coarse) for coarse in errors):
-        return False
-    return None if None in errors else True
-
-
-def answered_classes(probe: ProbeRecord | None) -> int | None:
-    """Return the number of logits per image; None if it is not recorded."""
-    return None if probe is None or probe.gradient is None else probe.gradient.classes
-
-
-def _few_are_wrong(errors: Sequence[float | None]) -> bool:
-    return sum(error is None or error > COARSE for error in errors) <= len(errors) // 50
-
-
-def _older_certificate(check: GradientCheck | None) -> Diagnostic:
-    if check is None:
-        return _not_run(CERTIFICATE, "The defense has not been probed for it yet.")
-    if check.missing is not None or check.threshold is None:
-        return _not_run(CERTIFICATE, f"There is no exact gradient to check: {check.missing}.")
-    return _not_run(
-        CERTIFICATE,
-        "An older version made a weaker check: run it again.",
-    )
 
 
 def _distance(comparison: Comparison) -> float:
@@ -506,7 +434,3 @@ _LATE: Final = (
     CERTIFICATE,
 )
 """Diagnostics that a run of the whole suite measures last, or that need its last attacks."""
-
-
-def _not_run(name: str, why: str) -> Diagnostic:
-    return Diagnostic(name=name, state="not-run", value=None, threshold=None, sentence=why)

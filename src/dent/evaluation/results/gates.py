@@ -8,16 +8,11 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from dent.evaluation.records.spec import EvaluationSpec
-from dent.evaluation.results.diagnostics import (
-    CERTIFICATE,
-    HUGE_EPS,
-    SIGHTED,
-    answered_classes,
-    over_large_steps,
-)
+from dent.evaluation.results.certificate import CERTIFICATE, answered_classes, over_large_steps
+from dent.evaluation.results.diagnostics import HUGE_EPS, SIGHTED
+from dent.evaluation.results.gradient_comparison import GradientComparison, compare_gradients
 from dent.evaluation.results.result import DefenseResult, Diagnostic, Gate
 from dent.evaluation.results.scoring import Scores
-from dent.evaluation.results.symptoms import Symptoms, symptoms_of
 from dent.evaluation.results.worst_case import MIN_CLUSTERS, by_sample
 from dent.support.plural import agreeing, counted
 
@@ -45,7 +40,7 @@ class Evidence:
     """
 
     ran: Collection[str]
-    symptoms: Symptoms
+    symptoms: GradientComparison
     drawn: bool
     large_steps: bool | None
     known: bool = False
@@ -88,8 +83,8 @@ def _unbeaten(evidence: Evidence) -> str | None:
 
 
 def _members_without_gradient(evidence: Evidence) -> str | None:
-    blind = evidence.symptoms.blind
-    if not evidence.symptoms.standing:
+    blind = evidence.symptoms.without_gradient
+    if not evidence.symptoms.unbroken:
         return None
     if blind is None:
         return "the records do not say for which members the attacks had a gradient"
@@ -207,7 +202,7 @@ def evidence_of(
     units = [record for records in scores.records.values() for record in records]
     return Evidence(
         ran={member for member, attack in ran_as.items() if attack in attacks_run},
-        symptoms=symptoms_of(
+        symptoms=compare_gradients(
             scores,
             spec,
             by_sample=by_sample(result.dependence),

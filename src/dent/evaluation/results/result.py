@@ -66,6 +66,11 @@ class Diagnostic(Record):
             sentence=raised if is_raised else passed,
         )
 
+    @classmethod
+    def not_run(cls, name: str, why: str) -> "Diagnostic":
+        """Return the diagnostic without a value, with the reason."""
+        return cls(name=name, state="not-run", value=None, threshold=None, sentence=why)
+
     @property
     def raised(self) -> bool:
         """Whether the diagnostic is raised."""

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from statistics import median
 
+from dent.evaluation.attack_kinds import has_exact_attack, is_black_box, kinds_of_attacks
 from dent.evaluation.records.plan import Plan
 from dent.evaluation.records.schema import (
     ChallengeRecord,
@@ -11,11 +12,14 @@ from dent.evaluation.records.schema import (
     UnitRecord,
 )
 from dent.evaluation.records.spec import STATIC, AttackSpec, DefenseSpec, EvaluationSpec
-from dent.evaluation.results import diagnostics, tells
+from dent.evaluation.results import diagnostics
+from dent.evaluation.results.attack_effort import effort_diagnostics
+from dent.evaluation.results.attack_failure import curve_of, indicators_of
 from dent.evaluation.results.averaged_views import over_views
 from dent.evaluation.results.decision import decisions, left
-from dent.evaluation.results.indicators import curve_of, indicators_of
+from dent.evaluation.results.gradient_comparison import compare_gradients
 from dent.evaluation.results.ladder import ladder_of
+from dent.evaluation.results.mistakes import suspicions
 from dent.evaluation.results.outside import WithOutside, summaries, with_challenges
 from dent.evaluation.results.result import (
     AttackSummary,
@@ -25,9 +29,7 @@ from dent.evaluation.results.result import (
     Difference,
     EvaluationResult,
 )
-from dent.evaluation.results.sanity import suspicions
 from dent.evaluation.results.scoring import Rights, Scores, score
-from dent.evaluation.results.symptoms import symptoms_of
 from dent.evaluation.results.verdict import RULES, with_verdicts
 from dent.evaluation.results.worst_case import (
     bootstrap_seed,
@@ -38,7 +40,6 @@ from dent.evaluation.results.worst_case import (
     worst_of,
 )
 from dent.evaluation.submission.submission import merge_traces
-from dent.evaluation.suites import is_black_box, looks_through, stands_of
 
 
 def summarize(
@@ -158,15 +159,15 @@ def _defense(
             attacks,
             missing,
             has_static=spec.has_static,
-            looks_through=looks_through(spec),
-            stands=stands_of(spec.attacks, ran, on_static=on_static),
-            symptoms=symptoms_of(
+            has_exact_attack=has_exact_attack(spec),
+            kinds=kinds_of_attacks(spec.attacks, ran, on_static=on_static),
+            comparison=compare_gradients(
                 scores, spec, by_sample=by_sample(dependence), on_static=on_static
             ),
             apart=_apart(scores),
         )
         + suspicions(unattacked, len(spec.dataset.classes), scores)
-        + tells.of_defense(defense, scores, spec.attacks),
+        + effort_diagnostics(defense, scores, spec.attacks),
         timing=_timing(scores),
         ladder=None if defense.name == STATIC else ladder_of(spec, attacks),
         repeated=repeated_of(own.scores, dependence),

@@ -23,12 +23,13 @@ from dent.evaluation.results.gates import (
     ground_of,
     unfinished_gate,
 )
+from dent.evaluation.results.mistakes import AT_CHANCE
 from dent.evaluation.results.power import detectable_gain
 from dent.evaluation.results.result import Decision, DefenseResult, Difference, Gate, Verdict
-from dent.evaluation.results.sanity import AT_CHANCE
 from dent.evaluation.results.scoring import Scores
 from dent.evaluation.results.worst_case import bootstrap_seed, natural_difference
-from dent.evaluation.suites import VERSION, Budget, coverage_of
+from dent.evaluation.suite_attacks import VERSION, Budget
+from dent.evaluation.suites import coverage_of
 from dent.support.plural import counted
 from dent.support.rounding import points, points_bounds
 

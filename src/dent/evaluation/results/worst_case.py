@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import comb
 from typing import Final, NamedTuple
 
-from dent.evaluation.records.readings import depends
+from dent.evaluation.records.probe_answers import depends_on_batch
 from dent.evaluation.records.spec import DefenseSpec, EvaluationSpec
 from dent.evaluation.results.intervals import (
     BATCHES_INDEPENDENT,
@@ -26,7 +26,7 @@ INDEPENDENT: Final = Dependence(declared=False, measured=None)
 
 def dependence_of(spec: DefenseSpec, scores: Scores) -> Dependence:
     """Return whether the defense is batch-dependent, as it declares and as was measured."""
-    measured = None if scores.probe is None else depends(scores.probe)
+    measured = None if scores.probe is None else depends_on_batch(scores.probe)
     return Dependence(declared=spec.batch_dependent, measured=measured)
 
 

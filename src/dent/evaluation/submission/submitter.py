@@ -13,7 +13,7 @@ from typing import Final
 from torch import Tensor
 
 from dent.evaluation.records.plan import Kind, seed_of
-from dent.evaluation.records.readings import DISTANCE
+from dent.evaluation.records.probe_answers import DISTANCE
 from dent.evaluation.submission.fresh import Instance, Origin, reset
 from dent.evaluation.submission.guard import Guard
 from dent.evaluation.submission.stream import is_stream

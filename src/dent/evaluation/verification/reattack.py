@@ -10,7 +10,8 @@ from scipy.stats import binomtest
 from torch import Tensor
 
 from dent.errors import ConfigError
-from dent.evaluation.engine.execute import Batches, execute, open_run
+from dent.evaluation.engine.context import open_run
+from dent.evaluation.engine.execute import execute
 from dent.evaluation.probe.unit import attacks_with_more_iterations
 from dent.evaluation.records.folder import packed
 from dent.evaluation.records.plan import Unit, units
@@ -153,7 +154,6 @@ class Attacker:
         subject = subject.sized(spec.settings)
         self._repeated = RepeatedRecords(recorded)
         self._run = open_run(Prepared(subject, spec, recorded.plan), self._repeated)
-        self._batches = Batches(self._run)
         self._same_place = same_platform(
             recorded.run.sessions, device_of(subject.model), bit_exact=True
         )
@@ -179,7 +179,7 @@ class Attacker:
             run.stream.origin(unit.defense, 0),
             run.subject,
             run.spec,
-            self._batches.load(run.plan.batches[0]),
+            run.load(run.plan.batches[0]),
             differentiable=probed.zero_gradients is not None,
         )
         # Older versions recorded null if the defense has no gradient.
@@ -193,7 +193,7 @@ class Attacker:
             self._unlike.append(f"{unit.key}: more_iterations not the same when attacked again")
 
     def _check_attack(self, unit: Unit, recorded: UnitRecord) -> None:
-        execute(self._run, unit, self._batches)
+        execute(self._run, unit)
         repeated = self._repeated.take()
         self._done.append(unit.key)
         for name, count in (("claims", self._misclaims), ("gradients", _blind)):

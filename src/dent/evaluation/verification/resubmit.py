@@ -10,23 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dent.evaluation.engine.adversarial import assembled, carried_images
 from dent.evaluation.engine.carry import carried
-from dent.evaluation.engine.execute import (
-    Batches,
-    answer_fields,
-    assembled,
-    batches_of,
-    carried_images,
-    certify,
-    open_run,
-    submit_once,
-    submit_unit,
-    unit_seed,
-)
+from dent.evaluation.engine.context import batches_of, open_run, unit_seed
+from dent.evaluation.engine.execute import answer_fields, certify, submit_once, submit_unit
 from dent.evaluation.probe.unit import probe_record
 from dent.evaluation.records.image_digest import digest_of
 from dent.evaluation.records.plan import APART, Unit, seed_of, units
-from dent.evaluation.records.readings import depends, randomized, stateful
+from dent.evaluation.records.probe_answers import depends_on_batch, randomized, stateful
 from dent.evaluation.records.schema import (
     CertificateRecord,
     ChallengeRecord,
@@ -36,10 +27,10 @@ from dent.evaluation.records.schema import (
     UnitRecord,
 )
 from dent.evaluation.records.spec import STATIC, EvaluationSpec
-from dent.evaluation.results.diagnostics import certificate_of, over_large_steps
+from dent.evaluation.results.certificate import certificate_of, over_large_steps
 from dent.evaluation.results.recorded_run import RecordedRun
-from dent.evaluation.results.tells import loss_of
 from dent.evaluation.subject import Prepared, Subject, threat_of
+from dent.evaluation.submission.measures import mean_loss
 from dent.evaluation.submission.submitter import Answers
 from dent.evaluation.verification.tolerance import (
     CLOSE,
@@ -134,7 +125,6 @@ class Resubmission:
         subject = subject.sized(spec.settings)
         self._recorded = recorded
         self._run = open_run(Prepared(subject, spec, plan), ReadOnlyRecords(recorded))
-        self._batches = Batches(self._run)
         self._threat = threat_of(spec.threat)
         self._same_place = same_platform(
             (
@@ -185,7 +175,7 @@ class Resubmission:
                     continue  # `check` reports it
                 if adversarial is None:
                     continue
-                served = submit_once(run, unit, adversarial, self._batches).predictions
+                served = submit_once(run, unit, adversarial).predictions
                 changed = sum(map(operator.ne, served, record.served))
                 problem = None
                 if changed > (0 if self._same_place else 1 + math.ceil(TOLERATED * batch.size)):
@@ -312,7 +302,7 @@ class Resubmission:
             if not isinstance(static, UnitRecord) or static.tensor != record.tensor:
                 raise RecordError(f"{unit.key} names another tensor than {source.key}")
         batch = batches_of(self._run.plan, unit)[0]
-        image = tuple(self._batches.load(batch)[0].shape[1:])
+        image = tuple(self._run.load(batch)[0].shape[1:])
         if record.tensor.shape[1:] != image:  # checked before reading: it can fill a disk
             raise RecordError(
                 f"{unit.key} has images {record.tensor.shape[1:]}, the dataset's are {image}"
@@ -322,7 +312,7 @@ class Resubmission:
     def _outside(self, unit: Unit, record: UnitRecord, adversarial: Tensor) -> str | None:
         natural = torch.cat(
             [
-                self._batches.load(batch)[0][: batch.attacked].cpu()
+                self._run.load(batch)[0][: batch.attacked].cpu()
                 for batch in batches_of(self._run.plan, unit)
             ]
         )
@@ -364,7 +354,7 @@ class Resubmission:
         if tuple(source is not None for source in broke) != record.carried:
             return f"{unit.key} leaves out other members than those that had fallen before it"
         try:
-            expected = carried_images(self._run, broke, self._batches.load(batch)[0].cpu())
+            expected = carried_images(self._run, broke, self._run.load(batch)[0].cpu())
         except RecordError as error:
             return str(error)
         rows = torch.tensor(record.carried)
@@ -373,7 +363,7 @@ class Resubmission:
         return None
 
     def _served(self, unit: Unit, record: UnitRecord, adversarial: Tensor | None) -> str | None:
-        answers = submit_unit(self._run, unit, adversarial, self._batches)
+        answers = submit_unit(self._run, unit, adversarial)
         served = tuple(prediction for answer in answers for prediction in answer.first.predictions)
         self._members[unit.key] = len(served)
         changed = [
@@ -390,7 +380,7 @@ class Resubmission:
             logits = torch.cat([answer.first.logits for answer in answers])
             self._note_changes(unit, record, served, logits)
         self._keep(record, {"served": served, **self._fields(answers, record)})
-        loss = loss_of([answer.first for answer in answers], batches_of(self._run.plan, unit))
+        loss = mean_loss([answer.first for answer in answers], batches_of(self._run.plan, unit))
         if record.loss is None:
             unlike = self._complete and loss is not None
         else:
@@ -449,7 +439,7 @@ class Resubmission:
 
     def _probe(self, unit: Unit, record: ProbeRecord) -> Iterator[Finding]:
         run, origin = self._run, self._run.stream.origin(unit.defense, 0)
-        batch = self._batches.load(run.plan.batches[0])
+        batch = run.load(run.plan.batches[0])
         repeated = probe_record(
             origin, unit, run.subject, run.spec, batch, guard=run.guard, more=False
         )
@@ -469,7 +459,7 @@ class Resubmission:
     def _probe_problem(
         self, unit: Unit, record: ProbeRecord, repeated: ProbeRecord, *, older: bool
     ) -> str | None:
-        readings = (depends, randomized, stateful)
+        readings = (depends_on_batch, randomized, stateful)
         if any(reading(repeated) != reading(record) for reading in readings) or any(
             getattr(repeated, name) != getattr(record, name) for name in _COUNTED
         ):
@@ -483,7 +473,7 @@ class Resubmission:
         if not isinstance(probed, ProbeRecord):
             problem = f"{unit.key} comes before the probe of its defense"
             return Finding("probes", unit.key, problem)
-        repeated = certify(self._run, unit, self._batches, more=False)
+        repeated = certify(self._run, unit, more=False)
         gradient = comparable(record.gradient, repeated.gradient)
         self._keep(record, {"gradient": gradient, "huge_eps": repeated.huge_eps})
         return Finding("probes", unit.key, self._checks_problem(unit, probed, record, repeated))

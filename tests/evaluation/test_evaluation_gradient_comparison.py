@@ -3,15 +3,15 @@
 import pytest
 
 from dent.attacks import make
+from dent.evaluation.attack_kinds import AttackKind, kind_of_attack, kinds_of_attacks
 from dent.evaluation.attack_specs import attack_spec
 from dent.evaluation.records.schema import Trace, UnitRecord, UnitTiming
 from dent.evaluation.records.spec import AttackSpec, EvaluationSpec
 from dent.evaluation.results.diagnostics import of_defense
 from dent.evaluation.results.gates import Evidence, gates_of
+from dent.evaluation.results.gradient_comparison import GradientComparison, compare_gradients
 from dent.evaluation.results.result import AttackSummary, Count, Dependence, Diagnostic
 from dent.evaluation.results.scoring import Piece, Scores
-from dent.evaluation.results.symptoms import Symptoms, symptoms_of
-from dent.evaluation.suites import Stand, kind_of_attack, stand_of, stands_of
 from dent.threat import ThreatModel
 
 N = 100
@@ -43,8 +43,8 @@ def unit(name: str, broken: int, backwards: int, after: dict[str, int] | None) -
     )
 
 
-def symptoms(*attacks: tuple[str, int, int, dict[str, int] | None]) -> Symptoms:
-    """Return the symptoms of a defense of which each attack broke the first so many members.
+def comparison(*attacks: tuple[str, int, int, dict[str, int] | None]) -> GradientComparison:
+    """Return the comparison for a defense of which each attack broke the first so many members.
 
     Args:
         attacks: For each attack: its name, the members that it broke, its gradients, and the
@@ -56,7 +56,7 @@ def symptoms(*attacks: tuple[str, int, int, dict[str, int] | None]) -> Symptoms:
         rights = (False,) * broken + (True,) * (N - broken)
         submissions[f"attack/{name}"] = {0: Piece(rights, (), 0)}
         records[f"attack/{name}"] = [unit(name, broken, backwards, after)]
-    return symptoms_of(Scores(submissions, records, None, (0,)), spec, by_sample=True)
+    return compare_gradients(Scores(submissions, records, None, (0,)), spec, by_sample=True)
 
 
 APGD = ("apgd-ce", 0, 20, None)
@@ -68,7 +68,7 @@ STANDARD = ("standard", 40, 40, {"apgd-ce": 0, "apgd-t": 0, "fab-t": 0, "square"
 def test_sets_and_custom_attacks_do_not_hide_that_square_breaks_more(
     mixed: tuple[str, int, int, dict[str, int] | None],
 ) -> None:
-    found = symptoms(APGD, SQUARE, mixed)
+    found = comparison(APGD, SQUARE, mixed)
     assert found.black_box == 40
     evidence = Evidence(ran=(), symptoms=found, drawn=False, large_steps=True)
     for name in ("black-box beats white-box", "zero gradient", "not logits"):
@@ -78,29 +78,30 @@ def test_sets_and_custom_attacks_do_not_hide_that_square_breaks_more(
 
 
 def test_square_in_a_set_counts_as_a_black_box_attack() -> None:
-    assert symptoms(APGD, STANDARD).black_box == 40
+    assert comparison(APGD, STANDARD).black_box == 40
     by_gradient = {"apgd-ce": 38, "apgd-t": 38, "fab-t": 38, "square": 40}
-    assert symptoms(APGD, ("standard", 40, 40, by_gradient)).black_box == 2
-    assert symptoms(("apgd-ce", 39, 20, None), STANDARD).black_box == 1
-    assert symptoms(("apgd-ce", 50, 20, None), SQUARE, STANDARD).black_box == -10
+    assert comparison(APGD, ("standard", 40, 40, by_gradient)).black_box == 2
+    assert comparison(("apgd-ce", 39, 20, None), STANDARD).black_box == 1
+    assert comparison(("apgd-ce", 50, 20, None), SQUARE, STANDARD).black_box == -10
 
 
 def test_a_run_without_white_box_attacks_takes_the_gradients_of_a_set() -> None:
-    assert symptoms(STANDARD).blind == 0
-    assert symptoms(STANDARD, SQUARE).black_box == 0
-    assert symptoms(("mine", 0, 1, None), SQUARE).black_box == 40
+    assert comparison(STANDARD).without_gradient == 0
+    assert comparison(STANDARD, SQUARE).black_box == 0
+    assert comparison(("mine", 0, 1, None), SQUARE).black_box == 40
 
 
 def test_sets_and_custom_attacks_are_neither_white_box_nor_black_box() -> None:
     standard, custom = specs("standard", "mine")
-    assert (stand_of(standard), stand_of(custom)) == ("other", "other")
     assert (kind_of_attack(standard), kind_of_attack(custom)) == ("other", None)
+    attacks = specs("apgd-ce", "standard", "mine")
+    assert kinds_of_attacks(attacks, {"apgd-ce"})["mine"] == "other"
 
 
 def test_they_count_as_white_box_if_no_other_attack_by_the_gradient_ran() -> None:
     attacks = specs("apgd-ce", "standard", "square")
-    assert stands_of(attacks, {"apgd-ce", "standard"})["standard"] == "other"
-    assert stands_of(attacks, {"standard", "square"})["standard"] == "white-box"
+    assert kinds_of_attacks(attacks, {"apgd-ce", "standard"})["standard"] == "other"
+    assert kinds_of_attacks(attacks, {"standard", "square"})["standard"] == "white-box"
 
 
 def summary(name: str, broken: int, after: dict[str, int], *, black: bool = False) -> AttackSummary:
@@ -123,17 +124,17 @@ def test_the_diagnostic_sees_square_in_a_set_beside_the_white_box_attacks() -> N
         summary("apgd-ce", 0, {"apgd-ce": 0}),
         summary("standard", 40, {"fab-t": 0, "square": 40}),
     ]
-    stands = stands_of(specs("apgd-ce", "standard"), {"apgd-ce", "standard"})
-    assert value("black-box beats white-box", attacks, stands) == 40
+    kinds = kinds_of_attacks(specs("apgd-ce", "standard"), {"apgd-ce", "standard"})
+    assert value("black-box beats white-box", attacks, kinds) == 40
 
 
 def test_the_diagnostic_compares_a_custom_attack_that_only_queries() -> None:
     attacks = [summary("apgd-ce", 0, {}), summary("mine", 40, {}, black=True)]
-    stands = stands_of(specs("apgd-ce", "mine"), {"apgd-ce", "mine"})
-    assert value("black-box beats white-box", attacks, stands) == 40
+    kinds = kinds_of_attacks(specs("apgd-ce", "mine"), {"apgd-ce", "mine"})
+    assert value("black-box beats white-box", attacks, kinds) == 40
 
 
-def value(name: str, attacks: list[AttackSummary], stands: dict[str, Stand]) -> float | None:
+def value(name: str, attacks: list[AttackSummary], kinds: dict[str, AttackKind]) -> float | None:
     independent = Dependence(declared=False, measured=False)
     diagnostics = of_defense(
         "d",
@@ -142,7 +143,7 @@ def value(name: str, attacks: list[AttackSummary], stands: dict[str, Stand]) -> 
         attacks,
         0,
         has_static=False,
-        looks_through=False,
-        stands=stands,
+        has_exact_attack=False,
+        kinds=kinds,
     )
     return next(each.value for each in diagnostics if each.name == name)

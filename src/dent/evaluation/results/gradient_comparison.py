@@ -1,7 +1,8 @@
-"""Signs that the attacks by the defense's own gradient were too weak.
+"""Compare the attacks by the defense's own gradient with the other kinds of attacks.
 
-They come from the records of the whole run, and take all attacks of a kind together. If a sign
-remains after all attacks have run, the robust accuracy of the run is only an upper bound.
+The numbers come from the records of the whole run, and take all attacks of a kind together. If
+another kind is ahead after all attacks have run, the attacks by the gradient were too weak, and the
+robust accuracy of the run is only an upper bound.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,18 +10,18 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from dent.attacks.adaptive import is_unavailable
+from dent.evaluation.attack_kinds import AttackKind, is_black_box, kinds_of_attacks
 from dent.evaluation.records.schema import UnitRecord
 from dent.evaluation.records.spec import AttackSpec, EvaluationSpec
 from dent.evaluation.results.scoring import Piece, Scores, of_batch, worst_of_batch
-from dent.evaluation.suites import Stand, is_black_box, stands_of
 
-TOLERATED = 0.01
+CHANCE_LEAD = 0.01
 """Share of the samples by which another kind of attack may be ahead by chance."""
 
 
 @dataclass(frozen=True)
-class Symptoms:
-    """The symptoms in the records of one defense.
+class GradientComparison:
+    """How far the attacks by the gradient of one defense got, compared with the others.
 
     Attributes:
         samples: Number of attacked members in the scored batches; see `Scores.whole`.
@@ -29,31 +30,31 @@ class Symptoms:
             run. Square counts as part of a set, too, with at most the members that the set broke
             beyond those attacks.
         transfer: The same for transfer attacks.
-        blind: Number of members that no attack broke, and for which no white-box attack had a
-            nonzero gradient in more than half of its steps; None if that is not recorded.
-        standing: Number of members that no attack broke.
+        without_gradient: Number of members that no attack broke, and for which no white-box attack
+            had a nonzero gradient in more than half of its steps; None if that is not recorded.
+        unbroken: Number of members that no attack broke.
     """
 
     samples: int
     black_box: int | None
     transfer: int | None
-    blind: int | None
-    standing: int
+    without_gradient: int | None
+    unbroken: int
 
     @property
     def allowed(self) -> int:
         """Number of samples by which another kind of attack may be ahead."""
-        return int(TOLERATED * self.samples)
+        return int(CHANCE_LEAD * self.samples)
 
     def beaten(self, ahead: int | None) -> bool | None:
         """Return whether a kind of attack is ahead by more than that; None if it has not run."""
         return None if ahead is None else ahead > self.allowed
 
 
-def symptoms_of(
+def compare_gradients(
     scores: Scores, spec: EvaluationSpec, *, by_sample: bool, on_static: bool = False
-) -> Symptoms:
-    """Read the symptoms of a defense from its records.
+) -> GradientComparison:
+    """Compare the attacks on a defense, from its records.
 
     Args:
         scores: The scores of the defense.
@@ -62,41 +63,41 @@ def symptoms_of(
         on_static: Whether the defense is the static model.
     """
     specs = {attack.name: attack for attack in spec.attacks}
-    stands = stands_of(spec.attacks, _ran(scores), on_static=on_static)
-    kinds: dict[str, dict[str, Mapping[int, Piece]]] = {
+    kinds = kinds_of_attacks(spec.attacks, _ran(scores), on_static=on_static)
+    by_kind: dict[str, dict[str, Mapping[int, Piece]]] = {
         "white-box": {},
-        "black": {},
+        "black-box": {},
         "transfer": {},
         "other": {},
     }
     white: list[UnitRecord] = []
     for name, pieces in scores.submissions.items():
         records = scores.records.get(name, ())
-        kind = _kind(name, records, specs, stands)
-        if kind in kinds:
-            kinds[kind][name] = pieces
+        kind = _kind(name, records, specs, kinds)
+        if kind in by_kind:
+            by_kind[kind][name] = pieces
         if kind == "white-box":
             white += records
     remaining = {
         kind: _remaining(submissions, scores.whole, by_sample)
-        for kind, submissions in kinds.items()
+        for kind, submissions in by_kind.items()
         if kind != "other"
     }
     ahead = {
         kind: None
         if None in (remaining["white-box"], remaining[kind])
         else _ahead_by(remaining, kind)
-        for kind in ("black", "transfer")
+        for kind in ("black-box", "transfer")
     }
-    in_sets = _square_in_sets(scores, kinds["other"], remaining["white-box"], by_sample)
-    queried = [each for each in (ahead["black"], *in_sets) if each is not None]
-    standing = dict(_standing(scores, by_sample))
-    return Symptoms(
-        samples=sum(map(len, standing.values())),
+    in_sets = _square_in_sets(scores, by_kind["other"], remaining["white-box"], by_sample)
+    queried = [each for each in (ahead["black-box"], *in_sets) if each is not None]
+    unbroken = dict(_unbroken(scores, by_sample))
+    return GradientComparison(
+        samples=sum(map(len, unbroken.values())),
         black_box=max(queried, default=None),
         transfer=ahead["transfer"],
-        blind=_blind(standing, white),
-        standing=sum(sum(rows) for rows in standing.values()),
+        without_gradient=_without_gradient(unbroken, white),
+        unbroken=sum(sum(rows) for rows in unbroken.values()),
     )
 
 
@@ -104,7 +105,7 @@ def _kind(
     name: str,
     records: Sequence[UnitRecord],
     specs: Mapping[str, AttackSpec],
-    stands: Mapping[str, Stand],
+    kinds: Mapping[str, AttackKind],
 ) -> str:
     submitted, _, attack = name.partition("/")
     if submitted == "transfer":
@@ -113,8 +114,8 @@ def _kind(
         return "none"
     took_gradients = any(record.backwards for record in records)
     if is_black_box(specs[attack], took_gradients=took_gradients):
-        return "black"
-    return stands[attack]
+        return "black-box"
+    return kinds[attack]
 
 
 def _ran(scores: Scores) -> set[str]:
@@ -183,13 +184,15 @@ def square_gains(fooled: Mapping[str, int]) -> list[int]:
     ]
 
 
-def _standing(scores: Scores, by_sample: bool) -> Iterator[tuple[int, tuple[bool, ...]]]:
+def _unbroken(scores: Scores, by_sample: bool) -> Iterator[tuple[int, tuple[bool, ...]]]:
     for index in scores.whole:
         rights, _ = worst_of_batch(scores.of_batch(index), by_sample=by_sample)
         yield index, tuple(right > 0.5 for right in rights)
 
 
-def _blind(standing: Mapping[int, Sequence[bool]], white: Sequence[UnitRecord]) -> int | None:
+def _without_gradient(
+    unbroken: Mapping[int, Sequence[bool]], white: Sequence[UnitRecord]
+) -> int | None:
     sighted: dict[int, list[bool]] = {}
     for record in white:
         if record.batch is None or record.gradients is None or record.zero_gradients is None:
@@ -200,10 +203,10 @@ def _blind(standing: Mapping[int, Sequence[bool]], white: Sequence[UnitRecord]) 
         ]
         previous = sighted.setdefault(record.batch, [False] * len(useful))
         sighted[record.batch] = [a or b for a, b in zip(previous, useful, strict=True)]
-    if not sighted or any(index not in sighted for index in standing):
+    if not sighted or any(index not in sighted for index in unbroken):
         return None
     return sum(
         right and not has_gradient
-        for index, rows in standing.items()
+        for index, rows in unbroken.items()
         for right, has_gradient in zip(rows, sighted[index], strict=True)
     )

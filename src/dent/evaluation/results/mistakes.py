@@ -9,7 +9,7 @@ from typing import Final
 
 from scipy.stats import binom
 
-from dent.evaluation.records.readings import stateful
+from dent.evaluation.records.probe_answers import stateful
 from dent.evaluation.records.schema import UnitRecord
 from dent.evaluation.results.result import Count, Diagnostic
 from dent.evaluation.results.scoring import Scores

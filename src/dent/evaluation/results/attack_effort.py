@@ -1,14 +1,11 @@
-"""Tells: signs in the records that an attack did little or nothing.
+"""Signs in the records that an attack did little or nothing.
 
-A tell is no proof. An attack that returns natural images, by mistake or on purpose, raises tells,
-but so may an attack that finds nothing. `dent verify --reattack` finds out which it was.
+They prove nothing. An attack that returns natural images, by mistake or on purpose, raises them.
+But so may an attack that finds nothing. `dent verify --reattack` finds out which it was.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
-
-import torch
-import torch.nn.functional as F
+from typing import Final
 
 from dent.attacks.adaptive import is_unavailable
 from dent.attacks.autoattack.parts import PARTS, SETS
@@ -17,14 +14,6 @@ from dent.evaluation.records.schema import UnitRecord
 from dent.evaluation.records.spec import AttackSpec, DefenseSpec
 from dent.evaluation.results.result import Diagnostic
 from dent.evaluation.results.scoring import Scores
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from dent.attacks import Attack
-    from dent.evaluation.records.plan import Batch
-    from dent.evaluation.submission.submission import Submission
-    from dent.threat import ThreatModel
 
 MOVED: Final = 0.01
 """Share of eps. An attack that moved no image this far counts as having moved nothing."""
@@ -35,64 +24,17 @@ MANY: Final = 8
 SPARED: Final = 0.5
 """Share of the planned queries. An attack that left out more than this ended early, if members
 remained correct."""
-_ROUNDED: Final = 6
-_FAR: Final = 1e12
-"""Largest loss that is recorded, in nats: readers refuse larger ones."""
+_NO_ATTACK: Final = "No attack ran on the defense itself, or the records do not tell."
 _ALL_OR_NOTHING: Final = (*PARTS, *SETS, "rays")
 """Attacks that return the natural image of a member that they did not break."""
 
 
-def loss_of(answers: Sequence["Submission"], batches: Sequence["Batch"]) -> float | None:
-    """Return the mean cross-entropy of the attacked members, in nats; None if none is finite."""
-    rows: list[Tensor] = []
-    for answer, batch in zip(answers, batches, strict=True):
-        labels = torch.tensor(batch.labels[: batch.attacked])
-        logits = answer.logits[: batch.attacked].cpu().double()
-        if int(labels.max()) < logits.shape[1]:
-            rows.append(F.cross_entropy(logits, labels, reduction="none"))
-    losses = torch.cat(rows) if rows else torch.empty(0)
-    losses = losses[losses.isfinite()]
-    return min(round(float(losses.mean()), _ROUNDED), _FAR) if len(losses) else None
-
-
-def of_attack(
-    attack: "Attack",
-    threat: "ThreatModel",
-    adversarial: "Tensor",
-    natural: "Tensor",
-    num_classes: int,
-) -> dict[str, Any]:
-    """Return the record fields `planned` and `used`: how far an attack was to go, and went.
-
-    Args:
-        attack: The attack.
-        threat: The threat model.
-        adversarial: The adversarial images (N, C, H, W).
-        natural: The natural images that it started from, of the same shape.
-        num_classes: The number of classes.
-    """
-    planned: int | None = attack.passes(num_classes, threat.norm, len(natural)).forwards
-    if attack.registered == "surrogates":  # its queries depend on the number of models
-        planned = None
-    return {"planned": planned, "used": used_of(threat, adversarial, natural)}
-
-
-def used_of(
-    threat: "ThreatModel", adversarial: "Tensor", natural: "Tensor"
-) -> tuple[float, ...] | None:
-    """Return the size of each image's perturbation as a share of eps; None if eps is 0."""
-    if threat.eps == 0:
-        return None
-    share = threat.distance(adversarial.cpu(), natural.cpu()) / threat.eps
-    return tuple(round(distance, 4) for distance in share.tolist())
-
-
-def of_defense(
+def effort_diagnostics(
     defense: DefenseSpec, scores: Scores, specs: Sequence[AttackSpec]
 ) -> tuple[Diagnostic, ...]:
-    """Return the tells of one defense, raised or not, always in the same order.
+    """Return the diagnostics of the effort of attacks on one defense, always in the same order.
 
-    Older records lack the fields that tells are read from, and have no tells. Members that an
+    Older records lack the fields that they are read from, and have none. Members that an
     attack left out (`carried`) keep the images of other attacks, and tell nothing about it.
 
     Args:
@@ -159,7 +101,7 @@ def _moved_nothing(attacks: _Attacks, silent: Collection[str]) -> Diagnostic:
         if shares and max(shares) < MOVED and _many_stand(attacks[attack])
     ]
     if not distances:
-        return _not_run(name)
+        return Diagnostic.not_run(name, _NO_ATTACK)
     return Diagnostic(
         name=name,
         state="raised" if unmoved else "passed",
@@ -190,7 +132,7 @@ def _gained_nothing(
         attack: by_batch for attack, by_batch in gains.items() if None not in by_batch and by_batch
     }
     if not known_gains:
-        return _not_run(title)
+        return Diagnostic.not_run(title, _NO_ATTACK)
     largest = {
         attack: max(gain or 0.0 for gain in by_batch) for attack, by_batch in known_gains.items()
     }
@@ -242,7 +184,7 @@ def _fewer_queries(attacks: _Attacks) -> Diagnostic:
         if (standing := [unit for unit in units if unit.planned and not all(unit.claimed or ())])
     }
     if not shares:
-        return _not_run(name)
+        return Diagnostic.not_run(name, _NO_ATTACK)
     worst = max(shares.values())
     short = [attack for attack, share in shares.items() if share > SPARED]
     return Diagnostic(
@@ -273,8 +215,3 @@ def _not_as_named(defense: DefenseSpec) -> Diagnostic:
             "spec before you compare it."
         ),
     )
-
-
-def _not_run(name: str) -> Diagnostic:
-    why = "No attack ran on the defense itself, or the records do not tell."
-    return Diagnostic(name=name, state="not-run", value=None, threshold=None, sentence=why)

@@ -5,7 +5,7 @@ import pytest
 from dent.evaluation.records.plan import Batch
 from dent.evaluation.records.schema import Trace, UnitRecord, UnitTiming
 from dent.evaluation.records.spec import AttackSpec, DefenseSpec
-from dent.evaluation.results import tells
+from dent.evaluation.results.attack_effort import _broken, effort_diagnostics
 from dent.evaluation.results.scoring import Scores, piece_of
 from dent.evaluation.results.summary import _after
 
@@ -41,7 +41,7 @@ def raised(natural: UnitRecord, attack: UnitRecord, registered: str = "pgd") -> 
     spec = AttackSpec(
         name="mine", attack=registered, kind="k", settings={}, versions={}, protocol="frozen"
     )
-    found = tells.of_defense(DEFENSE, Scores(pieces, records, None, (0,)), [spec])
+    found = effort_diagnostics(DEFENSE, Scores(pieces, records, None, (0,)), [spec])
     return {each.name for each in found if each.raised}
 
 
@@ -77,7 +77,7 @@ def test_members_that_an_attack_itself_broke_count_beside_those_it_left_out() ->
     scores = {"carried": last(5), "used": (1.0,) * N}
     records = {"natural": [natural], "attack/mine": [unit("attack", 7, 1.0, **scores)]}
     pieces = {name: {0: piece_of(BATCH, each)} for name, (each,) in records.items()}
-    assert tells._broken(Scores(pieces, records, None, (0,)), "attack/mine") == 2
+    assert _broken(Scores(pieces, records, None, (0,)), "attack/mine") == 2
 
 
 def test_a_batch_whose_members_were_all_broken_before_counts_for_every_part_of_a_set() -> None:

@@ -1,4 +1,4 @@
-"""Interpret the answers to the probe's queries."""
+"""What the answers to the probe's queries show about a defense."""
 
 from typing import Final
 
@@ -9,19 +9,19 @@ DISTANCE: Final = 2e-3
 size, and GPUs may round to ten bits."""
 
 
-def moved(comparison: Comparison) -> bool:
+def changed(comparison: Comparison) -> bool:
     """Return whether an answer changed by more than rounding."""
     return comparison.distance is None or comparison.distance > DISTANCE
 
 
 def stateful(probe: ProbeRecord) -> bool:
     """Return whether a later answer to the same query under the same seed differed."""
-    return moved(probe.again)
+    return changed(probe.again)
 
 
 def randomized(probe: ProbeRecord) -> bool:
     """Return whether another seed changed the answer, and the same seed did not."""
-    return moved(probe.repeated) and not stateful(probe)
+    return changed(probe.repeated) and not stateful(probe)
 
 
 def other_batches(probe: ProbeRecord) -> tuple[Comparison, ...]:
@@ -30,11 +30,11 @@ def other_batches(probe: ProbeRecord) -> tuple[Comparison, ...]:
     return tuple(comparison for comparison in comparisons if comparison is not None)
 
 
-def depends(probe: ProbeRecord) -> bool | None:
+def depends_on_batch(probe: ProbeRecord) -> bool | None:
     """Return whether an answer depends on the rest of the batch; None if it cannot be determined.
 
     It cannot be determined for a batch of one, or if answers also change for other reasons.
     """
     if not other_batches(probe) or stateful(probe) or randomized(probe):
         return None
-    return any(moved(comparison) for comparison in other_batches(probe))
+    return any(changed(comparison) for comparison in other_batches(probe))

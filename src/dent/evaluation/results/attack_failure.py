@@ -17,7 +17,7 @@ from dent.evaluation.records.schema import AttackHistory, UnitRecord
 from dent.evaluation.results.result import AttackCurve, Diagnostic
 from dent.support.plural import counted
 
-TOLERATED: Final = 0.1
+PASSING_SHARE: Final = 0.1
 """Largest share with which an indicator passes."""
 
 
@@ -83,7 +83,7 @@ def _unavailable(records: Sequence[UnitRecord]) -> Diagnostic:
     return Diagnostic.judge(
         "unavailable gradients",
         share,
-        TOLERATED,
+        PASSING_SHARE,
         f"{share:.0%} of the gradients of members that are still correct were exactly zero. Use "
         "another loss, a substitute for the gradient, or an attack without gradients.",
         "Members that are still correct had a gradient.",
@@ -110,7 +110,7 @@ def _incomplete(records: Sequence[UnitRecord], histories: Sequence[AttackHistory
     return Diagnostic.judge(
         "incomplete optimization",
         share,
-        TOLERATED,
+        PASSING_SHARE,
         f"Unfinished: in its last tenth, the attack first broke {counted(late, 'member')}, and the "
         f"loss still rose for {rising} of {standing} that are still correct. Use more iterations.",
         "The attack found almost nothing more in its last tenth.",
@@ -124,7 +124,7 @@ def _untransferred(records: Sequence[UnitRecord], histories: Sequence[AttackHist
     return Diagnostic.judge(
         "transfer failure",
         share,
-        TOLERATED,
+        PASSING_SHARE,
         f"The attack used a model in place of the defense. It fooled that model, and never the "
         f"defense, on {counted(count, 'member')} of {total}. Attack the defense itself.",
         "What fooled the model in place of the defense also fooled the defense.",

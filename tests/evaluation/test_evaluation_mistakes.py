@@ -13,8 +13,8 @@ from dent import Dent, DentConfig
 from dent.defenses import TentOnline
 from dent.errors import InputError
 from dent.evaluation import EvaluationResult, Settings, evaluate
+from dent.evaluation.results.mistakes import AT_CHANCE, NOTHING_MOVED, suspicions
 from dent.evaluation.results.result import Count
-from dent.evaluation.results.sanity import AT_CHANCE, NOTHING_MOVED, suspicions
 from dent.evaluation.results.scoring import Scores
 from tests.configurations import Around
 from tests.evaluation.subjects import SIDE, SMALL, Guess, Push, make_model, make_subject

@@ -10,7 +10,7 @@ from dent.attacks import PGD, Attack, Outcome, Querier
 from dent.evaluation import Settings, evaluate, load_run
 from dent.evaluation.records.consistency import of_record
 from dent.evaluation.records.schema import AttackHistory, Trace, UnitRecord, UnitTiming
-from dent.evaluation.results.indicators import curve_of, indicators_of
+from dent.evaluation.results.attack_failure import curve_of, indicators_of
 from dent.report import write_report
 from dent.threat import ThreatModel
 from tests.evaluation.subjects import Guess, Masked, Push, make_model, make_subject

@@ -1,0 +1,82 @@
+"""Whether the gradient that attacks follow is certified, from the records of the probe."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from dent.evaluation.probe.gradient_check import ALIKE, COARSE
+from dent.evaluation.records.schema import GradientCheck, GradientPoint, ProbeRecord
+from dent.evaluation.results.result import Diagnostic
+
+CERTIFICATE: Final = "gradient certificate"
+"""Name of the diagnostic."""
+
+
+def certificate_of(probe: ProbeRecord | None) -> Diagnostic:
+    """Return the diagnostic that says whether attacks follow the true gradient of every member."""
+    if probe is None:
+        return Diagnostic.not_run(CERTIFICATE, "The defense has not been probed for it yet.")
+    check = probe.gradient
+    if check is None:
+        return _older_certificate(probe.gradient_check)
+    if check.missing is not None or check.threshold is None:
+        return Diagnostic.not_run(CERTIFICATE, f"There is no gradient to check: {check.missing}.")
+    worst = max(_error(point) for point in check.points)
+    return Diagnostic.judge(
+        CERTIFICATE,
+        worst,
+        check.threshold,
+        "For some checked member, the predictions do not change as the gradient says. Attacks that "
+        "follow it are not white-box.",
+        f"For every checked member, the predictions change as the {check.rung} gradient says.",
+    )
+
+
+def _error(point: GradientPoint) -> float:
+    """Return the largest error of any member, at most 1.
+
+    It is 1 if an error is infinite, or if the check saw another gradient than the attack or other
+    predictions than the submission.
+    """
+    if point.alike < ALIKE or point.same < ALIKE * point.of or None in point.errors:
+        return 1.0
+    return min(max(error for error in point.errors if error is not None), 1.0)
+
+
+def over_large_steps(probe: ProbeRecord | None) -> bool | None:
+    """Return whether the gradient predicts how the answers change over large steps.
+
+    It must do so over steps of a quarter or half of eps, for all checked members but one in fifty.
+    Exact gradients are no exception, because they may follow only a small ripple on the input.
+
+    Returns:
+        None if it was not checked. Older versions checked only inexact gradients.
+    """
+    check = None if probe is None else probe.gradient
+    if check is None or check.missing is not None or not check.points:
+        return None
+    errors = [point.coarse for point in check.points]
+    if any(coarse is not None and not _few_are_wrong(coarse) for coarse in errors):
+        return False
+    return None if None in errors else True
+
+
+def answered_classes(probe: ProbeRecord | None) -> int | None:
+    """Return the number of logits per image; None if it is not recorded."""
+    return None if probe is None or probe.gradient is None else probe.gradient.classes
+
+
+def _few_are_wrong(errors: Sequence[float | None]) -> bool:
+    return sum(error is None or error > COARSE for error in errors) <= len(errors) // 50
+
+
+def _older_certificate(check: GradientCheck | None) -> Diagnostic:
+    if check is None:
+        return Diagnostic.not_run(CERTIFICATE, "The defense has not been probed for it yet.")
+    if check.missing is not None or check.threshold is None:
+        return Diagnostic.not_run(
+            CERTIFICATE, f"There is no exact gradient to check: {check.missing}."
+        )
+    return Diagnostic.not_run(
+        CERTIFICATE,
+        "An older version made a weaker check: run it again.",
+    )
