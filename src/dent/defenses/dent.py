@@ -16,7 +16,7 @@ from dent.adaptation.adaptation import Adaptation
 from dent.adaptation.adapted_model import AdaptedModel, check_supported, eager, norm_parameters
 from dent.adaptation.isolation import isolated
 from dent.adaptation.lookalikes import unadapted
-from dent.adaptation.minimize import OnStep, minimize, spread_to
+from dent.adaptation.minimize import OnStep, minimize, over_finite_rows
 from dent.adaptation.moving import running_statistics
 from dent.adaptation.prefix import Prefix
 from dent.adaptation.trial import Trial
@@ -213,9 +213,9 @@ class Dent(nn.Module):
                     self.config,
                     images,
                     differentiable=differentiable,
-                    last=last,
+                    last_steps=last,
                     checkpointed=checkpointed,
-                    on_step=spread_to(on_step, finite),
+                    on_step=over_finite_rows(on_step, finite),
                     running=self._running(),
                 )
 
