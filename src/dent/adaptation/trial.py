@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from dent.adaptation.adapted_model import FEW_ROWS, AdaptedModel, eager, norm_parameters
+from dent.adaptation.adapted_model import AdaptedModel, eager, norm_parameters
 from dent.adaptation.isolation import isolated
 from dent.adaptation.lookalikes import FunctionalNorms
+from dent.adaptation.memory_format import FEW_ROWS
 from dent.adaptation.norm import norm_layers, normalizes_by_batch, registered_kind
 from dent.adaptation.objectives import loss
 from dent.adaptation.private_copy import kept_tensors, private_copy

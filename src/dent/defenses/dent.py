@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from dent.adaptation.adaptation import Adaptation
-from dent.adaptation.adapted_model import AdaptedModel, check_supported, eager, norm_parameters
+from dent.adaptation.adapted_model import AdaptedModel, eager, norm_parameters
 from dent.adaptation.isolation import isolated
 from dent.adaptation.lookalikes import unadapted
 from dent.adaptation.minimize import OnStep, minimize, over_finite_rows
 from dent.adaptation.moving import running_statistics
 from dent.adaptation.prefix import Prefix
+from dent.adaptation.supported import check_supported
 from dent.adaptation.trial import Trial
 from dent.adaptation.views import predict
 from dent.config import DENT_PLUS, DentConfig, preset
