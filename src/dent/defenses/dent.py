@@ -20,7 +20,7 @@ from dent.adaptation.minimize import OnStep, minimize, over_finite_rows
 from dent.adaptation.moving import running_statistics
 from dent.adaptation.prefix import Prefix
 from dent.adaptation.supported import check_supported
-from dent.adaptation.trial import Trial
+from dent.adaptation.trial import FirstBatchChecks
 from dent.adaptation.views import predict
 from dent.config import DENT_PLUS, DentConfig, preset
 from dent.errors import (
@@ -105,7 +105,7 @@ class Dent(nn.Module):
         self.config = config
         self.performance = performance
         self._compiles = performance.compile
-        self._trial = Trial()
+        self._first_batch = FirstBatchChecks()
         # Dent ignores this flag. But attack libraries warn about training mode, or "restore" it in
         # the wrapped model.
         self.training = model.training
@@ -150,7 +150,7 @@ class Dent(nn.Module):
         if id(self) in _DISABLED.get():
             _check_batch(x)
             finite, pixels = _finite_rows(x)
-            self._trial.run(self.model, _STATIC, x if finite is None else x[finite], pixels)
+            self._first_batch.run(self.model, _STATIC, x if finite is None else x[finite], pixels)
             adapted = AdaptedModel(self.model, _STATIC, shares_generators=True)
             return adapted(x, {})  # bit-equal to the model
         return self.predict(x, self.adapt(x))
@@ -200,8 +200,8 @@ class Dent(nn.Module):
         with isolated(x, differentiable=differentiable):
             finite, pixels = _finite_rows(x)
             images = x if finite is None else x[finite]
-            self._trial.run(self.model, self.config, images, pixels)
-            self._trial.warn_of_one_sample(self.model, self.config, images)
+            self._first_batch.run(self.model, self.config, images, pixels)
+            self._first_batch.warn_of_one_sample(self.model, self.config, images)
             if not differentiable:
                 images = images.clone() if images.is_inference() else images.detach()
 
@@ -244,7 +244,7 @@ class Dent(nn.Module):
         _check_batch(x)
         self._check_adaptation(adaptation, len(x))
         finite, pixels = _finite_rows(x)
-        self._trial.run(self.model, self.config, x if finite is None else x[finite], pixels)
+        self._first_batch.run(self.model, self.config, x if finite is None else x[finite], pixels)
         if finite is None:
             return _predictions(self._logits(x, adaptation))
         if not finite.any():  # only to count the classes; batch statistics need two rows
