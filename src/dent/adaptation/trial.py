@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dent.adaptation.adapted_model import eager
 from dent.adaptation.copy_check import check_copy
-from dent.adaptation.isolation import isolated
+from dent.adaptation.isolation import hidden_from_hooks, isolated
 from dent.adaptation.memory_format import FEW_ROWS
 from dent.adaptation.norm import normalizes_by_batch
 from dent.adaptation.random_state import same_random_numbers
@@ -91,7 +91,7 @@ class FirstBatchChecks:
             self.warned_of_pixels = _warn_of_pixels(x, *pixels)
         if not len(x) or (self.copied and (self.stepped or not config.steps)):
             return
-        with _LOCK, isolated(x, differentiable=False):
+        with _LOCK, isolated(x, differentiable=False), hidden_from_hooks():
             model, x = eager(model), x.clone() if x.is_inference() else x.detach()
             if not self.copied:
                 self.copied = _first(check_copy, model, x)

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
 from functools import partial
-from typing import TypeVar
+from typing import Any, Self, TypeVar
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -35,8 +36,8 @@ from dent.performance import Performance
 from dent.support.plural import counted
 from dent.support.warned import warn
 
-_DISABLED: ContextVar[frozenset[int]] = ContextVar("dent_disabled", default=frozenset())
-"""The ids of the defenses that are disabled in this context; see `Dent.disabled`."""
+_DISABLED: ContextVar[tuple[WeakSet[nn.Module], ...]] = ContextVar("dent_disabled", default=())
+"""For each `Dent.disabled` that this context is in, the defenses that it disables."""
 
 _STATIC = DentConfig(steps=0)
 _FASTEST = Performance()
@@ -147,7 +148,7 @@ class Dent(nn.Module):
         Returns:
             Logits (N, classes), with rows of NaN as in `predict`; if disabled, the model's logits.
         """
-        if id(self) in _DISABLED.get():
+        if any(self in disabled for disabled in _DISABLED.get()):
             _check_batch(x)
             finite, pixels = _finite_rows(x)
             self._first_batch.run(self.model, _STATIC, x if finite is None else x[finite], pixels)
@@ -343,12 +344,33 @@ class Dent(nn.Module):
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        """Make the defense compute the static model within this context and thread."""
-        token = _DISABLED.set(_DISABLED.get() | {id(self)})
+        """Make the defense compute the static model within this context and thread.
+
+        The same holds for copies of it that are made within the context, and for what `with_steps`
+        returns there.
+        """
+        disabled: WeakSet[nn.Module] = WeakSet([self])
+        token = _DISABLED.set((*_DISABLED.get(), disabled))
         try:
             yield
         finally:
             _DISABLED.reset(token)
+
+    def __copy__(self) -> Self:
+        """Return a copy that shares the model, disabled where this defense is."""
+        return self._copied(self.__getstate__(), type(self).__new__(type(self)))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Return a copy that has its own model, disabled where this defense is."""
+        memo[id(self)] = copied = type(self).__new__(type(self))
+        return self._copied(copy.deepcopy(self.__getstate__(), memo), copied)
+
+    def _copied(self, state: Any, copied: Self) -> Self:
+        copied.__setstate__(state)
+        for disabled in _DISABLED.get():
+            if self in disabled:
+                disabled.add(copied)
+        return copied
 
     def unwrap(self) -> nn.Module:
         """Return the model, unchanged."""
