@@ -1,7 +1,7 @@
 """Contexts that isolate adaptation from the caller's grad mode, random state and hooks."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from threading import Lock
 from typing import ClassVar
 
@@ -34,8 +34,10 @@ def hidden_from_hooks() -> Iterator[None]:
     For graphs that not every call computes. `torch.utils.checkpoint` around a defense compares the
     tensors that autograd saves in the forward and when it repeats the forward.
     """
-    hooks = saved_tensors_hooks(_unchanged, _unchanged) if _has_hooks() else nullcontext()
-    with hooks:
+    with ExitStack() as stack:
+        if _has_hooks():
+            with suppress(RuntimeError):  # some defenses refuse hooks (`recomputation_refused`)
+                stack.enter_context(saved_tensors_hooks(_unchanged, _unchanged))
         yield
 
 
