@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dent import Dent, DentConfig
-from dent.adaptation.checkpoint import recomputed
+from dent.adaptation.unroll import recomputed
 from dent.errors import ConfigError
 from tests.layer_toys import KINDS, make_batch, make_toy
 from tests.test_gradients import CONFIGURATIONS, MIXES, Attention, make

@@ -1,5 +1,6 @@
 """`Dent` as a wrapper: gradient modes, threads, `disabled`, and refused arguments."""
 
+import copy
 import random
 import threading
 from collections.abc import Callable
@@ -82,6 +83,26 @@ def test_disabled_gives_the_static_model_only_for_this_defense_and_thread(
     with pytest.raises(ZeroDivisionError), defense.disabled():
         raise ZeroDivisionError
     assert torch.equal(defense(x), dynamic)
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda d: d.with_steps(d.steps)])
+def test_a_copy_is_disabled_where_its_original_is(
+    copied: Callable[[Dent], Dent], tiny_cnn: nn.Sequential, x: Tensor
+) -> None:
+    defense, other = Dent(tiny_cnn, BATCH), Dent(tiny_cnn, BATCH)
+    static, dynamic = tiny_cnn(x), defense(x)
+    before = copied(defense)
+    with defense.disabled():
+        with other.disabled():
+            within = copied(defense)
+            of_copy = copied(within)
+        assert torch.equal(within(x), static)
+        assert torch.equal(of_copy(x), static)
+        assert torch.equal(before(x), dynamic)
+        assert torch.equal(copied(before)(x), dynamic)
+    assert torch.equal(within(x), dynamic)
+    with defense.disabled():
+        assert torch.equal(within(x), dynamic)
 
 
 def test_unwrap_returns_the_wrapped_model(tiny_cnn: nn.Sequential) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from dent import Dent, DentConfig, SmoothingConfig
-from dent.adaptation.minimize import flatten, unflatten
+from dent.adaptation.values import flatten, unflatten
 from tests import slow_dent
 from tests.layer_toys import CHANNELS, KINDS, make_batch, make_toy, randomize_norms
 

@@ -708,3 +708,45 @@ def test_normalized_pixels_and_other_features_cause_no_warning(given: Tensor) ->
     body = [nn.AdaptiveAvgPool2d(1), nn.Flatten()] if given.dim() == 4 else []
     torch.manual_seed(0)
     Dent(nn.Sequential(*body, nn.Linear(features, 6), nn.LayerNorm(6)).eval(), STEPS)(given)
+
+
+@pytest.mark.parametrize("config", [STEPS, SAMPLE_WISE], ids=["batch", "sample"])
+@pytest.mark.parametrize("differentiable", [False, True])
+def test_the_first_batch_can_be_checkpointed_by_the_caller(
+    differentiable: bool, config: DentConfig, x: Tensor
+) -> None:
+    """The caller's checkpointing repeats the call, but not the checks."""
+    gradients = []
+    for reentrant in (None, False, True):
+        defense, images = Dent(_net(), config), x.clone().requires_grad_()
+
+        def answer(batch: Tensor, defense: Dent = defense) -> Tensor:
+            return defense.predict(batch, defense.adapt(batch, differentiable=differentiable))
+
+        logits = (
+            answer(images)
+            if reentrant is None
+            else checkpoint(answer, images, use_reentrant=reentrant)
+        )
+        logits.square().sum().backward()
+        gradients.append(images.grad)
+    for gradient in gradients:
+        assert gradient is not None
+        torch.testing.assert_close(gradient, gradients[0], rtol=0, atol=0)
+
+
+def test_hooks_of_the_caller_see_the_same_tensors_for_the_first_batch_as_later(x: Tensor) -> None:
+    defense = Dent(_net(), STEPS)
+    saved = []
+    for _ in range(2):
+        shapes: list[torch.Size] = []
+
+        def note(tensor: Tensor, shapes: list[torch.Size] = shapes) -> Tensor:
+            shapes.append(tensor.shape)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            defense(x)
+        saved.append(shapes)
+    assert saved[0]
+    assert saved[0] == saved[1]

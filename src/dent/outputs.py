@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
+import torch
 from torch import Tensor, nn
 
 from dent.errors import UnsupportedModelError
@@ -86,6 +87,13 @@ def advice(output: object) -> str:
     if _logits(output, rows) is not None:
         return " Wrap the model: dent.Logits(model)."
     return f" Wrap the model, and say which part has the logits: dent.Logits(model, {parts[0][0]})."
+
+
+def seem_probabilities(logits: Tensor) -> bool:
+    """Return whether every row of an output (N, classes) is a probability distribution."""
+    rows = logits.detach().float()
+    ones = torch.ones(len(rows), device=rows.device)
+    return bool((rows >= 0).all()) and torch.allclose(rows.sum(1), ones, atol=1e-2)
 
 
 def _parts(output: object) -> Iterator[tuple[str, Any]]:

@@ -163,6 +163,25 @@ def test_a_gradient_through_activation_checkpointing_is_refused(
     assert plain(batch.clone().requires_grad_()).requires_grad
 
 
+REFUSES = "fail_if_non_empty" in str(torch._C._autograd._saved_tensors_hooks_disable.__doc__)
+
+
+@pytest.mark.skipif(not REFUSES, reason="this PyTorch cannot refuse hooks under other hooks")
+@pytest.mark.parametrize("kind", [MedBN, StatisticsPrior, MeanSparse])
+def test_a_gradient_through_activation_checkpointing_is_refused_under_hooks_of_the_caller(
+    kind: type[MedBN | StatisticsPrior | MeanSparse], small: nn.Sequential, batch: Tensor
+) -> None:
+    again = kind(Checkpointed(small))
+    x = batch.clone().requires_grad_()
+    with save_on_cpu():
+        with pytest.raises(UnsupportedModelError, match="set_grad_checkpointing"):
+            again(x)
+        with save_on_cpu():  # hooks are allowed again
+            Checkpointed(small)(x).sum().backward()
+    with pytest.raises(UnsupportedModelError, match="set_grad_checkpointing"):
+        checkpoint(again, x, use_reentrant=False)
+
+
 def test_hooks_of_the_caller_on_saved_tensors_are_kept(small: nn.Sequential, batch: Tensor) -> None:
     gradients = []
     for hooks in (nullcontext(), save_on_cpu()):

@@ -1,9 +1,12 @@
-"""The caller's automatic mixed precision, to notice or repeat it later."""
+"""Automatic mixed precision: the caller's, to notice or repeat it later, and a defense's own."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
+
+from dent.performance import Performance
 
 
 class Autocast(NamedTuple):
@@ -32,3 +35,10 @@ def under(autocast: Autocast, device: torch.device) -> AbstractContextManager[An
     if autocast == autocast_of(device):
         return nullcontext()
     return torch.autocast(autocast.device_type, autocast.dtype, enabled=autocast.enabled)
+
+
+def autocast_for(performance: Performance, x: Tensor) -> AbstractContextManager[Any]:
+    """Return a context in which a model runs on the batch `x` in the precision of a defense."""
+    if performance.precision == "model":
+        return nullcontext()
+    return torch.autocast(x.device.type, torch.bfloat16)

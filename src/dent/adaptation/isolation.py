@@ -1,12 +1,13 @@
-"""Contexts that isolate adaptation from the caller's grad mode and random state."""
+"""Contexts that isolate adaptation from the caller's grad mode, random state and hooks."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from threading import Lock
 from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import disable_saved_tensors_hooks, saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dent.adaptation.random_state import restore_changed, shared_states
@@ -24,6 +25,32 @@ def isolated(x: Tensor, *, differentiable: bool) -> Iterator[None]:
     attention = _MathAttention() if differentiable else nullcontext()
     with torch.inference_mode(False), torch.enable_grad(), _same_random_state(x), attention:
         yield
+
+
+@contextmanager
+def hidden_from_hooks() -> Iterator[None]:
+    """Hide the tensors that autograd saves from the hooks of the caller, if there are any.
+
+    For graphs that not every call computes. `torch.utils.checkpoint` around a defense compares the
+    tensors that autograd saves in the forward and when it repeats the forward.
+    """
+    with ExitStack() as stack:
+        if _has_hooks():
+            with suppress(RuntimeError):  # some defenses refuse hooks (`recomputation_refused`)
+                stack.enter_context(saved_tensors_hooks(_unchanged, _unchanged))
+        yield
+
+
+def _has_hooks() -> bool:
+    try:
+        with disable_saved_tensors_hooks("dent only looks for hooks"):
+            return False
+    except RuntimeError:  # PyTorch refuses to disable hooks that are in use
+        return True
+
+
+def _unchanged(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 @contextmanager

@@ -1,49 +1,72 @@
-"""The core step: adapt to one batch by minimizing the entropy of the model's own predictions."""
+"""The core step: adapt to one batch by minimizing the entropy of the model's own predictions.
 
-import copy
+`step` is the algorithm. `minimize` starts it from the trained parameters and repeats it.
+"""
+
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
-from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
 
 from dent.adaptation import smoothing
-from dent.adaptation.adaptation import Adaptation, Status
+from dent.adaptation.adaptation import Adaptation
 from dent.adaptation.adapted_model import AdaptedModel
-from dent.adaptation.checkpoint import recomputed
+from dent.adaptation.non_finite import NonFiniteGate
 from dent.adaptation.objectives import entropy, log_mean_probability, loss
 from dent.adaptation.optim import Optimizer, State, make_optimizer
+from dent.adaptation.unroll import DescentState, recomputing, segments
+from dent.adaptation.values import (
+    AFFINE,
+    SMOOTHING,
+    STATISTICS,
+    Values,
+    flatten,
+    joined,
+    unflatten,
+)
 from dent.adaptation.views import of_views, prediction
 from dent.config import DentConfig
 from dent.errors import UnsupportedModelError
 
 OnStep = Callable[[Tensor], None]
 """Function that is called with logits (N, classes), with their graph to the batch."""
-Values = dict[str, Tensor]
-"""The values that a step may update, by name: each (D,) batch-wise or (N, D) sample-wise."""
-
-AFFINE: Final = "affine"
-SMOOTHING: Final = "smoothing"
-STATISTICS: Final = "statistics"
-"""Name of the running statistics, (D,): each step moves them, but they are not learned, and the
-batch shares them."""
 
 
-class Point(NamedTuple):
-    """State of the descent after some steps.
+def step(
+    forward: Callable[[Values], Tensor],
+    values: Values,
+    states: Mapping[str, State],
+    optimizers: Mapping[str, Optimizer],
+    config: DentConfig,
+    *,
+    keep_graph: bool,
+) -> tuple[Tensor, Values, dict[str, State]]:
+    """Take one step: a forward, the objective's gradient, and an update (Figure 2).
 
-    Attributes:
-        values: The updated values.
-        states: The states of the optimizers.
-        predictions: The predictions before each step since the previous point, if kept.
+    Args:
+        forward: runs the model on the batch with given values, and returns logits: (N, classes),
+            or (V, N, classes) with views.
+        values: all values before the step.
+        states: the states of the optimizers before the step.
+        optimizers: those of the learned values, by name.
+        config: determines the objective and its reduction.
+        keep_graph: keep the graph of the step, for the exact gradient.
+
+    Returns:
+        The logits before the step, and the learned values and the states after it.
     """
-
-    values: Values
-    states: Mapping[str, State]
-    predictions: tuple[Tensor, ...] = ()
+    learned = {name: values[name].requires_grad_() for name in optimizers}
+    logits = forward(values)
+    objective = loss(logits, config.objective, config.reduction)
+    slopes = gradients(objective, [*learned.values()], keep_graph=keep_graph)
+    updated, updated_states = {}, {}
+    with torch.set_grad_enabled(keep_graph):
+        for (name, optimizer), slope in zip(optimizers.items(), slopes, strict=True):
+            updated[name], updated_states[name] = optimizer.step(learned[name], slope, states[name])
+    return logits, updated, updated_states
 
 
 def minimize(
@@ -53,12 +76,12 @@ def minimize(
     x: Tensor,
     *,
     differentiable: bool,
-    last: int | None = None,
+    last_steps: int | None = None,
     checkpointed: bool = False,
     on_step: OnStep | None = None,
     running: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> Adaptation:
-    """Adapt to one batch: per step a forward, the objective's gradient, and an update (Figure 2).
+    """Adapt to one batch by steps from the trained parameters; see `step`.
 
     Args:
         model: runs the forward passes.
@@ -66,7 +89,7 @@ def minimize(
         config: the defense.
         x: (N, ...), finite; if N is 0, no step is taken.
         differentiable: keep the graph of the steps, for the exact gradient of the result in x.
-        last: keep the graph of only this many last steps; earlier steps count as constant.
+        last_steps: keep the graph of only this many last steps; earlier steps count as constant.
         checkpointed: store about sqrt(`steps`) states instead of the graph, and rerun the steps
             from each during the backward pass.
         on_step: called with the prediction before each step whose graph is kept.
@@ -77,44 +100,44 @@ def minimize(
     optimizers = _optimizers(config, start)
     values = dict(start)
     states = {name: optimizer.init(start[name]) for name, optimizer in optimizers.items()}
-    gate = _NonFiniteGate(config, x, start.get(SMOOTHING))
+    gate = NonFiniteGate(config, x, start.get(SMOOTHING))
     if differentiable and x.requires_grad:
         x = x.view_as(x)
         x.register_hook(gate.gradient)
 
     def descend(
-        x: Tensor, point: Point, gate: _NonFiniteGate, steps: int, keep_graph: bool
-    ) -> Point:
-        values, states = dict(point.values), dict(point.states)
+        x: Tensor, state: DescentState, gate: NonFiniteGate, steps: int, keep_graph: bool
+    ) -> DescentState:
+        values, states = dict(state.values), dict(state.states)
         predictions: list[Tensor] = []
-        for _ in range(steps):
-            learned = {name: values[name].requires_grad_() for name in optimizers}
+
+        def forward(values: Values) -> Tensor:
             parameters, width = unflatten(values.get(AFFINE), trained), values.get(SMOOTHING)
-            logits = of_views(
-                partial(model, parameters=parameters, smoothing=width), x, config.views
-            )
+            run = partial(model, parameters=parameters, smoothing=width)
+            logits = of_views(run, x, config.views)
             if on_step is not None:
                 predicted = prediction(logits if keep_graph else logits.detach(), config.views)
                 predictions.append(predicted)
-            objective = loss(logits, config.objective, config.reduction)
-            slopes = gradients(objective, [*learned.values()], keep_graph=keep_graph)
+            return logits
+
+        for _ in range(steps):
+            logits, updated, states = step(
+                forward, values, states, optimizers, config, keep_graph=keep_graph
+            )
             with torch.set_grad_enabled(keep_graph):
-                for (name, optimizer), slope in zip(optimizers.items(), slopes, strict=True):
-                    values[name], states[name] = optimizer.step(learned[name], slope, states[name])
-                updated = {name: values[name] for name in optimizers}
                 values |= gate.accept(updated, start, _entropies(logits.detach()))
                 values |= _moved(model, running, start, values, states, gate)
-        return Point(values, states, tuple(predictions))
+        return DescentState(values, states, tuple(predictions))
 
-    point = Point(values, states)
-    for steps, keep_graph in _stretches(config, x, differentiable, last, checkpointed):
+    state = DescentState(values, states)
+    for steps, keep_graph in segments(config, x, differentiable, last_steps, checkpointed):
         if keep_graph and checkpointed:
-            point = _recomputing(descend, x, point, gate, steps)
+            state = recomputing(descend, x, state, gate, steps)
         else:
-            point = descend(x, point, gate, steps, keep_graph)
+            state = descend(x, state, gate, steps, keep_graph)
         if keep_graph and on_step is not None:
-            _tell(on_step, point)
-    values = point.values
+            _tell(on_step, state)
+    values = state.values
     if not differentiable:
         values = {name: value.detach() for name, value in values.items()}
     return Adaptation(
@@ -135,17 +158,17 @@ def _moved(
     start: Values,
     values: Values,
     states: Mapping[str, State],
-    gate: "_NonFiniteGate",
+    gate: NonFiniteGate,
 ) -> Values:
     """Return the running statistics after a step; empty if they do not move."""
     if not running:
         return {}
     taken = max(state.step for state in states.values())
     moved = model.moved(unflatten(values[STATISTICS], running), taken)
-    return {STATISTICS: gate.accept_shared(_joined(moved.values()), start[STATISTICS])}
+    return {STATISTICS: gate.accept_shared(joined(moved.values()), start[STATISTICS])}
 
 
-def spread_to(on_step: OnStep | None, finite: Tensor | None) -> OnStep | None:
+def over_finite_rows(on_step: OnStep | None, finite: Tensor | None) -> OnStep | None:
     """Wrap `on_step` so that it takes the logits of only the samples that are adapted to.
 
     Args:
@@ -162,64 +185,8 @@ def spread_to(on_step: OnStep | None, finite: Tensor | None) -> OnStep | None:
     return on_part
 
 
-def _stretches(
-    config: DentConfig, x: Tensor, differentiable: bool, last: int | None, checkpointed: bool
-) -> Iterator[tuple[int, bool]]:
-    """Yield stretches of the steps: their number, and whether to keep their graph."""
-    steps = config.steps if len(x) else 0
-    exact = steps if last is None else min(last, steps)
-    exact = exact if differentiable else 0
-    yield steps - exact, False
-    length = math.ceil(math.sqrt(exact)) if checkpointed else exact
-    while exact:
-        length = min(length, exact)
-        yield length, True
-        exact -= length
-
-
-def _recomputing(
-    descend: Callable[[Tensor, Point, "_NonFiniteGate", int, bool], Point],
-    x: Tensor,
-    start: Point,
-    gate: "_NonFiniteGate",
-    steps: int,
-) -> Point:
-    """Take steps without keeping their graph; the backward pass repeats them with it.
-
-    Memory holds one state instead of the graph of all these steps (see `recomputed`).
-    """
-    untouched_gate = copy.copy(gate)
-    moving = [*start.states, *({STATISTICS} & start.values.keys())]
-
-    def pack(point: Point) -> list[Tensor]:
-        averages = [tensor for state in point.states.values() for tensor in state.averages]
-        moved = [point.values[name] for name in moving]
-        return [*moved, *averages, *point.predictions]
-
-    def unpack(tensors: Sequence[Tensor], steps_taken: int) -> Point:
-        remaining = iter(tensors)
-        values = start.values | {name: next(remaining) for name in moving}
-        return Point(
-            values,
-            {
-                name: State(
-                    state.step + steps_taken, tuple(next(remaining) for _ in state.averages)
-                )
-                for name, state in start.states.items()
-            },
-            tuple(remaining),
-        )
-
-    def run(inputs: Sequence[Tensor], keep_graph: bool) -> Sequence[Tensor]:
-        watch = copy.copy(untouched_gate) if keep_graph else gate
-        return pack(descend(inputs[0], unpack(inputs[1:], 0), watch, steps, keep_graph))
-
-    start = start._replace(predictions=())
-    return unpack(recomputed(run, [x, *pack(start)]), steps)
-
-
-def _tell(on_step: OnStep, point: Point) -> None:
-    for predicted in point.predictions:
+def _tell(on_step: OnStep, state: DescentState) -> None:
+    for predicted in state.predictions:
         on_step(predicted)
 
 
@@ -272,103 +239,3 @@ def gradients(
             "forward use torch.no_grad(), detach() or NumPy, or skip its normalization layers?"
         )
     return torch.autograd.grad(objective, of, create_graph=keep_graph, materialize_grads=True)
-
-
-def flatten(trained: Mapping[str, Tensor]) -> Tensor:
-    """Return all parameters as one vector, so that one update serves all layers.
-
-    It has at least float32: in bfloat16, a step of 1e-3 on a scale near 1 would be rounded away.
-    """
-    return _joined(tensor.detach() for tensor in trained.values())
-
-
-def _joined(tensors: Iterable[Tensor]) -> Tensor:
-    first, *others = tensors
-    dtype = torch.promote_types(torch.float32, first.dtype)
-    for tensor in others:
-        dtype = torch.promote_types(dtype, tensor.dtype)
-    return torch.cat([tensor.to(first.device, dtype).flatten() for tensor in (first, *others)])
-
-
-def unflatten(flat: Tensor | None, trained: Mapping[str, Tensor]) -> Values:
-    """Split a flat (..., D) into views by dotted name, each (..., *shape of the parameter)."""
-    if flat is None:
-        return {}
-    # One split, not slices: the gradient of a slice is as large as the whole.
-    pieces = flat.split([tensor.numel() for tensor in trained.values()], dim=-1)
-    return {
-        name: piece.reshape((*flat.shape[:-1], *tensor.shape))
-        for (name, tensor), piece in zip(trained.items(), pieces, strict=True)
-    }
-
-
-class _NonFiniteGate:
-    """Filter that reverts samples that turned non-finite, and records every step.
-
-    A sample whose update or entropy is NaN or infinite returns to its start and stays there. If the
-    batch shares parameters, the whole batch does. No method waits for a GPU. Nothing is modified in
-    place, so a shallow copy is a snapshot.
-    """
-
-    def __init__(self, config: DentConfig, x: Tensor, smoothing: Tensor | None) -> None:
-        self._sample_wise = config.granularity == "sample"
-        self._shared = not self._sample_wise or config.objective == "information-maximization"
-        self._kept = torch.ones(len(x), dtype=torch.bool, device=x.device)
-        self._own_fault = ~self._kept
-        self._all_finite = x.device.type == "cpu"
-        self.entropies: tuple[Tensor, ...] = ()
-        steps = config.steps if not len(x) else 0  # an empty batch takes no step
-        self.smoothings = () if smoothing is None else (smoothing.detach(),) * (steps + 1)
-
-    def accept(self, updated: Values, start: Values, entropies: Tensor) -> Values:
-        """Return `updated`, with `start` for every sample that is reverted."""
-        self.entropies = (*self.entropies, entropies)
-        if self._finite_so_far(updated, entropies):
-            self._follow(updated)
-            return updated
-        no_entropy = ~entropies.isfinite()
-        no_update = torch.zeros_like(no_entropy)
-        for value in updated.values():
-            no_update = no_update | ~value.detach().isfinite().all(-1)
-        explained = no_entropy.any() & self._shared
-        self._own_fault = self._own_fault | (self._kept & (no_entropy | (no_update & ~explained)))
-        alive = self._kept & ~no_entropy & ~no_update
-        self._kept = alive if self._sample_wise else alive & alive.all()
-        keep = self._kept.unsqueeze(-1) if self._sample_wise else self._kept.all()
-        gated = {name: torch.where(keep, value, start[name]) for name, value in updated.items()}
-        self._all_finite = False
-        self._follow(gated)
-        return gated
-
-    def accept_shared(self, updated: Tensor, start: Tensor) -> Tensor:
-        """Return a value that the batch shares, or `start` if it is non-finite or reverted."""
-        keep = updated.detach().isfinite().all()
-        if not self._sample_wise:
-            keep = keep & self._kept.all()
-        return torch.where(keep, updated, start)
-
-    def _finite_so_far(self, updated: Values, entropies: Tensor) -> bool:
-        """Return whether all values are finite; always False on a GPU, to avoid a wait."""
-        return (
-            self._all_finite
-            and bool(entropies.isfinite().all())
-            and all(bool(value.isfinite().all()) for value in updated.values())
-        )
-
-    def _follow(self, values: Values) -> None:
-        if self.smoothings:
-            after = values.get(SMOOTHING, self.smoothings[-1])
-            self.smoothings = (*self.smoothings, after.detach())
-
-    def gradient(self, gradient: Tensor) -> Tensor:
-        """Return the gradient in x, set to 0 for reverted samples, which do not depend on x.
-
-        Otherwise it could be NaN: backward through a reverted step multiplies 0 by infinity.
-        """
-        alive = self._kept.reshape(-1, *[1] * (gradient.dim() - 1))
-        return torch.where(alive, gradient, 0)
-
-    def status(self) -> Tensor:
-        """Return each sample's `Status`, (N,) int64."""
-        failed = torch.where(self._own_fault, Status.STEP_NON_FINITE, Status.REVERTED)
-        return torch.where(self._kept, Status.ADAPTED, failed)

@@ -1,11 +1,12 @@
 """Notice modules that run again in a backward pass, as activation checkpointing makes them."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch._C import _autograd
 from torch.autograd.graph import disable_saved_tensors_hooks
 
 from dent.errors import InputError, UnsupportedModelError
@@ -58,18 +59,42 @@ def recomputation_refused(defense: str, x: Tensor) -> Iterator[None]:
         UnsupportedModelError: the model uses activation checkpointing, or other hooks on the
             tensors that autograd saves.
     """
-    with ExitStack() as stack:
-        if torch.is_grad_enabled() and x.requires_grad:
-            with suppress(RuntimeError):  # hooks of the caller, around the whole defense, stay
-                stack.enter_context(disable_saved_tensors_hooks(_REFUSED))
-        try:
+    refused = _hooks_refused() if torch.is_grad_enabled() and x.requires_grad else nullcontext()
+    try:
+        with refused:
             yield
-        except (RuntimeError, InputError) as error:
-            if _REFUSED not in str(error):
-                raise
-            raise UnsupportedModelError(
-                f"{defense} has no gradient through a model with activation checkpointing: the "
-                "backward pass would run its layers again without the defense. Switch "
-                "checkpointing off (set_grad_checkpointing(False) in timm, "
-                "gradient_checkpointing_disable() in transformers)."
-            ) from error
+    except (RuntimeError, InputError) as error:
+        if _REFUSED not in str(error):
+            raise
+        raise UnsupportedModelError(
+            f"{defense} has no gradient through a model with activation checkpointing: the "
+            "backward pass would run its layers again without the defense. Switch "
+            "checkpointing off (set_grad_checkpointing(False) in timm, "
+            "gradient_checkpointing_disable() in transformers)."
+        ) from error
+
+
+@contextmanager
+def _hooks_refused() -> Iterator[None]:
+    """Refuse further hooks on saved tensors; those of the caller, around the defense, stay."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(disable_saved_tensors_hooks(_REFUSED))
+        except RuntimeError:  # the caller has hooks
+            stack.enter_context(_further_hooks_refused())
+        yield
+
+
+@contextmanager
+def _further_hooks_refused() -> Iterator[None]:
+    before = _autograd._saved_tensors_hooks_get_disabled_error_message()
+    with suppress(TypeError):  # an older PyTorch cannot refuse hooks under others
+        _autograd._saved_tensors_hooks_disable(_REFUSED, fail_if_non_empty=False)
+    try:
+        yield
+    finally:
+        if before is None:
+            _autograd._saved_tensors_hooks_enable()
+        else:
+            with suppress(TypeError):
+                _autograd._saved_tensors_hooks_disable(before, fail_if_non_empty=False)

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from dent.adaptation.adaptation import Adaptation
-from dent.adaptation.adapted_model import check_supported
 from dent.adaptation.moving import MEAN
 from dent.adaptation.norm import norm_layers
 from dent.adaptation.other_batch_norm import BatchNormCall, OtherBatchNorm
 from dent.adaptation.recomputation import recomputation_refused
+from dent.adaptation.supported import check_supported
 from dent.config import DentConfig
 from dent.defenses.base import ReferenceDefense
 from dent.errors import UnsupportedModelError

@@ -7,19 +7,21 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
 from functools import partial
-from typing import TypeVar
+from typing import Any, Self, TypeVar
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 
 from dent.adaptation.adaptation import Adaptation
-from dent.adaptation.adapted_model import AdaptedModel, check_supported, eager, norm_parameters
+from dent.adaptation.adapted_model import AdaptedModel, eager, norm_parameters
 from dent.adaptation.isolation import isolated
 from dent.adaptation.lookalikes import unadapted
-from dent.adaptation.minimize import OnStep, minimize, spread_to
+from dent.adaptation.minimize import OnStep, minimize, over_finite_rows
 from dent.adaptation.moving import running_statistics
 from dent.adaptation.prefix import Prefix
-from dent.adaptation.trial import Trial
+from dent.adaptation.supported import check_supported
+from dent.adaptation.trial import FirstBatchChecks
 from dent.adaptation.views import predict
 from dent.config import DENT_PLUS, DentConfig, preset
 from dent.errors import (
@@ -34,8 +36,8 @@ from dent.performance import Performance
 from dent.support.plural import counted
 from dent.support.warned import warn
 
-_DISABLED: ContextVar[frozenset[int]] = ContextVar("dent_disabled", default=frozenset())
-"""The ids of the defenses that are disabled in this context; see `Dent.disabled`."""
+_DISABLED: ContextVar[tuple[WeakSet[nn.Module], ...]] = ContextVar("dent_disabled", default=())
+"""For each `Dent.disabled` that this context is in, the defenses that it disables."""
 
 _STATIC = DentConfig(steps=0)
 _FASTEST = Performance()
@@ -104,7 +106,7 @@ class Dent(nn.Module):
         self.config = config
         self.performance = performance
         self._compiles = performance.compile
-        self._trial = Trial()
+        self._first_batch = FirstBatchChecks()
         # Dent ignores this flag. But attack libraries warn about training mode, or "restore" it in
         # the wrapped model.
         self.training = model.training
@@ -146,10 +148,10 @@ class Dent(nn.Module):
         Returns:
             Logits (N, classes), with rows of NaN as in `predict`; if disabled, the model's logits.
         """
-        if id(self) in _DISABLED.get():
+        if any(self in disabled for disabled in _DISABLED.get()):
             _check_batch(x)
             finite, pixels = _finite_rows(x)
-            self._trial.run(self.model, _STATIC, x if finite is None else x[finite], pixels)
+            self._first_batch.run(self.model, _STATIC, x if finite is None else x[finite], pixels)
             adapted = AdaptedModel(self.model, _STATIC, shares_generators=True)
             return adapted(x, {})  # bit-equal to the model
         return self.predict(x, self.adapt(x))
@@ -199,8 +201,8 @@ class Dent(nn.Module):
         with isolated(x, differentiable=differentiable):
             finite, pixels = _finite_rows(x)
             images = x if finite is None else x[finite]
-            self._trial.run(self.model, self.config, images, pixels)
-            self._trial.warn_of_one_sample(self.model, self.config, images)
+            self._first_batch.run(self.model, self.config, images, pixels)
+            self._first_batch.warn_of_one_sample(self.model, self.config, images)
             if not differentiable:
                 images = images.clone() if images.is_inference() else images.detach()
 
@@ -213,9 +215,9 @@ class Dent(nn.Module):
                     self.config,
                     images,
                     differentiable=differentiable,
-                    last=last,
+                    last_steps=last,
                     checkpointed=checkpointed,
-                    on_step=spread_to(on_step, finite),
+                    on_step=over_finite_rows(on_step, finite),
                     running=self._running(),
                 )
 
@@ -243,7 +245,7 @@ class Dent(nn.Module):
         _check_batch(x)
         self._check_adaptation(adaptation, len(x))
         finite, pixels = _finite_rows(x)
-        self._trial.run(self.model, self.config, x if finite is None else x[finite], pixels)
+        self._first_batch.run(self.model, self.config, x if finite is None else x[finite], pixels)
         if finite is None:
             return _predictions(self._logits(x, adaptation))
         if not finite.any():  # only to count the classes; batch statistics need two rows
@@ -342,12 +344,33 @@ class Dent(nn.Module):
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        """Make the defense compute the static model within this context and thread."""
-        token = _DISABLED.set(_DISABLED.get() | {id(self)})
+        """Make the defense compute the static model within this context and thread.
+
+        The same holds for copies of it that are made within the context, and for what `with_steps`
+        returns there.
+        """
+        disabled: WeakSet[nn.Module] = WeakSet([self])
+        token = _DISABLED.set((*_DISABLED.get(), disabled))
         try:
             yield
         finally:
             _DISABLED.reset(token)
+
+    def __copy__(self) -> Self:
+        """Return a copy that shares the model, disabled where this defense is."""
+        return self._copied(self.__getstate__(), type(self).__new__(type(self)))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Return a copy that has its own model, disabled where this defense is."""
+        memo[id(self)] = copied = type(self).__new__(type(self))
+        return self._copied(copy.deepcopy(self.__getstate__(), memo), copied)
+
+    def _copied(self, state: Any, copied: Self) -> Self:
+        copied.__setstate__(state)
+        for disabled in _DISABLED.get():
+            if self in disabled:
+                disabled.add(copied)
+        return copied
 
     def unwrap(self) -> nn.Module:
         """Return the model, unchanged."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dent.adaptation.adaptation import Adaptation, Status
 from dent.adaptation.adapted_model import AdaptedModel
 from dent.adaptation.isolation import isolated
-from dent.adaptation.minimize import OnStep, gradients, spread_to
+from dent.adaptation.minimize import OnStep, gradients, over_finite_rows
 from dent.adaptation.objectives import entropy
 from dent.adaptation.signs import SmoothSigns
 from dent.defenses.base import STATIC, ReferenceDefense, finite_rows
@@ -166,7 +166,7 @@ class InputDefense(ReferenceDefense):
                 nothing = x.new_zeros(0, *x.shape[1:])
                 none = Perturbation(nothing, x.new_zeros(self.steps, 0), finite[:0].to(torch.int64))
                 return none.spread(finite)
-            on_part = spread_to(on_step, finite)
+            on_part = over_finite_rows(on_step, finite)
             found = self._search(images[finite], start[finite], through_steps, on_part)
             return found.spread(finite)
 

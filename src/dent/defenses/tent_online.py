@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from dent.adaptation.adaptation import Adaptation, Status
 from dent.adaptation.adapted_model import AdaptedModel, norm_parameters
 from dent.adaptation.isolation import isolated
-from dent.adaptation.minimize import OnStep, flatten, gradients, spread_to, unflatten
+from dent.adaptation.minimize import OnStep, gradients, over_finite_rows
 from dent.adaptation.objectives import entropy, loss
 from dent.adaptation.optim import State, make_optimizer
+from dent.adaptation.values import flatten, unflatten
 from dent.config import DentConfig
 from dent.defenses.base import ReferenceDefense, finite_rows
 from dent.errors import ConfigError
@@ -132,7 +133,7 @@ class TentOnline(ReferenceDefense):
             images = images if differentiable else images.detach()
             if bool(finite.all()):
                 return self._steps(images, differentiable, on_step)
-            on_part = spread_to(on_step, finite)
+            on_part = over_finite_rows(on_step, finite)
             return self._steps(images[finite], differentiable, on_part).spread(finite)
 
     def predict(self, x: Tensor, adaptation: Adaptation) -> Tensor:

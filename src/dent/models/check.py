@@ -7,9 +7,8 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from dent.adaptation.trial import seem_probabilities
 from dent.errors import DentError, InputError, NotLogitsWarning, UnsupportedModelError
-from dent.outputs import advice, described
+from dent.outputs import advice, described, seem_probabilities
 from dent.support.plural import counted
 
 _SHAPE = (2, 3, 32, 32)

@@ -1,0 +1,201 @@
+"""Check that outputs are logits, and that gradients reach what a step adapts."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from dent.adaptation.adapted_model import AdaptedModel, eager, norm_parameters
+from dent.adaptation.copy_check import distance, equal_up_to_rounding, listed
+from dent.adaptation.lookalikes import FunctionalNorms
+from dent.adaptation.norm import norm_layers, registered_kind
+from dent.adaptation.objectives import loss
+from dent.adaptation.views import of_views
+from dent.config import DentConfig
+from dent.errors import (
+    NoAdaptationWarning,
+    NotLogitsWarning,
+    UnadaptedLayersWarning,
+    UnsupportedModelError,
+)
+from dent.outputs import seem_probabilities
+from dent.support.plural import counted
+from dent.support.warned import warn
+
+_STATIC: Final = DentConfig(steps=0)
+_REGISTERED_APART: Final = 0.02
+
+_CHECKPOINTING: Final = (
+    "Switch activation checkpointing off (set_grad_checkpointing(False) in timm, "
+    "gradient_checkpointing_disable() in transformers), or use torch.utils.checkpoint with "
+    "use_reentrant=False."
+)
+
+
+def check_steps(
+    config: DentConfig, model: nn.Module, x: Tensor, restore: Callable[[], None]
+) -> bool:
+    """Check that the outputs are logits and that gradients reach what is adapted.
+
+    Args:
+        config: the defense.
+        model: the model, not compiled; never written to.
+        x: (N, ...), finite.
+        restore: sets the random generators back.
+
+    Returns:
+        Whether the model gave an output to check: False if it fails on `x`.
+
+    Raises:
+        UnsupportedModelError: the outputs are not logits, a gradient is cut or fails, or a
+            registered layer is declared wrongly.
+    """
+    adapted = AdaptedModel(
+        model, replace(config, smoothing=None) if config.adapt_affine else config
+    )
+    trained = norm_parameters(eager(model), config.last_layers) if config.adapt_affine else {}
+    leaves = {name: _leaf(value, x, config) for name, value in trained.items()}
+    restore()
+    try:
+        with adapted.noting_functions() as functions:
+            logits = views = adapted(x, leaves)
+        if config.views is not None:
+            restore()
+            views = of_views(partial(adapted, parameters=leaves), x, config.views)
+    except UnsupportedModelError:
+        raise
+    except ValueError:  # an InputError: the full batch raises it
+        return False
+    _check_functions(model, config, functions)
+    _warn_of_outputs(model, logits)
+    if config.statistics == "train":
+        restore()
+        _check_registered(model, x, logits.detach())
+    objective = loss(views, config.objective, config.reduction)
+    if not leaves or not objective.requires_grad:  # the first step reports this
+        return True
+    gradients = dict(zip(leaves, _gradients(model, objective, [*leaves.values()]), strict=True))
+
+    def answer(values: Mapping[str, Tensor]) -> Tensor:
+        restore()
+        with torch.no_grad():
+            return adapted(x, values)
+
+    cut = {name: leaves[name] for name, gradient in gradients.items() if gradient is None}
+    if cut and not equal_up_to_rounding(answer(leaves), answer(leaves | _perturbed(cut))):
+        unmoved = answer(leaves)
+        cut = {
+            name: value
+            for name, value in cut.items()
+            if not equal_up_to_rounding(unmoved, answer(leaves | _perturbed({name: value})))
+        }
+        _refuse_cut(model, list(cut), len(leaves))
+    reached = [gradient for gradient in gradients.values() if gradient is not None]
+    alone = config.objective == "information-maximization" and len(x) == 1
+    if not alone and not any(bool(gradient.any()) for gradient in reached):
+        _warn_of_no_gradient(model, logits.detach())
+    return True
+
+
+def _check_functions(model: nn.Module, config: DentConfig, functions: FunctionalNorms) -> None:
+    """Warn about normalizations outside of layers; refuse statistics that could not be replaced."""
+    name = type(model).__name__
+    if functions.running is not None and config.statistics != "train":
+        raise UnsupportedModelError(
+            f"{name} calls batch_norm with running statistics of its own, of shape "
+            f"{functions.running}, outside of a normalization layer, so "
+            f"statistics={config.statistics!r} would not replace them. Call a torch.nn.BatchNorm "
+            "layer there, or configure statistics='train'."
+        )
+    if functions.called and config.adapt_affine:
+        warn(
+            f"The forward of {name} calls {listed(functions.called)} with tensors of its own, "
+            "outside of a normalization layer, so they are not adapted. Call a torch.nn layer "
+            "there, or ignore dent.UnadaptedLayersWarning.",
+            UnadaptedLayersWarning,
+        )
+
+
+def _check_registered(model: nn.Module, x: Tensor, logits: Tensor) -> None:
+    """Check that layers of registered kinds compute what their registrations declare."""
+    kinds = {type(layer) for _, layer in norm_layers(model) if registered_kind(layer) is not None}
+    if not kinds:
+        return
+    with torch.no_grad():
+        want = AdaptedModel(model, _STATIC)(x, {})
+    bound = _REGISTERED_APART * float(want.nan_to_num(0, 0, 0).abs().max())
+    if not torch.allclose(logits, want, rtol=0, atol=bound, equal_nan=True):
+        kind_names = ", ".join(sorted(kind.__name__ for kind in kinds))
+        raise UnsupportedModelError(
+            f"With the trained scales and shifts, {type(model).__name__} answers otherwise than "
+            f"without a defense, by {distance(logits, want):.2g}: a registered kind ({kind_names}) "
+            "does not compute normalized * scale + shift along the axis that dent.register_norm "
+            "was told. Correct its channels, scale and shift, or adapt batch-wise."
+        )
+
+
+def _leaf(value: Tensor, x: Tensor, config: DentConfig) -> Tensor:
+    leaf = value.detach().to(torch.promote_types(value.dtype, torch.float32))
+    leaf = leaf.expand(len(x), *leaf.shape) if config.granularity == "sample" else leaf
+    return leaf.clone().requires_grad_()
+
+
+def _perturbed(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach() * 1.5 + 0.5 for name, value in values.items()}
+
+
+def _gradients(model: nn.Module, objective: Tensor, inputs: list[Tensor]) -> tuple[Any, ...]:
+    try:
+        return torch.autograd.grad(objective, inputs, allow_unused=True)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        advice = _CHECKPOINTING if "checkpoint" in str(error) else "Every step takes a gradient."
+        raise UnsupportedModelError(
+            f"The backward of {type(model).__name__} fails: {error} {advice}"
+        ) from error
+
+
+def _refuse_cut(model: nn.Module, names: list[str], total: int) -> None:
+    raise UnsupportedModelError(
+        f"No gradient reaches {len(names)} of {total} adapted scales and shifts of "
+        f"{type(model).__name__} ({listed(names)}), although its logits depend on them, so they "
+        "would never change. Something cuts the graph: reentrant checkpointing, torch.no_grad(), "
+        f"detach() or NumPy. {_CHECKPOINTING} If the cut is intended, adapt only the layers after "
+        "it (last_layers)."
+    )
+
+
+def _warn_of_outputs(model: nn.Module, logits: Tensor) -> None:
+    name = type(model).__name__
+    rows = logits.detach().float()
+    if seem_probabilities(rows):
+        what = (
+            "rows that are not negative and sum to 1: probabilities, not logits. Take the softmax"
+        )
+    elif type(logits.grad_fn).__name__ == "SigmoidBackward0":
+        what = (
+            "what a sigmoid gives: a probability for each class alone, no logits. Take the sigmoid"
+        )
+    else:
+        return
+    warn(
+        f"{name} returns {what} out of the model: the entropy of a softmax over them means "
+        "nothing, and adaptation hardly moves.",
+        NotLogitsWarning,
+    )
+
+
+def _warn_of_no_gradient(model: nn.Module, logits: Tensor) -> None:
+    warn(
+        f"The first step of the defense of {type(model).__name__} changes nothing: the gradient "
+        "of its objective is exactly 0 in every scale and shift (tried on "
+        f"{counted(len(logits), 'sample')}). "
+        f"Its logits reach from {float(logits.min()):g} to {float(logits.max()):g}. If they are "
+        "far apart, the softmax is saturated: check the units of the inputs. If they are all "
+        "alike, the head is not trained.",
+        NoAdaptationWarning,
+    )
