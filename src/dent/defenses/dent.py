@@ -358,15 +358,17 @@ class Dent(nn.Module):
 
     def __copy__(self) -> Self:
         """Return a copy that shares the model, disabled where this defense is."""
-        return self._copied(self.__getstate__(), type(self).__new__(type(self)))
+        return self._copied(type(self).__new__(type(self)), lambda state: state)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Return a copy that has its own model, disabled where this defense is."""
         memo[id(self)] = copied = type(self).__new__(type(self))
-        return self._copied(copy.deepcopy(self.__getstate__(), memo), copied)
+        return self._copied(copied, lambda state: copy.deepcopy(state, memo))
 
-    def _copied(self, state: Any, copied: Self) -> Self:
-        copied.__setstate__(state)
+    def _copied(self, copied: Self, duplicate: Callable[[Any], Any]) -> Self:
+        source: Any = self
+        target: Any = copied
+        target.__setstate__(duplicate(source.__getstate__()))
         for disabled in _DISABLED.get():
             if self in disabled:
                 disabled.add(copied)
