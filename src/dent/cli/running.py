@@ -27,10 +27,11 @@ from dent.evaluation import (
 from dent.evaluation import Progress as State
 from dent.evaluation.engine.progress import OnProgress
 from dent.evaluation.records.shard import Shard
+from dent.evaluation.records.sweep import Over
 from dent.evaluation.remote import Place
 from dent.evaluation.results.decision import left
 from dent.evaluation.results.power import detectable_gain
-from dent.evaluation.sweeps import Over, Value, folder_name, variants
+from dent.evaluation.sweeps import Value, folder_name, variants
 from dent.support.plural import counted
 from dent.support.rounding import points
 

@@ -16,8 +16,8 @@ from dent.evaluation.records.journal import CHALLENGES, JOURNAL
 from dent.evaluation.records.plan import Plan
 from dent.evaluation.records.schema import ChallengeLine, Line, RunRecord
 from dent.evaluation.records.spec import SCHEMA_VERSION
+from dent.evaluation.records.sweep import SWEEP, SweepRecord
 from dent.evaluation.results.result import EvaluationResult
-from dent.evaluation.sweeps import SWEEP, SweepRecord
 from dent.evaluation.verification.verify import Verification
 
 FILES: Final = {
