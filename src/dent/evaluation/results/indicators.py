@@ -63,7 +63,7 @@ def indicators_of(records: Sequence[UnitRecord]) -> tuple[Diagnostic, ...]:
     histories = [history for _, history in with_history]
     return (
         _unavailable(attacked),
-        _silent(attacked, histories),
+        _silent(histories),
         _incomplete(attacked, histories),
         _untransferred(attacked, histories),
     )
@@ -90,8 +90,7 @@ def _unavailable(records: Sequence[UnitRecord]) -> Diagnostic:
     )
 
 
-def _silent(records: Sequence[UnitRecord], histories: Sequence[AttackHistory]) -> Diagnostic:
-    del records
+def _silent(histories: Sequence[AttackHistory]) -> Diagnostic:
     count = sum(history.silent for history in histories)
     return Diagnostic.judge(
         "silent success",
