@@ -340,7 +340,7 @@ def preset(name: str) -> DentConfig:
     plain = name.strip().lower().replace("_", "-").replace("dent-plus", "dent+")
     if plain not in PRESETS:
         raise UnknownNameError(
-            f"There is no configuration {name!r} of Dent.{did_you_mean(plain, PRESETS)} Expected "
+            f"there is no configuration {name!r} of Dent.{did_you_mean(plain, PRESETS)} Expected "
             f"one of {', '.join(PRESETS)}, or a DentConfig. Other defenses are made by "
             "dent.defenses.make(name, model)."
         )
