@@ -9,7 +9,7 @@ FROM python:3.11-slim
 
 COPY constraints.txt dist/*.whl /tmp/
 RUN wheel=$(ls /tmp/torch_dent-*.whl) \
-    && pip install --no-cache-dir -c /tmp/constraints.txt "$wheel[zoo,hf,train,ray,foolbox]" \
+    && pip install --no-cache-dir -c /tmp/constraints.txt "$wheel[all]" \
     && rm /tmp/constraints.txt "$wheel" \
     && useradd --create-home dent \
     && install -d -o dent -g dent /work

@@ -1,5 +1,6 @@
 """The lists of names that need no torch import agree with the registries."""
 
+import re
 from importlib.metadata import version
 
 import pytest
@@ -117,3 +118,21 @@ def test_a_name_of_the_same_case_is_suggested_first() -> None:
     assert closest("scal", ["ScaleNaive", "scale"]) == "scale"
     assert closest("Scal", ["scale", "ScaleNaive"]) == "ScaleNaive"
     assert closest("SCAL", ["scale", "ScaleNaive"]) == "scale"
+
+
+def test_messages_about_unknown_names_have_one_form() -> None:
+    said = []
+    for check, name in (
+        (names.check_attack, "apgd-c"),
+        (names.check_dataset, "cifar1O"),
+        (names.check_defense, "hegde"),
+        (names.check_model, "resnte18-nominal"),
+        (names.check_recipe, "fsat"),
+        (names.check_scale, "gpuu"),
+        (names.check_table, "tabel4"),
+    ):
+        with pytest.raises(UnknownNameError) as caught:
+            check(name)
+        said.append(str(caught.value))
+    form = re.compile(r"there is no \w+ '\S+'\. Did you mean '\S+'\? Expected one of ")
+    assert [text for text in said if form.match(text) is None] == []

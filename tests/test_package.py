@@ -65,6 +65,16 @@ def test_constraints_cover_and_satisfy_all_declared_dependencies() -> None:
             assert each.specifier.contains(tested[name]), each
 
 
+def test_the_extra_all_is_every_extra_for_users() -> None:
+    extras = PROJECT["optional-dependencies"]
+    (everything,) = map(Requirement, extras["all"])
+    assert everything.extras == extras.keys() - {"all", "dev", "docs"}
+    (developing,) = (one for one in map(Requirement, extras["dev"]) if one.name == "torch-dent")
+    assert developing.extras == {"all", "docs"}
+    for file in ("Dockerfile", "constraints.txt"):
+        assert "[all]" in (ROOT / file).read_text()
+
+
 def build(where: Path, sources: Path) -> tuple[Path, Path]:
     """Build the source archive and, from it, the wheel."""
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(where)]

@@ -13,7 +13,7 @@ from dent.errors import ConfigError
 from dent.evaluation.records.folder import PLAN, RESULT, RUN
 from dent.evaluation.records.journal import CHALLENGES, JOURNAL
 from dent.evaluation.records.schema import TENSORS
-from dent.evaluation.sweeps import SWEEP
+from dent.evaluation.records.sweep import SWEEP
 from dent.paper.page import write_page as write_paper_page
 from dent.paper.profile import PROFILE
 from dent.report import write_report

@@ -91,6 +91,15 @@ def test_publishing_needs_the_checks_and_uses_no_secret() -> None:
     assert "workflow_call" in workflow("ci.yml")[True]  # YAML reads the key `on` as True
 
 
+def test_slow_tests_run_weekly_by_hand_and_for_a_release() -> None:
+    triggers = workflow("ci.yml")[True]
+    assert {"schedule", "workflow_dispatch", "workflow_call"} <= set(triggers)
+    slow = workflow("ci.yml")["jobs"]["slow"]
+    assert {"run": "make test-slow"} in slow["steps"]
+    for when in ("'schedule'", "'workflow_dispatch'", "'refs/tags/'"):
+        assert when in slow["if"]
+
+
 def test_ci_covers_the_declared_python_and_dependency_versions() -> None:
     jobs = workflow("ci.yml")["jobs"]
     tested = jobs["check"]["strategy"]["matrix"]["python"]

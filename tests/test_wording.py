@@ -106,7 +106,7 @@ NEVER_ONE = {
     "challenging.py: folder runs",  # a verb
     "consistency.py: MOST_UNITS units",
     "markdown.py: len(runs) runs",  # several
-    "merge.py: out runs",  # a verb
+    "merging.py: out runs",  # a verb
     "planning.py: scale.id runs",  # a verb
     "render.py: before runs",  # "one run" is written out
     "attack_effort.py: MANY members",

@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 PROJECT = Path(__file__).parents[1] / "pyproject.toml"
 HEAD = """\
 # The versions with which the tests of torch-dent passed, on Python {python} and Linux:
-#     pip install -c constraints.txt "torch-dent[zoo,hf,train,ray,playground]"
+#     pip install -c constraints.txt "torch-dent[all]"
 # Equal versions are also what makes records of runs equal, bit for bit. By tools/constraints.py.
 """
 

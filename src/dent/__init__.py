@@ -9,11 +9,21 @@ Importing this package loads only the standard library. The first use of a name 
 and torch with it.
 """
 
-import importlib
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
+from dent.support.lazy import lazy
+
 if TYPE_CHECKING:
+    from dent import attacks as attacks
+    from dent import data as data
+    from dent import defenses as defenses
+    from dent import distributed as distributed
+    from dent import evaluation as evaluation
+    from dent import models as models
+    from dent import paper as paper
+    from dent import report as report
+    from dent import training as training
     from dent.adaptation.adaptation import Adaptation, Status
     from dent.adaptation.norm import register_norm
     from dent.adaptation.objectives import entropy
@@ -85,10 +95,17 @@ __all__ = [
 ]
 
 _MODULES = {
-    "adaptation": ("Adaptation", "Status"),
-    "config": ("DENT", "DENT_NOMINAL", "DENT_PLUS", "DentConfig", "SmoothingConfig", "ViewsConfig"),
-    "defenses.dent": ("Dent",),
-    "errors": (
+    "dent.adaptation": ("Adaptation", "Status"),
+    "dent.config": (
+        "DENT",
+        "DENT_NOMINAL",
+        "DENT_PLUS",
+        "DentConfig",
+        "SmoothingConfig",
+        "ViewsConfig",
+    ),
+    "dent.defenses.dent": ("Dent",),
+    "dent.errors": (
         "CompileWarning",
         "ConfigError",
         "DataError",
@@ -107,33 +124,36 @@ _MODULES = {
         "UnsupportedModelError",
         "WeightsError",
     ),
-    "adaptation.norm": ("register_norm",),
-    "adaptation.objectives": ("entropy",),
-    "on_tensors": ("evaluate",),
-    "outputs": ("Logits",),
-    "performance": ("Performance",),
-    "threat": ("ThreatModel",),
+    "dent.adaptation.norm": ("register_norm",),
+    "dent.adaptation.objectives": ("entropy",),
+    "dent.on_tensors": ("evaluate",),
+    "dent.outputs": ("Logits",),
+    "dent.performance": ("Performance",),
+    "dent.threat": ("ThreatModel",),
 }
 """The module of each public name."""
 
-_FORMER = ("adaptation", "defense", "defenses", "reference")
-"""Modules that `import dent` has always made available without a separate import."""
-
-_WHERE = {name: module for module, names in _MODULES.items() for name in names}
-
+_SUBMODULES = (
+    "adaptation",
+    "attacks",
+    "config",
+    "data",
+    "defense",
+    "defenses",
+    "distributed",
+    "errors",
+    "evaluation",
+    "models",
+    "on_tensors",
+    "outputs",
+    "paper",
+    "performance",
+    "reference",
+    "report",
+    "threat",
+    "training",
+)
+"""Modules that `import dent` makes available without a separate import."""
 
 if not TYPE_CHECKING:  # with a `__getattr__`, a type checker would accept any name
-
-    def __getattr__(name: str) -> object:
-        """Load a public name or a module of this package when it is first used."""
-        if name in _WHERE:
-            value: object = getattr(importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)
-            globals()[name] = value
-            return value
-        if name in _MODULES or name in _FORMER:
-            return importlib.import_module(f"{__name__}.{name}")
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    __getattr__, __dir__ = lazy(__name__, _MODULES, _SUBMODULES)

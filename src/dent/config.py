@@ -65,13 +65,6 @@ class JSONConfig:
         return cls.from_dict(values)
 
 
-def _decay(name: str, value: object) -> float:
-    """Return `value` as a float in [0, 1)."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
-        raise ConfigError(f"{name} must be a number in [0, 1), got {value!r}.")
-    return float(value)
-
-
 @dataclass(frozen=True)
 class SmoothingConfig(JSONConfig):
     """Gaussian smoothing of the input (Σ, paper section 3.2).
@@ -211,12 +204,17 @@ class DentConfig(JSONConfig):
         pair: object = self.betas
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise ConfigError(f"betas must be two numbers in [0, 1), got {pair!r}.")
-        betas = (_decay("betas[0]", pair[0]), _decay("betas[1]", pair[1]))
+        betas = (
+            read_number("betas[0]", pair[0], 0, 1, closed_low=True),
+            read_number("betas[1]", pair[1], 0, 1, closed_low=True),
+        )
         object.__setattr__(self, "betas", betas)
         if self.optimizer == "adamod":
             if self.beta3 is None:
                 raise ConfigError("optimizer='adamod' needs beta3 in [0, 1); the paper's is 0.6.")
-            object.__setattr__(self, "beta3", _decay("beta3", self.beta3))
+            object.__setattr__(
+                self, "beta3", read_number("beta3", self.beta3, 0, 1, closed_low=True)
+            )
         elif self.beta3 is not None:
             raise ConfigError(
                 f"beta3={self.beta3!r} belongs to optimizer='adamod', which this is not "
@@ -342,7 +340,7 @@ def preset(name: str) -> DentConfig:
     plain = name.strip().lower().replace("_", "-").replace("dent-plus", "dent+")
     if plain not in PRESETS:
         raise UnknownNameError(
-            f"There is no configuration {name!r} of Dent.{did_you_mean(plain, PRESETS)} Expected "
+            f"there is no configuration {name!r} of Dent.{did_you_mean(plain, PRESETS)} Expected "
             f"one of {', '.join(PRESETS)}, or a DentConfig. Other defenses are made by "
             "dent.defenses.make(name, model)."
         )

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from dent.errors import UnknownNameError
-from dent.support.suggest import closest, did_you_mean
+from dent.support.suggest import closest, did_you_mean, unknown
 
 ATTACKS: Final = (
     "adaptive-bpda",
@@ -243,7 +243,8 @@ def check_dataset(name: str, *, own: bool = False) -> None:
     begins = ("imagenet-", "imagefolder-", "cifar10-c/", "cifar100-c/")
     if name not in DATASETS and not name.startswith(begins):
         factory = "; or package.module:factory for your own (docs/data.md)" if own else ""
-        raise UnknownNameError(unknown("dataset", name, DATASETS) + factory)
+        expected = f"one of {', '.join(DATASETS)}{factory}"
+        raise UnknownNameError(unknown("dataset", name, DATASETS, expected=expected))
 
 
 def check_table(name: str) -> None:
@@ -253,9 +254,7 @@ def check_table(name: str) -> None:
         UnknownNameError: No table has this name.
     """
     if name not in TABLES:
-        raise UnknownNameError(
-            f"no table {name!r}.{did_you_mean(name, TABLES)} There are {', '.join(TABLES)}"
-        )
+        raise UnknownNameError(unknown("table", name, TABLES))
 
 
 def check_scale(name: str) -> None:
@@ -265,7 +264,7 @@ def check_scale(name: str) -> None:
         UnknownNameError: No scale has this name.
     """
     if name not in SCALES:
-        raise UnknownNameError(f"no scale {name!r}; there are {', '.join(SCALES)}")
+        raise UnknownNameError(unknown("scale", name, SCALES))
 
 
 def check_tables(tables: Iterable[str], scale: str) -> None:
@@ -291,11 +290,7 @@ def check_recipe(name: str, norm: str | None = None) -> None:
     """
     full = full_recipe(name, norm)
     if full not in RECIPES:
-        all_names = (*RECIPES, *RECIPE_FAMILIES)
-        raise UnknownNameError(
-            f"no recipe named {full!r}.{did_you_mean(full, all_names)} There are: "
-            f"{', '.join(all_names)}."
-        )
+        raise UnknownNameError(unknown("recipe", full, (*RECIPES, *RECIPE_FAMILIES)))
 
 
 def full_recipe(name: str, norm: str | None = None) -> str:
@@ -346,27 +341,16 @@ def is_family(name: str) -> bool:
     return _FAMILY_NAME.fullmatch(name) is not None
 
 
-def unknown(what: str, name: str, known: Sequence[str]) -> str:
-    """Return the message about a name that is not in a short list."""
-    near = closest(str(name), known)
-    hint = f"; did you mean {near!r}?" if near else ""
-    return f"there is no {what} {name!r}, only {', '.join(known)}{hint}"
-
-
 def unknown_attack(name: str, known: Sequence[str]) -> str:
     """Return the message about an unknown attack."""
-    near = closest(name, known)
-    hint = f", did you mean {near!r}?" if near else ""
-    return f"no attack is called {name!r}{hint}; there are {', '.join(known)}"
+    return unknown("attack", name, known)
 
 
 def unknown_defense(spec: str, known: Sequence[str]) -> str:
     """Return the message about an unknown defense."""
-    return (
-        f"There is no defense {spec!r}.{did_you_mean(spec, known)} Expected one of "
-        f"{', '.join(known)}; the path of a JSON file (ending in .json); or "
-        "package.module:factory."
-    )
+    listed = ", ".join(known)
+    own = "the path of a JSON file (ending in .json); or package.module:factory"
+    return unknown("defense", spec, known, expected=f"one of {listed}; {own}")
 
 
 def add_ends(ends: dict[str, list[str]], names: Iterable[str]) -> None:
@@ -395,7 +379,7 @@ def unknown_model(
         near = full_names[nearest][:_SHOWN] if nearest else []
         hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
     return (
-        f"no model named {name!r}.{hint} There are: {', '.join(here)}; more under "
+        f"there is no model {name!r}.{hint} Expected one of {', '.join(here)}; more under "
         f"{', '.join(f'{prefix}/' for prefix in prefixes)} (`dent models` lists them); with "
         "weights of your own resnet-{depth}-{width} such as resnet-26-4, or package.module:factory"
     )

@@ -20,7 +20,8 @@ def test_attack_names_are_sorted_and_all_can_be_made() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "hint"), [("apgd", "apgd-"), ("APGD-CE", "'apgd-ce'"), ("zzzz", "there are")]
+    ("name", "hint"),
+    [("apgd", "apgd-"), ("APGD-CE", "'apgd-ce'"), ("zzzz", "'zzzz'. Expected one of ")],
 )
 def test_unknown_attack_names_are_refused_with_a_suggestion(name: str, hint: str) -> None:
     with pytest.raises(UnknownNameError, match=hint):
@@ -139,7 +140,7 @@ def test_invalid_attack_strings_are_refused(text: str, match: str) -> None:
 def test_published_protocol_is_refused_for_attacks_other_than_autoattack() -> None:
     with pytest.raises(ConfigError, match="AutoAttack's own; pgd has none"):
         make_from("pgd", protocol="published")
-    with pytest.raises(UnknownNameError, match="did you mean 'pgd'"):
+    with pytest.raises(UnknownNameError, match="Did you mean 'pgd'"):
         make_from("pdg:iterations=3")
 
 

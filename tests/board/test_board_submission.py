@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from dent.board.check import conclude
-from dent.board.json_schema import text
 from dent.board.listing import read_board_row
 from dent.board.metrics import reason_to_omit
 from dent.board.page import to_page
@@ -30,6 +29,7 @@ from tests.board.conftest import Put
 from tests.board.rows import NAME, make_row
 from tests.board.toys import model, shifted, toy
 from tests.cli.here import Ran, dent
+from tools.json_schema import texts
 
 SMALL = toy(half=4, batch_size=4, fixed="0-3")
 ROOT = Path(__file__).parents[2]
@@ -239,7 +239,10 @@ def test_invalid_submission_fields_are_refused(values: dict[str, Any], said: str
 
 
 def test_json_schema_in_the_docs_matches_the_code() -> None:
-    assert (ROOT / "docs" / "reference" / "submission.schema.json").read_text() == text()
+    name = "submission.schema.json"
+    assert (ROOT / "docs" / "reference" / name).read_text() == texts()[name], (
+        "run `python tools/json_schema.py`"
+    )
 
 
 def forge(run: Path, *, right: bool) -> None:

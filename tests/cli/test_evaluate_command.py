@@ -1,6 +1,7 @@
 """Test `dent evaluate`, and the commands that read its records, in the test process."""
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -169,7 +170,9 @@ def test_cost_is_printed_before_a_run_but_not_before_a_refusal(dent: Run) -> Non
     # For an incomplete run, the message also counts the recorded units.
     journal = Path("run/journal.jsonl")
     journal.write_text("".join(journal.read_text().splitlines(keepends=True)[:3]))
-    assert "for 8 units, 3 of which are already recorded" in dent(*asked).err
+    said = dent(*asked).err
+    assert "for 8 units, 3 of which are already recorded" in said
+    assert re.search(r"present speed, timed on \d+ images?, if no attack stops early", said)
     other = dent(*asked, "--seed", "1")
     assert other.code == 2
     assert "settings.seed" in other.err

@@ -190,7 +190,7 @@ def test_resume_and_verify_detect_a_factory_that_changed(
         ("own_things:small", "must return an attack (dent.attacks.Attack), got torch.nn"),
         ("own_things:stepp", "has no 'stepp'. Did you mean 'step'?"),
         ("own_thing:step", "no module named 'own_thing'"),
-        ("pdg:iterations=3", "did you mean 'pgd'"),
+        ("pdg:iterations=3", "Did you mean 'pgd'"),
     ],
 )
 def test_invalid_attacks_are_refused_with_a_helpful_message(attack: str, says: str) -> None:

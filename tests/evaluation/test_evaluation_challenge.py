@@ -32,7 +32,7 @@ from dent.evaluation import (
     verify,
 )
 from dent.evaluation.challenges import challenger
-from dent.evaluation.merge import ConflictError, merge
+from dent.evaluation.merging import ConflictError, merge
 from dent.evaluation.records.folder import dump
 from dent.evaluation.records.journal import CHALLENGES
 from dent.evaluation.records.plan import seed_of

@@ -11,7 +11,7 @@ import pytest
 from dent.evaluation import RecordedRun, RecordError, evaluate, load_run, verify
 from dent.evaluation.records.folder import PLAN, RUN
 from dent.evaluation.records.journal import JOURNAL
-from dent.evaluation.sweeps import SWEEP, read_sweep
+from dent.evaluation.records.sweep import SWEEP, read_sweep
 from dent.report import list_runs, listing, write_report
 from dent.storage.disk import read, write_atomically
 from dent.storage.lock import HOLDER, LOCK

@@ -18,7 +18,7 @@ from dent.attacks.adaptive.standing import Parting
 from dent.attacks.querier import Querier, Queries
 from dent.data.dataset import ArrayDataset
 from dent.errors import ConfigError
-from dent.evaluation import Settings, Subject, evaluate
+from dent.evaluation import Settings, Subject, evaluate, load_run
 from dent.evaluation.records.spec import EvaluationSpec
 from dent.evaluation.results.result import Count, EvaluationResult, Repeated
 from dent.evaluation.results.scoring import Piece, worst_of_batch
@@ -31,7 +31,6 @@ from dent.evaluation.verification.verify import verify
 from dent.report import wording
 from dent.report.commands import commands
 from dent.report.limits import limits
-from dent.report.loading import load_run
 
 CPU = torch.device("cpu")
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from dent.evaluation import EvaluationResult, load_run, verify
-from dent.evaluation.json_schema import FILES, schema, text
 from dent.storage.canonical import without_rulings, without_wording
+from tools.json_schema import FILES, of_records, texts
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parent / "golden"
@@ -17,8 +17,9 @@ GOLDEN = Path(__file__).parent / "golden"
 
 def test_schema_in_the_docs_is_up_to_date() -> None:
     written = (ROOT / "docs" / "reference" / "record.schema.json").read_text()
-    command = "python -m dent.evaluation.json_schema docs/reference/record.schema.json"
-    assert written == text(), f"run `{command}`, and say in CHANGELOG what changed in the records"
+    assert written == texts()["record.schema.json"], (
+        "run `python tools/json_schema.py`, and say in CHANGELOG what changed in the records"
+    )
 
 
 def properties(name: str, node: dict[str, Any], definitions: dict[str, Any]) -> list[str]:
@@ -29,12 +30,12 @@ def properties(name: str, node: dict[str, Any], definitions: dict[str, Any]) -> 
 
 
 def test_no_record_allows_unknown_keys() -> None:
-    definitions = schema()["$defs"]
+    definitions = of_records()["$defs"]
     open_ones = [
         key for name, node in definitions.items() for key in properties(name, node, definitions)
     ]
     assert open_ones == []
-    assert set(schema()["files"]) == set(FILES)
+    assert set(of_records()["files"]) == set(FILES)
 
 
 @pytest.mark.parametrize("version", sorted(path.name for path in GOLDEN.glob("v*")))
@@ -63,7 +64,7 @@ def test_unit_record_schema_has_the_golden_keys_and_its_new_keys_are_optional(
 ) -> None:
     shutil.copytree(GOLDEN / "v1", tmp_path / "v1")
     line = json.loads((tmp_path / "v1" / "journal.jsonl").read_text().splitlines()[-1])
-    definition = schema()["$defs"]["UnitRecord"]["properties"]
+    definition = of_records()["$defs"]["UnitRecord"]["properties"]
     assert set(line["record"]) <= set(definition)
     assert all("default" in definition[key] for key in set(definition) - set(line["record"]))
 

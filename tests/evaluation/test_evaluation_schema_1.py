@@ -21,7 +21,7 @@ from dent.evaluation import (
     load_run,
 )
 from dent.evaluation.attack_specs import attack_of, attack_spec
-from dent.evaluation.merge import merge
+from dent.evaluation.merging import merge
 from dent.evaluation.records.schema import RunRecord
 from dent.evaluation.records.spec import AttackSpec
 from dent.evaluation.records.upgrade import upgraded

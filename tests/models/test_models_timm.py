@@ -149,5 +149,5 @@ def test_error_without_timm_names_the_extra_to_install(monkeypatch: pytest.Monke
     for act in (models.load, models.info):
         with pytest.raises(MissingExtraError, match=r'pip install "torch-dent\[zoo\]"'):
             act(NAME)
-    with pytest.raises(UnknownNameError, match="no model named 'resnet5'"):
+    with pytest.raises(UnknownNameError, match="there is no model 'resnet5'"):
         models.load("resnet5")  # the other sources still work

@@ -143,7 +143,7 @@ def test_error_for_an_invalid_family_name_gives_the_nearest_names(tmp_path: Path
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("resnet18", "no model named 'resnet18'. Did you mean 'resnet18-nominal'?"),
+        ("resnet18", "there is no model 'resnet18'. Did you mean 'resnet18-nominal'?"),
         ("ResNet-26-4", "Did you mean 'resnet-26-4'?"),
         ("resnet26-4", "Did you mean 'resnet-26-4'?"),
         (
@@ -152,7 +152,7 @@ def test_error_for_an_invalid_family_name_gives_the_nearest_names(tmp_path: Path
         ),
         ("nothing", "with weights of your own resnet-{depth}-{width}"),
         ("runs/best.pt", "goes into weights=, beside the name of its architecture"),
-        ("", "no model named ''"),
+        ("", "there is no model ''"),
     ],
 )
 def test_unknown_names_get_a_suggestion(name: str, said: str) -> None:
@@ -177,7 +177,7 @@ def test_suggestions_ignore_case_and_use_the_known_spelling() -> None:
 
 
 def test_info_of_a_family_name_is_refused() -> None:
-    with pytest.raises(UnknownNameError, match="no model named 'resnet-26-4'"):
+    with pytest.raises(UnknownNameError, match="there is no model 'resnet-26-4'"):
         models.info("resnet-26-4")
 
 

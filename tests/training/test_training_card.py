@@ -14,8 +14,8 @@ from dent.attacks import PGD
 from dent.errors import ConfigError
 from dent.training import Measured, TrainingResult, write_card
 from dent.training.card_page import page
-from dent.training.ship import SHIPPED, TERMS, halve, main, ship
 from tests.training.subjects import MODEL, fast, halves, run
+from tools.ship import SHIPPED, TERMS, halve, main, ship
 
 CPU = torch.device("cpu")
 SMALL = Measured(pgd=8, autoattack=0, batch_size=8)
@@ -117,8 +117,8 @@ def test_shipping_measures_the_images_of_the_given_folder(
         return watch
 
     monkeypatch.setattr("dent.data.load", load)
-    monkeypatch.setattr("dent.training.ship.halve", lambda folder, test, measured: folder)
-    monkeypatch.setattr("dent.training.ship.ship", lambda folder, name: folder)
+    monkeypatch.setattr("tools.ship.halve", lambda folder, test, measured: folder)
+    monkeypatch.setattr("tools.ship.ship", lambda folder, name: folder)
     main(["--half", "--data", str(tmp_path), str(trained.folder), "tiny"])
     assert roots == [tmp_path]
 

@@ -77,4 +77,4 @@ _MODULES = {
 """The module of each public name."""
 
 if not TYPE_CHECKING:  # with __getattr__, a type checker would accept any name
-    __getattr__ = lazy(__name__, _MODULES)
+    __getattr__, __dir__ = lazy(__name__, _MODULES)

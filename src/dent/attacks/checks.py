@@ -4,7 +4,7 @@ from dataclasses import Field, field
 from typing import Any, Final, TypeVar
 
 from dent.errors import ConfigError
-from dent.support.checks import check_count, check_flag, is_number
+from dent.support.checks import is_number
 
 _T = TypeVar("_T")
 _EFFORT: Final = "effort"
@@ -29,16 +29,6 @@ def is_later(setting: "Field[Any]") -> bool:
     return bool(setting.metadata.get(_LATER))
 
 
-def check_counts(least: int, **values: object) -> None:
-    """Check that all values are whole numbers of at least `least`.
-
-    Raises:
-        ConfigError: A value is not a whole number, or is less than `least`.
-    """
-    for key, value in values.items():
-        check_count(key, value, least)
-
-
 def check_rho(rho: float) -> None:
     """Check that APGD's share of successful steps is in (0, 1).
 
@@ -47,13 +37,3 @@ def check_rho(rho: float) -> None:
     """
     if not (is_number(rho) and 0 < rho < 1):
         raise ConfigError(f"rho must be in (0, 1), got {rho!r}")
-
-
-def check_flags(**values: object) -> None:
-    """Check that all values are booleans.
-
-    Raises:
-        ConfigError: A value is neither True nor False.
-    """
-    for key, value in values.items():
-        check_flag(key, value)

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dent.attacks.base import Attack, Outcome
-from dent.attacks.checks import check_counts, check_flags, effort
+from dent.attacks.checks import effort
 from dent.attacks.querier import Querier, Queries
 from dent.attacks.steps import ascent, uniform_in_ball
 from dent.errors import ConfigError
-from dent.support.checks import is_number
+from dent.support.checks import check_counts, check_flags, is_number
 
 if TYPE_CHECKING:
     from dent.threat import Norm, ThreatModel

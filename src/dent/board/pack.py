@@ -24,8 +24,8 @@ from dent.evaluation.records.folder import LARGEST_JSON, PLAN, RESULT, RUN, dump
 from dent.evaluation.records.journal import JOURNAL
 from dent.evaluation.records.schema import TENSORS
 from dent.evaluation.records.spec import Sha256
+from dent.evaluation.records.sweep import SWEEP
 from dent.evaluation.results.recorded_run import load_run
-from dent.evaluation.sweeps import SWEEP
 from dent.storage.canonical import Record, digest
 from dent.storage.disk import (
     LARGEST,

@@ -16,7 +16,8 @@ from dent.distributed import Cluster
 from dent.errors import ConfigError, InputError
 from dent.evaluation import Subject
 from dent.evaluation.records.spec import STATIC
-from dent.evaluation.sweeps import Over, Value
+from dent.evaluation.records.sweep import Over
+from dent.evaluation.sweeps import Value
 from dent.support.plural import counted
 from dent.threat import ThreatModel, usual_eps
 

@@ -27,10 +27,11 @@ from dent.evaluation import (
 from dent.evaluation import Progress as State
 from dent.evaluation.engine.progress import OnProgress
 from dent.evaluation.records.shard import Shard
+from dent.evaluation.records.sweep import Over
 from dent.evaluation.remote import Place
 from dent.evaluation.results.decision import left
 from dent.evaluation.results.power import detectable_gain
-from dent.evaluation.sweeps import Over, Value, folder_name, variants
+from dent.evaluation.sweeps import Value, folder_name, variants
 from dent.support.plural import counted
 from dent.support.rounding import points
 
@@ -164,9 +165,9 @@ def _say(costs: Sequence[CostEstimate], done: int, runs: str) -> None:
     least, most = sum(cost.least for cost in costs), sum(cost.seconds for cost in costs)
     size = sum(cost.tensor_bytes for cost in costs)
     ERR.print(
-        f"About {between(least, most)} at this machine's present speed, if no attack stops early, "
-        f"and {size / 1e6:.0f} MB, for "
-        f"{counted(sum(cost.units for cost in costs), 'unit')}{runs}"
+        f"About {between(least, most)} at this machine's present speed, timed on "
+        f"{counted(largest.measured_on, 'image')}, if no attack stops early, and "
+        f"{size / 1e6:.0f} MB, for {counted(sum(cost.units for cost in costs), 'unit')}{runs}"
         + (f", {done} of which are already recorded" if done else "")
         + (
             f"; one prediction in static forwards: {costs_per_answer}." if costs_per_answer else "."

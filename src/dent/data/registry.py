@@ -18,7 +18,7 @@ from dent.data.progress import OnBytes, progress_bar, silent
 from dent.data.sample import SAMPLE, SAMPLE_FILE, load_sample
 from dent.data.spec import ArraySpec
 from dent.errors import DataError, UnknownNameError
-from dent.names import unknown
+from dent.support.suggest import unknown
 
 ROOT_VARIABLE: Final = "DENT_DATA"
 _SPECS: Final[dict[str, ArraySpec]] = {CIFAR10.name: CIFAR10, CIFAR100.name: CIFAR100}

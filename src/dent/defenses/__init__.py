@@ -11,6 +11,7 @@ to be fast.
 
 from dent.defenses.anti_adversary import AntiAdversary
 from dent.defenses.base import ReferenceDefense
+from dent.defenses.dent import Dent
 from dent.defenses.et3 import ET3
 from dent.defenses.hedge import Hedge
 from dent.defenses.mean_sparse import MeanSparse, Sparsity
@@ -29,6 +30,7 @@ __all__ = [
     "TENT",
     "AntiAdversary",
     "Denoiser",
+    "Dent",
     "Hedge",
     "MeanSparse",
     "MedBN",

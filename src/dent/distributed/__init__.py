@@ -9,6 +9,6 @@ Needs `pip install "torch-dent[ray]"`; `merge` does not. See docs/evaluation/dis
 
 from dent.distributed.cluster import Cluster, WorkerError
 from dent.distributed.evaluate import evaluate
-from dent.evaluation.merge import ConflictError, Merged, merge
+from dent.evaluation.merging import ConflictError, Merged, merge
 
 __all__ = ["Cluster", "ConflictError", "Merged", "WorkerError", "evaluate", "merge"]

@@ -17,23 +17,30 @@ if TYPE_CHECKING:
     from dent.evaluation.challenges.challenge import Challenged, challenge, estimate_challenge
     from dent.evaluation.engine.cost import CostEstimate, DefenseCost, estimate
     from dent.evaluation.engine.progress import Progress
+    from dent.evaluation.merging import ConflictError, Merged, merge
+    from dent.evaluation.records.shard import Shard
     from dent.evaluation.records.spec import EvaluationSpec, Settings
+    from dent.evaluation.records.sweep import read_sweep
     from dent.evaluation.results.recorded_run import RecordedRun, SampleAnswer, load_run
     from dent.evaluation.results.result import (
         AttackSummary,
         ChallengeSummary,
         Count,
+        Decision,
         DefenseResult,
+        Dependence,
         Diagnostic,
         Difference,
         EvaluationResult,
+        Gate,
+        Verdict,
         WorstCase,
     )
     from dent.evaluation.run import evaluate
     from dent.evaluation.streams import StreamBatch, StreamResult, stream
     from dent.evaluation.subject import Subject, describe
     from dent.evaluation.suites import suite
-    from dent.evaluation.sweeps import read_sweep, sweep
+    from dent.evaluation.sweeps import sweep
     from dent.evaluation.verification.reattack import Reattack, Reattacked
     from dent.evaluation.verification.verify import Check, Verification, verify
     from dent.storage.errors import (
@@ -48,15 +55,20 @@ __all__ = [
     "ChallengeSummary",
     "Challenged",
     "Check",
+    "ConflictError",
     "CostEstimate",
     "Count",
+    "Decision",
     "DefenseCost",
     "DefenseResult",
+    "Dependence",
     "Diagnostic",
     "Difference",
     "EvaluationResult",
     "EvaluationSpec",
+    "Gate",
     "LockedError",
+    "Merged",
     "Progress",
     "Reattack",
     "Reattacked",
@@ -65,10 +77,12 @@ __all__ = [
     "SampleAnswer",
     "SchemaVersionError",
     "Settings",
+    "Shard",
     "SpecMismatchError",
     "StreamBatch",
     "StreamResult",
     "Subject",
+    "Verdict",
     "Verification",
     "WorstCase",
     "challenge",
@@ -77,6 +91,7 @@ __all__ = [
     "estimate_challenge",
     "evaluate",
     "load_run",
+    "merge",
     "read_sweep",
     "stream",
     "suite",
@@ -92,10 +107,17 @@ _MODULES = {
         "estimate",
     ),
     "dent.evaluation.engine.progress": ("Progress",),
+    "dent.evaluation.merging": (
+        "ConflictError",
+        "Merged",
+        "merge",
+    ),
+    "dent.evaluation.records.shard": ("Shard",),
     "dent.evaluation.records.spec": (
         "EvaluationSpec",
         "Settings",
     ),
+    "dent.evaluation.records.sweep": ("read_sweep",),
     "dent.evaluation.results.recorded_run": (
         "RecordedRun",
         "SampleAnswer",
@@ -105,10 +127,14 @@ _MODULES = {
         "AttackSummary",
         "ChallengeSummary",
         "Count",
+        "Decision",
         "DefenseResult",
+        "Dependence",
         "Diagnostic",
         "Difference",
         "EvaluationResult",
+        "Gate",
+        "Verdict",
         "WorstCase",
     ),
     "dent.evaluation.run": ("evaluate",),
@@ -122,10 +148,7 @@ _MODULES = {
         "describe",
     ),
     "dent.evaluation.suites": ("suite",),
-    "dent.evaluation.sweeps": (
-        "read_sweep",
-        "sweep",
-    ),
+    "dent.evaluation.sweeps": ("sweep",),
     "dent.evaluation.verification.reattack": (
         "Reattack",
         "Reattacked",
@@ -145,4 +168,4 @@ _MODULES = {
 """The public names, by the module that defines them."""
 
 if not TYPE_CHECKING:  # with it, a type checker would accept any name
-    __getattr__ = lazy(__name__, _MODULES)
+    __getattr__, __dir__ = lazy(__name__, _MODULES)

@@ -60,8 +60,10 @@ def take_static_part(folder: RunFolder, source: Path) -> int:
             continue
         if not copied:
             folder.session(*sessions)
-        attacked = isinstance(record, UnitRecord) and record.kind == "attack"
-        folder.put(record, other.adversarial(record) if attacked else None)  # type: ignore[arg-type]
+        if isinstance(record, UnitRecord) and record.kind == "attack":
+            folder.put(record, other.adversarial(record))
+        else:
+            folder.put(record, None)
         copied += 1
     return copied
 

@@ -14,7 +14,6 @@ from pydantic import Field
 from torch import Tensor
 
 from dent.attacks import Attack, Defense
-from dent.attacks.checks import check_counts
 from dent.data.tensors import as_images
 from dent.errors import ConfigError, InputError, UnsupportedModelError
 from dent.evaluation.records.plan import seed_of
@@ -23,7 +22,7 @@ from dent.evaluation.submission.fresh import Origin, fresh, reset
 from dent.evaluation.submission.submission import submit
 from dent.outputs import described
 from dent.storage.canonical import Record
-from dent.support.checks import is_count
+from dent.support.checks import check_counts, is_count
 from dent.support.plural import counted
 from dent.support.rounding import percent, points
 from dent.threat import ThreatModel

@@ -1,28 +1,23 @@
 """Sweeps: several runs that differ in one setting, in one folder."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Final, Literal, Protocol
-
-from pydantic import Field
+from typing import Protocol
 
 from dent.errors import ConfigError
 from dent.evaluation.engine.progress import OnProgress, Progress
 from dent.evaluation.records.folder import dump, read_record
 from dent.evaluation.records.spec import Settings
+from dent.evaluation.records.sweep import SWEEP, Over, SweepRecord
 from dent.evaluation.results.result import EvaluationResult
 from dent.evaluation.run import evaluate
 from dent.evaluation.subject import Subject
-from dent.storage.canonical import Record
 from dent.storage.disk import is_there, write_atomically, writing
 from dent.storage.errors import RecordError
 from dent.threat import ThreatModel
 
-SWEEP: Final = "sweep.json"
-_FOLDER: Final = r"^[A-Za-z][A-Za-z-]*=[A-Za-z0-9._-]*$"  # names from folder_name
-Over = Literal["batch_size", "order", "mix", "seed", "n", "eps"]
 Value = int | float | str | None
 
 
@@ -34,15 +29,6 @@ class Evaluate(Protocol):
     ) -> EvaluationResult:
         """Evaluate."""
         ...
-
-
-class SweepRecord(Record):
-    """`sweep.json`: the runs in the folder."""
-
-    schema_version: Literal[1] = 1
-    over: Over
-    runs: dict[str, Annotated[str, Field(pattern=_FOLDER)]]
-    """Name of the run folder for each value."""
 
 
 def sweep(
@@ -114,16 +100,6 @@ def variants(
 def folder_name(over: str, value: str) -> str:
     """Return the name of the run folder for a value, such as `batch-size=16` or `eps=8_255`."""
     return f"{over.replace('_', '-')}={re.sub(r'[^A-Za-z0-9.-]', '_', value)}"
-
-
-def read_sweep(path: Path) -> Mapping[str, Path]:
-    """Return the run folders of a sweep, by value.
-
-    Raises:
-        RecordError: The folder holds no sweep, or `sweep.json` is damaged.
-    """
-    record = read_record(path / SWEEP, SweepRecord)
-    return {value: path / name for value, name in record.runs.items()}
 
 
 def _register(path: Path, over: Over, runs: dict[str, str]) -> None:

@@ -9,7 +9,7 @@ from dent.errors import UnknownNameError
 from dent.models import factory
 from dent.models.residual import EXAMPLES, is_member, resnet
 from dent.models.weights import fit_weights, read_weights
-from dent.support.suggest import did_you_mean
+from dent.support.suggest import unknown
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,8 +36,13 @@ def build(name: str, num_classes: int, *, weights: Path | None = None) -> nn.Mod
         model = resnet(name, num_classes)
     else:
         raise UnknownNameError(
-            f"no architecture named {name!r}.{did_you_mean(name, EXAMPLES)} There are "
-            f"resnet-{{depth}}-{{width}} such as {', '.join(EXAMPLES)}, and package.module:factory."
+            unknown(
+                "architecture",
+                name,
+                EXAMPLES,
+                expected=f"resnet-{{depth}}-{{width}}, such as {', '.join(EXAMPLES)}, or "
+                "package.module:factory",
+            )
         )
     if weights is not None:
         fit_weights(model, read_weights(weights), origin=str(weights))

@@ -18,7 +18,7 @@ from dent.models.torchvision_source import Torchvision
 from dent.models.weights import fit_weights, read_weights
 from dent.names import add_ends, unknown_model
 from dent.support.plural import counted
-from dent.support.suggest import did_you_mean
+from dent.support.suggest import unknown
 
 if TYPE_CHECKING:
     import torch
@@ -49,9 +49,7 @@ def names(catalogue: str | None = None) -> tuple[str, ...]:
         return (*_here(), *robustbench_source.PAPER)
     table = {source.prefix: source for source in CATALOGUES}
     if catalogue not in table:
-        raise UnknownNameError(
-            f"no catalogue {catalogue!r}, only {', '.join(table)}.{did_you_mean(catalogue, table)}"
-        )
+        raise UnknownNameError(unknown("catalogue", catalogue, table))
     return table[catalogue].names()
 
 

@@ -6,10 +6,9 @@ from typing import Final, Literal, get_args
 
 from dent import models
 from dent.attacks import Attack, make
-from dent.attacks.checks import check_counts
 from dent.config import DENT, DENT_NOMINAL, DENT_PLUS, DentConfig
 from dent.errors import ConfigError
-from dent.support.checks import check_choice, is_count
+from dent.support.checks import check_choice, check_counts, is_count
 from dent.threat import ThreatModel
 
 AttackName = Literal["pgd", "apgd-ce"]

@@ -8,9 +8,10 @@ Nothing here uses a model. Flags stand beside every number that may be wrong.
 See docs/evaluation/reading-a-report.md.
 """
 
+from dent.evaluation.results.recorded_run import RecordedRun as LoadedRun
+from dent.evaluation.results.recorded_run import load_run
 from dent.report.figures import figure, stream_figure
 from dent.report.listing import RunSummary, list_runs
-from dent.report.loading import LoadedRun, load_run
 from dent.report.story import DefenseStory, SampleStory, StoryAnswer, sample_story
 from dent.report.write import FORMATS, write_report
 

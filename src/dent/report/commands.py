@@ -10,11 +10,11 @@ from dent import defenses as reference
 from dent.errors import DentError
 from dent.evaluation.attack_specs import attack_spec
 from dent.evaluation.records.spec import STATIC, AttackSpec, DefenseSpec, EvaluationSpec, Settings
+from dent.evaluation.results.recorded_run import RecordedRun
 from dent.evaluation.subject import threat_of
 from dent.evaluation.suite_attacks import VERSION, name_of
 from dent.evaluation.suites import named_suite
 from dent.names import CATALOGUES
-from dent.report.loading import LoadedRun
 from dent.support import ranges
 
 
@@ -34,7 +34,7 @@ class Commands:
     caveats: tuple[str, ...]
 
 
-def commands(loaded: LoadedRun) -> Commands:
+def commands(loaded: RecordedRun) -> Commands:
     """Return the commands that repeat and verify a run."""
     spec = loaded.run.spec
     words: list[str] = ["dent", "evaluate"]

@@ -13,12 +13,12 @@ from matplotlib.lines import Line2D
 
 from dent.errors import ConfigError
 from dent.evaluation.results.intervals import LEVEL_TEXT
+from dent.evaluation.results.recorded_run import load_run
 from dent.evaluation.results.result import EvaluationResult
 from dent.report import wording
 from dent.report.flags import Flag, Flags, letters, of_one
 from dent.report.headline import NATURAL, WORST, Cell, Headline, headline
 from dent.report.limits import limits
-from dent.report.loading import load_run
 from dent.report.plots import colour_of, strongest
 from dent.storage.disk import write_atomically, writing
 from dent.support.plural import counted

@@ -11,10 +11,9 @@ from torch import Tensor
 from dent.evaluation.records.plan import Batch
 from dent.evaluation.records.schema import UnitRecord
 from dent.evaluation.records.spec import STATIC
-from dent.evaluation.results.recorded_run import SampleAnswer
+from dent.evaluation.results.recorded_run import RecordedRun, SampleAnswer
 from dent.evaluation.results.result import EvaluationResult
 from dent.report import pictures, wording
-from dent.report.loading import LoadedRun
 from dent.report.natural import NaturalImages, natural_images
 from dent.report.plots import strongest
 from dent.report.story import class_name
@@ -126,7 +125,7 @@ class Gallery:
     missing: tuple[str, ...]
 
 
-def gallery(loaded: LoadedRun, data_root: Path | None = None) -> Gallery:
+def gallery(loaded: RecordedRun, data_root: Path | None = None) -> Gallery:
     """Choose samples of a run and draw them from its records.
 
     Args:
@@ -143,7 +142,7 @@ def gallery(loaded: LoadedRun, data_root: Path | None = None) -> Gallery:
     return Gallery(exhibits, (*missing, *drawing.missing))
 
 
-def _choose(loaded: LoadedRun) -> list[tuple[Batch, int, str]]:
+def _choose(loaded: RecordedRun) -> list[tuple[Batch, int, str]]:
     """Choose samples of every kind of outcome: the first ones of each kind, in plan order."""
     shown = {name: _shown(loaded.result, name) for name in loaded.result.defenses}
     kinds: dict[str, list[tuple[Batch, int]]] = {kind: [] for kind in _OUTCOMES}
@@ -201,7 +200,7 @@ def _shown(result: EvaluationResult, defense: str) -> tuple[str, str | None] | N
 
 
 def _served(
-    loaded: LoadedRun, defense: str, shown: tuple[str, str | None] | None, batch: Batch
+    loaded: RecordedRun, defense: str, shown: tuple[str, str | None] | None, batch: Batch
 ) -> Sequence[int | None] | None:
     """Return a defense's predictions for one batch of a submission; None if not recorded."""
     if shown is None:
@@ -219,7 +218,7 @@ def _served(
 class _Drawing:
     """Draws samples, and loads each tensor once."""
 
-    def __init__(self, loaded: LoadedRun, images: NaturalImages) -> None:
+    def __init__(self, loaded: RecordedRun, images: NaturalImages) -> None:
         self._loaded = loaded
         self._images = images
         self._tensors: dict[str, Tensor | None] = {}

@@ -8,9 +8,9 @@ from typing import Literal
 from dent.errors import DentError
 from dent.evaluation.records.folder import LARGEST_JSON, RUN
 from dent.evaluation.records.schema import RunStatus
+from dent.evaluation.results.recorded_run import RecordedRun, load_run
 from dent.evaluation.results.result import Count, Difference
 from dent.evaluation.subject import threat_of
-from dent.report.loading import LoadedRun, load_run
 from dent.storage.canonical import Record
 from dent.storage.disk import read, unreadable
 from dent.storage.errors import RecordError
@@ -107,13 +107,13 @@ def _summarize(path: Path) -> RunSummary:
         return RunSummary(path=str(path), error=f"unreadable: {type(error).__name__}: {error}")
 
 
-def _status(loaded: LoadedRun) -> RunStatus:
+def _status(loaded: RecordedRun) -> RunStatus:
     """Return the status in `run.json`, or `partial` if a complete run has since lost records."""
     status = loaded.run.status
     return "partial" if status == "complete" != loaded.result.status else status
 
 
-def _of(loaded: LoadedRun) -> RunSummary:
+def _of(loaded: RecordedRun) -> RunSummary:
     result, run = loaded.result, loaded.run
     of_run = tuple(flag.name for flag in result.diagnostics if flag.raised)
     return RunSummary(

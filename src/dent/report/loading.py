@@ -1,6 +1,5 @@
 """Load runs from paths: run folders, and folders of a sweep."""
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,14 +7,11 @@ from pathlib import Path
 
 from dent.errors import ConfigError
 from dent.evaluation.records.folder import RUN
-from dent.evaluation.results.recorded_run import RecordedRun as LoadedRun
-from dent.evaluation.results.recorded_run import load_run as _load_run
+from dent.evaluation.records.sweep import SWEEP, read_sweep
+from dent.evaluation.results.recorded_run import RecordedRun, load_run
 from dent.evaluation.results.result import EvaluationResult
-from dent.evaluation.sweeps import SWEEP, read_sweep
-from dent.storage.disk import is_there, unreadable
+from dent.storage.disk import is_there
 from dent.storage.errors import RecordError
-
-__all__ = ["LoadedRun", "NamedRun", "is_run", "is_sweep", "load_run", "load_runs"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +24,7 @@ class NamedRun:
     """
 
     name: str
-    loaded: LoadedRun
+    loaded: RecordedRun
 
     @property
     def result(self) -> EvaluationResult:
@@ -52,32 +48,6 @@ def is_sweep(path: Path) -> bool:
         RecordError: The folder cannot be read.
     """
     return is_there(path / SWEEP)
-
-
-def load_run(path: Path) -> LoadedRun:
-    """Read a run folder without changing it. The run may still be in progress.
-
-    Returns:
-        The run, with `.result` (derived from the records), `.run.spec`, `.plan`, `.records` (the
-        journal, by unit), `.units()`, `.adversarial(record)` and `.sample(id)`.
-
-    Raises:
-        RecordError: The folder contains no run, or a file of the run is missing or damaged. The
-            message says which file, and where the damage is.
-        SchemaVersionError: The run was written by a newer torch-dent.
-    """
-    path = Path(path)
-    try:
-        is_file, is_folder = path.is_file(), path.is_dir()
-    except OSError as error:
-        raise unreadable(path, error) from error
-    if is_file:
-        raise RecordError(
-            f"{path} is a file, and a run is a folder: name the folder that holds {RUN}"
-        )
-    if is_folder and not is_run(path):
-        raise RecordError(f"{path} is no run folder: it holds no {RUN}{_instead(path)}")
-    return _load_run(path)
 
 
 def load_runs(paths: Sequence[Path]) -> tuple[NamedRun, ...]:
@@ -116,14 +86,3 @@ def _names(folders: Sequence[Path]) -> list[str]:
         if len(set(names)) == len(names):
             return names
     return [str(folder) for folder in folders]
-
-
-def _instead(path: Path) -> str:
-    if is_sweep(path):
-        runs = ", ".join(str(folder) for folder in read_sweep(path).values())
-        return f". It is a sweep; its runs are {runs}"
-    inside = [child.name for child in sorted(path.iterdir()) if os.path.lexists(child / RUN)]
-    if not inside:
-        return ""
-    more = ", ..." if len(inside) > 4 else ""
-    return f". There are runs inside it: {', '.join(inside[:4])}{more}"

@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from dent.evaluation.records.spec import EvaluationSpec
-from dent.evaluation.results.recorded_run import SampleAnswer
-from dent.report.loading import LoadedRun
+from dent.evaluation.results.recorded_run import RecordedRun, SampleAnswer
 from dent.storage.canonical import Record
 from dent.storage.errors import RecordError
 
@@ -61,7 +60,7 @@ class SampleStory(Record):
     """`partial`: units of the run are missing, so predictions may be missing."""
 
 
-def sample_story(run: LoadedRun, sample_id: int) -> SampleStory:
+def sample_story(run: RecordedRun, sample_id: int) -> SampleStory:
     """Return all predictions for one sample, natural and under every attack.
 
     Args:
@@ -143,7 +142,7 @@ def _answer(spec: EvaluationSpec, sample: SampleAnswer, makers: Mapping[str, str
     )
 
 
-def _held(run: LoadedRun) -> str:
+def _held(run: RecordedRun) -> str:
     ids = sorted({sample_id for batch in run.plan.batches for sample_id in batch.ids})
     shown = ", ".join(map(str, ids[:6]))
     return shown if len(ids) <= 6 else f"{shown}, ... ({len(ids)} in all, up to {ids[-1]})"

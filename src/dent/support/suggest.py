@@ -1,9 +1,9 @@
-"""Suggestions for unknown names ("did you mean ...")."""
+"""Messages about unknown names, with a suggestion ("Did you mean ...?")."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 
 def closest(name: str, known: Iterable[str]) -> str | None:
@@ -39,3 +39,20 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """
     match = closest(name, known)
     return f" Did you mean {match!r}?" if match else ""
+
+
+def unknown(what: str, name: str, known: Collection[str], *, expected: str | None = None) -> str:
+    """Return the error message about an unknown name.
+
+    Args:
+        what: The kind of thing that has names, such as `dataset`.
+        name: The unknown name.
+        known: The names that exist, or examples of them.
+        expected: The names that are allowed, in words; by default, `known`.
+
+    Returns:
+        `there is no dataset 'x'. Did you mean 'y'? Expected one of y, z`
+    """
+    if expected is None:
+        expected = f"{'one of ' if len(known) > 1 else ''}{', '.join(known)}"
+    return f"there is no {what} {name!r}.{did_you_mean(str(name), known)} Expected {expected}"

@@ -6,8 +6,8 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
-from dent.attacks.checks import check_counts
 from dent.errors import ConfigError
+from dent.support.checks import check_choice, check_counts, read_number
 from dent.threat import ThreatModel
 
 Method = Literal["nominal", "adversarial", "trades", "n-fgsm"]
@@ -71,15 +71,15 @@ class Recipe:
         Raises:
             ConfigError: a value is out of range, or two contradict each other.
         """
-        _one_of("method", self.method, get_args(Method))
-        _one_of("schedule", self.schedule, get_args(Schedule))
+        check_choice("method", self.method, get_args(Method))
+        check_choice("schedule", self.schedule, get_args(Schedule))
         check_counts(1, epochs=self.epochs, batch_size=self.batch_size)
         check_counts(0, steps=self.steps, pad=self.pad)
-        _number("lr", self.lr, 0, math.inf, open_low=True)
-        _number("weight_decay", self.weight_decay, 0, math.inf)
+        read_number("lr", self.lr, 0)
+        read_number("weight_decay", self.weight_decay, 0, closed_low=True)
         for name in ("momentum", "ema"):
-            _number(name, getattr(self, name), 0, 1)
-        _number("warmup", self.warmup, 0, 1, open_low=True)
+            read_number(name, getattr(self, name), 0, 1, closed_low=True)
+        read_number("warmup", self.warmup, 0, 1)
         if self.nesterov and not self.momentum:
             raise ConfigError("nesterov needs momentum above 0: set nesterov=False, or momentum.")
         self._check_threat()
@@ -111,7 +111,7 @@ class Recipe:
             if (value is not None) != (self.method == method):
                 raise ConfigError(f"{name} is only for method={method!r}, which needs it.")
             if value is not None:
-                _number(name, value, 0, math.inf)
+                read_number(name, value, 0, closed_low=True)
 
     @property
     def threat(self) -> ThreatModel | None:
@@ -140,15 +140,3 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain JSON types; `Recipe(**fields)` reads them back."""
         return asdict(self)
-
-
-def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {value!r}.")
-
-
-def _number(name: str, value: object, low: float, high: float, *, open_low: bool = False) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not (low < value < high or (value == low and not open_low)):  # type: ignore[operator]
-        bracket = "(" if open_low else "["
-        raise ConfigError(f"{name} must be a number in {bracket}{low:g}, {high:g}), got {value!r}.")

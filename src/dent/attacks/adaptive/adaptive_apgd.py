@@ -19,12 +19,12 @@ from dent.attacks.adaptive.static_ascents import StaticAscent
 from dent.attacks.adaptive.unmasked import Unmasked
 from dent.attacks.base import Attack, Outcome
 from dent.attacks.best import Best
-from dent.attacks.checks import LATER, check_counts, check_flags, check_rho, effort
+from dent.attacks.checks import LATER, check_rho, effort
 from dent.attacks.losses import LOSSES, LossName, loss_named, runner_up
 from dent.attacks.protocol import DynamicDefense
 from dent.attacks.querier import NoGradientError, Queries
 from dent.errors import ConfigError
-from dent.support.checks import is_number
+from dent.support.checks import check_counts, check_flags, is_number
 
 if TYPE_CHECKING:
     from dent.attacks.querier import Querier, View

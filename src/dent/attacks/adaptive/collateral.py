@@ -22,9 +22,10 @@ from dent.attacks.adaptive.among import Among
 from dent.attacks.adaptive.apgd import Evaluation, apgd, random_start
 from dent.attacks.adaptive.capabilities import NOT_AVAILABLE, Unavailable, adapt_accepts
 from dent.attacks.base import Attack, Outcome
-from dent.attacks.checks import check_counts, check_rho, effort
+from dent.attacks.checks import check_rho, effort
 from dent.attacks.losses import LossName, loss_named
 from dent.attacks.querier import Queries
+from dent.support.checks import check_counts
 
 if TYPE_CHECKING:
     from dent.attacks.querier import Querier

@@ -33,9 +33,9 @@ from dent.attacks.adaptive.capabilities import (
     static_base,
     with_fewer_steps,
 )
-from dent.attacks.checks import check_counts, check_flags
 from dent.attacks.protocol import Defense, DynamicDefense
 from dent.errors import ConfigError
+from dent.support.checks import check_counts, check_flags
 from dent.support.straight_through import straight_through
 
 if TYPE_CHECKING:

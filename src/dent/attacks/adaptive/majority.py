@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, final
 import torch
 from torch import Tensor
 
-from dent.attacks.checks import check_counts
+from dent.support.checks import check_counts
 from dent.support.straight_through import exactly
 
 if TYPE_CHECKING:

@@ -33,11 +33,12 @@ from dent.attacks.adaptive.objectives import Aim, least_of, mean_of
 from dent.attacks.adaptive.standing import Parting, rows_of
 from dent.attacks.base import Attack, Outcome
 from dent.attacks.best import Best
-from dent.attacks.checks import check_counts, check_flags, check_rho, effort
+from dent.attacks.checks import check_rho, effort
 from dent.attacks.losses import LossName, loss_named, margin, runner_up
 from dent.attacks.protocol import DynamicDefense
 from dent.attacks.querier import NoGradientError, Queries
 from dent.errors import ConfigError
+from dent.support.checks import check_counts, check_flags
 
 if TYPE_CHECKING:
     from dent.attacks.querier import Querier, View

@@ -26,8 +26,9 @@ from torch import Tensor
 from dent.attacks.adaptive.standing import Parting, rows_of
 from dent.attacks.base import Attack, Outcome
 from dent.attacks.best import Best
-from dent.attacks.checks import check_counts, effort
+from dent.attacks.checks import effort
 from dent.attacks.querier import Queries
+from dent.support.checks import check_counts
 
 if TYPE_CHECKING:
     from dent.attacks.querier import Querier

@@ -29,10 +29,11 @@ from dent.attacks.adaptive.objectives import Aim, mean_of
 from dent.attacks.adaptive.static_ascents import StaticAscent
 from dent.attacks.base import Attack, Outcome
 from dent.attacks.best import Best
-from dent.attacks.checks import check_counts, effort
+from dent.attacks.checks import effort
 from dent.attacks.losses import loss_named
 from dent.attacks.querier import Queries
 from dent.attacks.steps import uniform_in_ball
+from dent.support.checks import check_counts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

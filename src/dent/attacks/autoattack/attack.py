@@ -25,10 +25,10 @@ from dent.attacks.autoattack.parts import (
 )
 from dent.attacks.autoattack.published import run_published
 from dent.attacks.base import Attack, Outcome
-from dent.attacks.checks import LATER, check_counts, check_rho
+from dent.attacks.checks import LATER, check_rho
 from dent.attacks.querier import Queries
 from dent.errors import ConfigError
-from dent.support.checks import check_choice, is_count
+from dent.support.checks import check_choice, check_counts, is_count
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -1,5 +1,6 @@
 """Read a run folder without changing it, for reports and manual checks."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dent.evaluation.records.folder import (
+    RUN,
     load_tensor,
     read_outside,
     read_plan,
@@ -23,8 +25,10 @@ from dent.evaluation.records.schema import (
     TensorRef,
     UnitRecord,
 )
+from dent.evaluation.records.sweep import SWEEP, read_sweep
 from dent.evaluation.results.result import EvaluationResult
 from dent.evaluation.results.summary import summarize
+from dent.storage.disk import is_there, unreadable
 from dent.storage.errors import RecordError
 from dent.support.plural import counted
 
@@ -197,20 +201,45 @@ class RecordedRun:
 
 
 def load_run(path: Path) -> RecordedRun:
-    """Read a run folder, without a lock and without changing anything.
+    """Read a run folder without changing it. The run may still be in progress.
+
+    Returns:
+        The run, with `.result` (derived from the records), `.run.spec`, `.plan`, `.records` (the
+        journal, by unit), `.units()`, `.adversarial(record)` and `.sample(id)`.
 
     Raises:
-        RecordError: A file is missing or damaged; the message says which, and where.
-        SchemaVersionError: A newer torch-dent wrote the folder.
+        RecordError: The folder contains no run, or a file of the run is missing or damaged. The
+            message says which file, and where the damage is.
+        SchemaVersionError: The run was written by a newer torch-dent.
     """
     path = Path(path)
     try:
-        exists = path.is_dir()
+        is_file, is_folder = path.is_file(), path.is_dir()
     except OSError as error:
-        raise RecordError(f"cannot read {path}: {error.strerror}") from error
-    if not exists:
+        raise unreadable(path, error) from error
+    if is_file:
+        raise RecordError(
+            f"{path} is a file, and a run is a folder: name the folder that holds {RUN}"
+        )
+    if not is_folder:
         raise RecordError(f"{path} is no run folder: there is no such folder")
+    if not is_there(path / RUN):
+        raise RecordError(f"{path} is no run folder: it holds no {RUN}{_instead(path)}")
     run = read_run(path)
     plan = read_plan(path, run)
     records, challenges = read_records(path, run, plan), read_outside(path, run, plan)
     return RecordedRun(path, run, plan, records, challenges)
+
+
+def _instead(path: Path) -> str:
+    if is_there(path / SWEEP):
+        runs = ", ".join(str(folder) for folder in read_sweep(path).values())
+        return f". It is a sweep; its runs are {runs}"
+    try:
+        inside = [child.name for child in sorted(path.iterdir()) if os.path.lexists(child / RUN)]
+    except OSError as error:
+        raise unreadable(path, error) from error
+    if not inside:
+        return ""
+    more = ", ..." if len(inside) > 4 else ""
+    return f". There are runs inside it: {', '.join(inside[:4])}{more}"

@@ -1,25 +1,26 @@
-"""The JSON Schema of all records, for programs in other languages.
+"""Write the JSON Schemas of records and submissions, for programs in other languages.
 
-`python -m dent.evaluation.json_schema docs/reference/record.schema.json` writes it. A test checks
-that the file is up to date.
+`python tools/json_schema.py` writes docs/reference/record.schema.json and
+docs/reference/submission.schema.json. Tests check that both are up to date.
 """
 
 import json
-import sys
 from pathlib import Path
 from typing import Any, Final
 
 from pydantic.json_schema import models_json_schema
 
+from dent.board.submission import RowSubmission
 from dent.evaluation.records.folder import PLAN, RESULT, RUN
 from dent.evaluation.records.journal import CHALLENGES, JOURNAL
 from dent.evaluation.records.plan import Plan
 from dent.evaluation.records.schema import ChallengeLine, Line, RunRecord
 from dent.evaluation.records.spec import SCHEMA_VERSION
+from dent.evaluation.records.sweep import SWEEP, SweepRecord
 from dent.evaluation.results.result import EvaluationResult
-from dent.evaluation.sweeps import SWEEP, SweepRecord
 from dent.evaluation.verification.verify import Verification
 
+FOLDER: Final = Path(__file__).parents[1] / "docs" / "reference"
 FILES: Final = {
     RUN: RunRecord,
     PLAN: Plan,
@@ -29,15 +30,16 @@ FILES: Final = {
     SWEEP: SweepRecord,
     "dent verify --json": Verification,
 }
+_DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 
 
-def schema() -> dict[str, Any]:
+def of_records() -> dict[str, Any]:
     """Return the schema: the type of each file in `files`, and all kinds of records in `$defs`."""
     models: list[Any] = [(model, "serialization") for model in FILES.values()]
     by_model, definitions = models_json_schema(models)
     references: dict[Any, Any] = dict(by_model)
     return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$schema": _DIALECT,
         "title": "torch-dent run folder",
         "version": SCHEMA_VERSION,
         "files": {name: references[model, "serialization"] for name, model in FILES.items()},
@@ -45,10 +47,28 @@ def schema() -> dict[str, Any]:
     }
 
 
-def text() -> str:
-    """Return the schema as the text of the file."""
-    return json.dumps(schema(), indent=1, sort_keys=True) + "\n"
+def of_submissions() -> dict[str, Any]:
+    """Return the schema of a row's `submission.json`."""
+    return {"$schema": _DIALECT, **RowSubmission.model_json_schema()}
+
+
+def texts() -> dict[str, str]:
+    """Return the text of each schema file, by its name."""
+    schemas = {
+        "record.schema.json": of_records(),
+        "submission.schema.json": of_submissions(),
+    }
+    return {
+        name: json.dumps(schema, indent=1, sort_keys=True) + "\n"
+        for name, schema in schemas.items()
+    }
+
+
+def main() -> None:
+    """Write the files."""
+    for name, text in texts().items():
+        (FOLDER / name).write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(text(), encoding="utf-8")
+    main()

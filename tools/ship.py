@@ -1,6 +1,6 @@
 """Add a trained model's weights and card to the bundled models.
 
-python -m dent.training.ship runs/train/resnet-14-2-fast-linf resnet-14-2-linf
+python tools/ship.py runs/train/resnet-14-2-fast-linf resnet-14-2-linf
 
 --half first rounds the weights to half precision, and measures the rounded weights for the card.
 """
@@ -97,7 +97,7 @@ def _card(folder: Path) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command with these arguments; by default, those of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m dent.training.ship", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python tools/ship.py", description=__doc__)
     parser.add_argument("folder", type=Path, help="folder of a finished training")
     parser.add_argument("name", help="name of the model in the package")
     parser.add_argument(
