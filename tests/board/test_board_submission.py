@@ -14,10 +14,10 @@ from dent.board.json_schema import text
 from dent.board.listing import read_board_row
 from dent.board.metrics import reason_to_omit
 from dent.board.page import to_page
-from dent.board.row import begin
 from dent.board.row_checks import above, checks_of
-from dent.board.running import attacks_of
+from dent.board.row_folder import begin
 from dent.board.submission import RowSubmission, submission_of
+from dent.board.track_rules import attacks_of
 from dent.board.tracks import HEADLINE
 from dent.data import from_factory
 from dent.errors import ConfigError

@@ -112,8 +112,8 @@ def run_command(
     early.model(chosen.model)
     early.given(None, (defense,))
     early.folder(out)
-    from dent.board import row
-    from dent.board.running import attacks_of, check_defenses, check_subject
+    from dent.board import row_folder
+    from dent.board.track_rules import attacks_of, check_defenses, check_subject
     from dent.cli import resolve, running, showing
     from dent.evaluation import describe, remote
     from dent.threat import ThreatModel
@@ -131,7 +131,7 @@ def run_command(
     check_subject(chosen, subject)
     check_defenses(chosen, variant, describe(subject, settings))
     with remote.written(out) as place:
-        row.begin(place.folder, chosen, nonce)
+        row_folder.begin(place.folder, chosen, nonce)
         folder = place.folder / variant
         running.announce(subject, settings, folder)
         result = running.run(
