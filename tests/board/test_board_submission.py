@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from dent.board.check import conclude
 from dent.board.json_schema import text
 from dent.board.listing import read_board_row
 from dent.board.metrics import reason_to_omit
@@ -19,6 +18,7 @@ from dent.board.row_folder import begin
 from dent.board.submission import RowSubmission, submission_of
 from dent.board.track_rules import attacks_of
 from dent.board.tracks import HEADLINE
+from dent.board.verification import conclude
 from dent.data import from_factory
 from dent.errors import ConfigError
 from dent.evaluation import Subject, Verification, challenge, evaluate

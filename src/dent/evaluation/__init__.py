@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dent.evaluation.engine.cost import CostEstimate, DefenseCost, estimate
     from dent.evaluation.engine.progress import Progress
     from dent.evaluation.records.spec import EvaluationSpec, Settings
+    from dent.evaluation.restoration import restore
     from dent.evaluation.results.recorded_run import RecordedRun, SampleAnswer, load_run
     from dent.evaluation.results.result import (
         AttackSummary,
@@ -78,6 +79,7 @@ __all__ = [
     "evaluate",
     "load_run",
     "read_sweep",
+    "restore",
     "stream",
     "suite",
     "sweep",
@@ -96,6 +98,7 @@ _MODULES = {
         "EvaluationSpec",
         "Settings",
     ),
+    "dent.evaluation.restoration": ("restore",),
     "dent.evaluation.results.recorded_run": (
         "RecordedRun",
         "SampleAnswer",
