@@ -69,7 +69,7 @@ def restore(
         raise ConfigError(
             f"To restore what {recorded.path} evaluated, code that its records name must run: "
             f"{', '.join(code_names)}. If you trust that code, add --allow-code (in Python, "
-            "allow_code=True). `dent verify --records-only` checks only the records, without it."
+            "allow_code=True). `dent verify --records-only` checks only the records and runs none"
         )
     if ":" in spec.dataset.name:
         images = data.from_factory(spec.dataset.name)
