@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dent import ConfigError, Dent, DentConfig, InputError, Performance
-from dent.cli.restore import _defense
 from dent.defenses.registry import describe
 from dent.evaluation.records.spec import DefenseSpec
+from dent.evaluation.restoration import restored_defense
 from dent.kinds import recorded_kind
 from tests.configurations import BATCH, CONFIGS, SAMPLE, Around
 from tests.small_models import MODELS, make_images
@@ -266,7 +266,7 @@ def test_records_contain_a_reduced_precision_but_not_the_memory_format(
     assert described == describe(Dent(tiny_cnn, BATCH)) | {"precision": "bfloat16"}
     kind = recorded_kind("dent")
     spec = DefenseSpec(name="mine", kind=kind, config=described, weights=None, batch_dependent=True)
-    _, restored = _defense(spec, tiny_cnn)
+    restored = restored_defense(spec, tiny_cnn)
     assert isinstance(restored, Dent)
     assert restored.performance.precision == "bfloat16"
     assert restored.config == BATCH

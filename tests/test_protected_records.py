@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from dent.board.page import write_page as write_board_page
-from dent.board.row import ROW
+from dent.board.row_folder import ROW
 from dent.board.submission import SUBMISSION
 from dent.board.trust import TRUST
 from dent.errors import ConfigError

@@ -8,9 +8,9 @@ from typing import Literal
 
 from dent import data
 from dent.attacks import Defense
-from dent.board import row
+from dent.board import row_folder
 from dent.board.pack import Manifest, pack
-from dent.board.running import attacks_of
+from dent.board.track_rules import attacks_of
 from dent.board.tracks import HEADLINE, Track
 from dent.evaluation import RecordedRun, Subject, evaluate
 from dent.evaluation.records.journal import CHALLENGES, line_of
@@ -38,7 +38,7 @@ def make_row(
 ) -> Path:
     """Evaluate one defense for each variant of a track, as `dent board run` does."""
     base = model()
-    row.begin(folder, track, nonce)
+    row_folder.begin(folder, track, nonce)
     for variant, defense in (variants or {HEADLINE: Shifted(base)}).items():
         subject = Subject(
             base,

@@ -10,12 +10,12 @@ import pytest
 
 from dent.board.board_row import BoardRow
 from dent.board.listing import list_rows, read_board_row
-from dent.board.matching import departures
 from dent.board.metrics import reason_to_omit
 from dent.board.pack import declared_of
 from dent.board.page import to_page
-from dent.board.row import begin, read_row, track_of
+from dent.board.row_folder import begin, read_row, track_of
 from dent.board.submission import RowSubmission, read_submission, write_submission
+from dent.board.track_rules import departures
 from dent.board.tracks import HEADLINE, VIEWS
 from dent.board.trust import TrustEntry, add_trust
 from dent.errors import ConfigError

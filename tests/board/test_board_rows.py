@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from dent.board.check import conclude
 from dent.board.listing import list_rows, read_board_row
 from dent.board.row_checks import checks_of
 from dent.board.tracks import HEADLINE
 from dent.board.trust import state_of
+from dent.board.verification import conclude
 from dent.evaluation import verify
 from dent.evaluation.verification.verify import Check, Verification
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dent.board.row import read_row
+from dent.board.row_folder import read_row
 from dent.board.tracks import track
 from dent.cli import running
 from dent.cli.running import How

@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from dent.board.check import conclude
 from dent.board.listing import read_board_row
 from dent.board.metrics import reason_to_omit
 from dent.board.page import to_page
-from dent.board.row import begin
 from dent.board.row_checks import above, checks_of
-from dent.board.running import attacks_of
+from dent.board.row_folder import begin
 from dent.board.submission import RowSubmission, submission_of
+from dent.board.track_rules import attacks_of
 from dent.board.tracks import HEADLINE
+from dent.board.verification import Submitted, VerifyOptions, check, conclude
+from dent.board.verification import submit as submit_row
 from dent.data import from_factory
 from dent.errors import ConfigError
 from dent.evaluation import Subject, Verification, challenge, evaluate
@@ -86,6 +87,22 @@ def test_submitted_row_is_packed_checked_re_attacked_and_trusted(row: Path, tmp_
     )
     edit(row / HEADLINE / "run.json", lambda run: run.update(status="failed"))
     assert read_board_row(row).trust == "claimed"
+
+
+def test_row_is_submitted_and_checked_in_python(
+    row: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = (name.strip("-").replace("-", "_") for name in FIELDS[::2])
+    fields = dict(zip(names, FIELDS[1::2], strict=True))
+    options = VerifyOptions(records_only=True)
+    submitted = submit_row(row, None, fields, None, options)
+    assert isinstance(submitted, Submitted)
+    assert submitted.packed.records == row.with_name("row.tar.gz")
+    assert submitted.submission == read_board_row(row).submission
+    checked = check(row, options=options)
+    assert (checked.status, checked.verification.status) == ("incomplete", "incomplete")
+    assert {check.state for check in checked.checks} == {"passed", "not-run"}
+    assert capsys.readouterr() == ("", "")
 
 
 def test_recorded_check_lists_the_challenges_that_it_covered(row: Path, tmp_path: Path) -> None:

@@ -10,8 +10,7 @@ import pytest
 from safetensors.torch import save_file
 
 from dent import evaluation
-from dent.cli import restore
-from dent.evaluation import Settings, Subject, evaluate, load_run
+from dent.evaluation import Settings, Subject, evaluate, load_run, restoration
 from dent.evaluation.records.journal import CHALLENGES
 from dent.report import list_runs, sample_story, write_report
 from tests.cli.here import dent
@@ -33,10 +32,10 @@ def subject() -> Subject:
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run in the working folder; `restore.subject` is patched to return its subject."""
+    """A run in the working folder; `restore` is patched to return its subject."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(restore, "subject", lambda *_: subject())
+    monkeypatch.setattr(evaluation, "restore", lambda *_, **__: subject())
     evaluate(subject(), Settings(n=12, batch_size=4), out=Path("runs/first"))
     return Path("runs/first")
 
@@ -204,7 +203,8 @@ def test_invalid_challenge_arguments_are_refused(
 def test_code_named_by_a_run_is_refused_without_allow_code(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(restore, "named_code", lambda _: ("their.model:make",))
+    monkeypatch.setattr(evaluation, "restore", restoration.restore)
+    monkeypatch.setattr(restoration, "named_code", lambda _: ("their.model:make",))
     refused = dent("challenge", str(run), "--images", "x.npy", "--by", "Ada")
     assert refused.code == 2
-    assert "their.model:make" in refused.err
+    assert "their.model:make. If you trust that code, add --allow-code" in refused.err

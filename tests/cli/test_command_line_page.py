@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from dent.attacks import make_from
-from dent.board.check import RowCheck
 from dent.board.pack import Manifest, PackedFile
 from dent.board.submission import FileOnline, KnownAttack, RowSubmission
 from dent.board.tracks import Track, Variant
+from dent.board.verification import RowCheck
 from dent.data import FetchResult
 from dent.distributed import Merged
 from dent.evaluation import (

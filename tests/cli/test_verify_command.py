@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from dent import ConfigError, Dent, DentConfig
-from dent.cli import restore
 from dent.evaluation import RecordedRun, Settings, Subject, evaluate, load_run
 from dent.evaluation.records.spec import DefenseSpec
+from dent.evaluation.restoration import restored_defense
 from tests.cli.here import dent
 from tests.evaluation.subjects import make_model, make_subject
 
@@ -22,10 +22,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def restored(monkeypatch: pytest.MonkeyPatch) -> None:
-    def subject(*_: object) -> Subject:
+    def restore(*_: object, **__: object) -> Subject:
         return make_subject()
 
-    monkeypatch.setattr(restore, "subject", subject)
+    monkeypatch.setattr("dent.evaluation.restore", restore)
 
 
 @pytest.mark.usefixtures("restored")
@@ -77,12 +77,11 @@ def test_restoring_a_defense_reads_no_file_named_by_the_record(
 
     monkeypatch.setattr(Path, "read_text", opened)
     with pytest.raises(ConfigError, match="cannot be restored from its record"):
-        restore._defense(spec, make_model())
+        restored_defense(spec, make_model())
 
 
 def test_dent_configuration_is_restored_from_the_record(finished: Path) -> None:
     spec = with_defense(load_run(finished), "mine", "dent.defense.Dent")
-    name, made = restore._defense(spec, make_model())
-    assert name == "mine"
+    made = restored_defense(spec, make_model())
     assert isinstance(made, Dent)
     assert made.config == DentConfig(steps=2, lr=0.01)

@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 import pytest
 
 from dent import Dent, DentConfig, DentError, SmoothingConfig
-from dent.cli import restore
 from dent.evaluation import Settings, Subject, evaluate
 from dent.evaluation.records.folder import PLAN, RESULT, RUN
 from dent.evaluation.records.journal import JOURNAL
@@ -72,7 +71,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _restored(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(restore, "subject", lambda *_: subject())
+    monkeypatch.setattr("dent.evaluation.restore", lambda *_, **__: subject())
 
 
 @contextmanager

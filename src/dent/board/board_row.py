@@ -8,9 +8,9 @@ from typing import Any, Literal
 from dent.board.submission import RowSubmission
 from dent.board.tracks import Track
 from dent.board.trust import State, TrustEntry, state_of
-from dent.board.views import less_views
 from dent.evaluation.records.schema import ChallengeRecord
 from dent.evaluation.records.spec import STATIC
+from dent.evaluation.results.outside import with_challenges
 from dent.evaluation.results.recorded_run import RecordedRun
 from dent.evaluation.results.result import (
     ChallengeSummary,
@@ -20,8 +20,9 @@ from dent.evaluation.results.result import (
     Difference,
     EvaluationResult,
 )
+from dent.evaluation.results.scoring import Rights, score, worst_case
 from dent.evaluation.results.summary import without_static_challenges
-from dent.evaluation.results.worst_case import by_sample
+from dent.evaluation.results.worst_case import bootstrap_seed, by_sample, dependence_of, paired
 from dent.evaluation.suite_attacks import VERSION
 from dent.evaluation.suites import coverage_of
 from dent.evaluation.verification.verify import Check
@@ -163,7 +164,7 @@ class BoardRow:
             return beside.difference
         if self.views is None or self.stopped or not self.finished:
             return None
-        return less_views(self.headline.run, self.views.run)
+        return difference_to_views(self.headline.run, self.views.run)
 
     @property
     def finished(self) -> bool:
@@ -296,3 +297,41 @@ class BoardRow:
             "views": None if self.views is None else self.views.to_json(),
             "submission": None if self.submission is None else self.submission.to_json(),
         }
+
+
+def defense_of(run: RecordedRun) -> str:
+    """Return the name of the defense in a row's run; `static` if there is no other."""
+    names = [defense.name for defense in run.run.spec.defenses]
+    return next((name for name in names if name != STATIC), STATIC)
+
+
+def difference_to_views(row: RecordedRun, views: RecordedRun) -> Difference | None:
+    """Return the worst case of a row's defense minus the views', on the batches that both have.
+
+    Returns:
+        None if the two runs have different batches, or no scored batch in common yet.
+    """
+    if row.plan != views.plan:
+        return None
+    ours, samples = _worst(row)
+    theirs, theirs_by_sample = _worst(views)
+    batches = sorted(ours.keys() & theirs.keys())
+    if not batches:
+        return None
+    return paired(
+        {index: ours[index] for index in batches},
+        {index: theirs[index] for index in batches},
+        independent=samples and theirs_by_sample,
+        static_by_sample=theirs_by_sample,
+        seed=bootstrap_seed(row.run.spec),
+    )
+
+
+def _worst(run: RecordedRun) -> tuple[dict[int, Rights], bool]:
+    name = defense_of(run)
+    own = score(run.run.spec, run.plan, run.records)
+    scores = with_challenges(own, run.plan, run.challenges)[name].scores
+    spec = next(defense for defense in run.run.spec.defenses if defense.name == name)
+    samples = by_sample(dependence_of(spec, scores))
+    rights, _ = worst_case(scores, scores.whole, by_sample=samples)
+    return rights, samples

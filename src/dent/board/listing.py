@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Final
 
 from dent.board.board_row import BoardRow, Ruling, VariantResult
-from dent.board.matching import departures
 from dent.board.pack import declared_of
-from dent.board.row import ROW, read_row, track_of
 from dent.board.row_checks import checks_of
+from dent.board.row_folder import ROW, read_row, track_of
 from dent.board.submission import read_submission
+from dent.board.track_rules import departures
 from dent.board.tracks import HEADLINE, VIEWS, Track
 from dent.board.trust import TRUST, CheckedFiles, challenges_in, read_trust
 from dent.evaluation.records.folder import PLAN, RESULT, RUN

@@ -18,7 +18,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field, ValidationError
 
-from dent.board.row import ROW
+from dent.board.row_folder import ROW
 from dent.errors import ConfigError
 from dent.evaluation.records.folder import LARGEST_JSON, PLAN, RESULT, RUN, dump
 from dent.evaluation.records.journal import JOURNAL

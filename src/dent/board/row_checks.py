@@ -6,11 +6,10 @@ from typing import Any, Final
 
 from scipy.stats import ttest_ind
 
-from dent.board.board_row import BoardRow
+from dent.board.board_row import BoardRow, defense_of
 from dent.board.pack import declared_of
-from dent.board.running import check_defenses
+from dent.board.track_rules import check_defenses
 from dent.board.tracks import VIEWS, Track
-from dent.board.views import defense_of
 from dent.errors import ConfigError
 from dent.evaluation.records.spec import STATIC, EvaluationSpec
 from dent.evaluation.results.recorded_run import RecordedRun

@@ -112,14 +112,16 @@ def run_command(
     early.model(chosen.model)
     early.given(None, (defense,))
     early.folder(out)
-    from dent.board import row
-    from dent.board.running import attacks_of, check_defenses, check_subject
+    from dent.board import row_folder
+    from dent.board.track_rules import attacks_of, check_defenses, check_subject
     from dent.cli import resolve, running, showing
     from dent.evaluation import describe, remote
+    from dent.evaluation.restoration import checked_model
+    from dent.support.devices import usable_device
     from dent.threat import ThreatModel
 
     images = resolve.dataset(chosen.dataset, root)
-    model = resolve.model(chosen.model, None, images, resolve.device(device))
+    model = checked_model(chosen.model, None, images, usable_device(device))
     subject = resolve.subject(
         chosen.model,
         images,
@@ -131,7 +133,7 @@ def run_command(
     check_subject(chosen, subject)
     check_defenses(chosen, variant, describe(subject, settings))
     with remote.written(out) as place:
-        row.begin(place.folder, chosen, nonce)
+        row_folder.begin(place.folder, chosen, nonce)
         folder = place.folder / variant
         running.announce(subject, settings, folder)
         result = running.run(
@@ -191,9 +193,9 @@ def export_command(
 
     Leave out rows that are void, incomplete, or not evaluated as their track says, and name them.
     """
-    from dent.cli import exporting
+    from dent.board.export import export
 
-    exported = exporting.export(folder, to, out, url, benchmark)
+    exported = export(folder, to, out, url, benchmark)
     if as_json:
         print_json(exported.to_json())
         return
@@ -238,7 +240,8 @@ def submit_command(
 
     Exit status 0: done. 1: something is wrong with the row. 2: a field is missing or wrong.
     """
-    from dent.cli import submitting
+    from dent.board.verification import RowCheck, VerifyOptions, submit
+    from dent.cli import checking, submitting
 
     given = {
         "name": name,
@@ -249,17 +252,17 @@ def submit_command(
         "license": license_,
         "evaluated_by": evaluated_by,
     }
-    how = submitting.Verifying(root, device, records_only=records_only)
-    done = submitting.submit(row, fields, given, out, how)
-    if done is None:
+    how = VerifyOptions(root, device, records_only=records_only, progress=checking.progress)
+    done = submit(row, fields, given, out, how)
+    if isinstance(done, RowCheck):
+        checking.show(str(row), done.says, done.checks)
         raise typer.Exit(1)
-    submission, packed = done
-    for note in packed.notes:
+    for note in done.packed.notes:
         ERR.print(note, markup=False, soft_wrap=True)
     if as_json:
-        print_json(submission.to_json())
+        print_json(done.submission.to_json())
         return
-    submitting.say_next(row, submission, packed)
+    submitting.say_next(row, done.submission, done.packed)
 
 
 @board_app.command("check")
@@ -295,12 +298,13 @@ def check_command(
     Exit statuses are those of `dent verify`. 0: verified. 1: something is wrong. 3: nothing is
     wrong, but not everything was checked.
     """
+    from dent.board.verification import VerifyOptions, check
     from dent.cli import checking, submitting
 
     again = checking.reattack(reattack, nonce, records_only=records_only)
-    how = submitting.Verifying(root, device, records_only=records_only, allow_code=allow_code)
+    how = VerifyOptions(root, device, records_only, allow_code, checking.progress)
     recorded = submitting.recording(by, nonce_source)
-    checked = submitting.check(row, images, how, again, recorded)
+    checked = check(row, images, how, again, recorded)
     if as_json:
         print_json(checked.to_json())
     else:

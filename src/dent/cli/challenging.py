@@ -5,7 +5,7 @@ from typing import Any
 
 from dent import evaluation, names, report
 from dent.attacks import Attack
-from dent.cli import durations, resolve, restore, running
+from dent.cli import durations, resolve, running
 from dent.cli.console import ERR
 from dent.errors import ConfigError
 from dent.evaluation import Challenged, Progress, Subject
@@ -53,13 +53,9 @@ def challenge(
     """
     weights, root, device, allow_code = restored
     loaded = report.load_run(folder)
-    code_names = restore.named_code(loaded.run.spec)
-    if code_names and not allow_code:
-        raise ConfigError(
-            f"A challenge of {folder} runs code that its records name: {', '.join(code_names)}. "
-            "If you trust that code, add --allow-code."
-        )
-    subject = restore.subject(loaded, weights, root, device)
+    subject = evaluation.restore(
+        loaded, weights=weights, data_root=root, device=device, allow_code=allow_code
+    )
     if isinstance(source, Attack):
         _announce(folder, subject, source, defense)
     batches = len(loaded.plan.batches)

@@ -1,17 +1,17 @@
 """Verify a run in a terminal: restore what it evaluated, and submit its batches again."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from dent import evaluation, report
-from dent.cli import restore
 from dent.cli.console import ERR, OUT, print_table
 from dent.errors import ConfigError
 from dent.evaluation import Reattack, RecordedRun, RecordError, SchemaVersionError, Verification
-from dent.evaluation.verification.verify import Check
+from dent.evaluation.verification.verify import Check, OnUnit
 from dent.report.loading import is_run
 from dent.support.printable import one_line
 
@@ -74,23 +74,20 @@ def verify(
     loaded = _readable(folder)
     subject = None
     if loaded is not None and not records_only:
-        code_names = restore.named_code(loaded.run.spec)
-        if code_names and not allow_code:
-            raise ConfigError(
-                f"Submitting the batches of {folder} again runs code that its records name: "
-                f"{', '.join(code_names)}. If you trust that code, add --allow-code. Otherwise use "
-                "--records-only."
-            )
-        subject = restore.subject(loaded, weights, root, device)
+        subject = evaluation.restore(
+            loaded, weights=weights, data_root=root, device=device, allow_code=allow_code
+        )
+    with progress() as on_unit:
+        return evaluation.verify(folder, subject, progress=on_unit, reattack=reattack)
+
+
+@contextmanager
+def progress() -> Iterator[OnUnit]:
+    """Show a bar, and yield what is called after every unit that was submitted again."""
     columns = ("[progress.description]{task.description}", BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeRemainingColumn(), console=ERR, disable=not ERR.is_terminal) as bar:
         task = bar.add_task("submitting again", total=None)
-        return evaluation.verify(
-            folder,
-            subject,
-            progress=lambda done, of: bar.update(task, completed=done, total=of),
-            reattack=reattack,
-        )
+        yield lambda done, of: bar.update(task, completed=done, total=of)
 
 
 def show(name: str, says: str, checks: Sequence[Check]) -> None:

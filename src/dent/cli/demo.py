@@ -33,7 +33,9 @@ def demo_command(
     from dent.cli import resolve, running, showing
     from dent.cli.durations import lasting
     from dent.evaluation import Settings, suite
+    from dent.evaluation.restoration import checked_model
     from dent.report import figure, write_report
+    from dent.support.devices import usable_device
     from dent.threat import ThreatModel
 
     ERR.print(
@@ -43,7 +45,7 @@ def demo_command(
         soft_wrap=True,
     )
     images = resolve.dataset(DATASET, None)
-    wrapped = resolve.model(MODEL, None, images, resolve.device("cpu"))
+    wrapped = checked_model(MODEL, None, images, usable_device("cpu"))
     subject = resolve.subject(
         MODEL,
         images,

@@ -256,11 +256,11 @@ def evaluate_command(
     early.cluster(ray)
     early.folder(out)
     from dent.cli import resolve, running, showing
-    from dent.evaluation import Settings, remote
+    from dent.evaluation import Settings, remote, restoration
     from dent.evaluation import suite as attacks_of
     from dent.evaluation.records.shard import Shard
     from dent.evaluation.sweeps import folder_name
-    from dent.support import ranges
+    from dent.support import devices, ranges
 
     if n is not None and ids is not None:
         raise ConfigError("--n and --ids both choose the samples: give one")
@@ -299,9 +299,9 @@ def evaluate_command(
         randomness=randomness,
     )
     # On a cluster, workers compute on their own devices, and this process keeps the model on CPU.
-    compute_device = resolve.device(device if how.cluster is None else "cpu")
+    compute_device = devices.usable_device(device if how.cluster is None else "cpu")
     images = resolve.dataset(dataset, root)
-    wrapped = resolve.model(model, weights, images, compute_device)
+    wrapped = restoration.checked_model(model, weights, images, compute_device)
     subject = resolve.subject(
         model,
         images,

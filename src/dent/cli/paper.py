@@ -83,10 +83,11 @@ def paper_command(
         # Printed before anything slow is imported.
         ERR.print(f"{_FIRST[0 if estimate else 1 if run else 2]} ...", markup=False)
     from dent import paper
-    from dent.cli import costs, resolve
+    from dent.cli import costs
     from dent.cli import tables as shown
     from dent.paper.estimate import timer
     from dent.paper.runner import Loader
+    from dent.support.devices import usable_device
 
     if not (tables or every):
         shown.listed(as_json=as_json)
@@ -95,7 +96,7 @@ def paper_command(
     folder = out or Path("runs/paper") / scale
     chosen_tables = names.TABLES if every else dict.fromkeys(tables or ())
     plans = [paper.plan_table(paper.load_table(name), chosen, weights) for name in chosen_tables]
-    compute_device = resolve.device(device)
+    compute_device = usable_device(device)
     timed = timer(compute_device)
     if estimate:
         costs.estimated(plans, folder, timed, as_json=as_json)

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 import torch
 
-from dent import data, models, names
+from dent import data, names
 from dent import defenses as reference
 from dent.attacks import Attack, Defense, from_factory, make_from
 from dent.cli.console import ERR
@@ -20,24 +20,6 @@ from dent.evaluation.records.sweep import Over
 from dent.evaluation.sweeps import Value
 from dent.support.plural import counted
 from dent.threat import ThreatModel, usual_eps
-
-
-def device(name: str | None) -> torch.device:
-    """Return the device of that name; without a name, the GPU if there is one.
-
-    Raises:
-        ConfigError: there is no such device here.
-    """
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(name)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device {name!r} cannot be used here: {error}") from error
-    if chosen.type == "meta":
-        raise ConfigError("device 'meta' computes no values: choose cpu, cuda or another device")
-    return chosen
 
 
 def cluster(
@@ -93,17 +75,6 @@ def dataset(name: str, root: Path | None, split: Literal["test", "train"] = "tes
         return data.from_factory(name)
     with data.progress_bar(ERR) as report:
         return data.load(name, split, root=root, progress=report)
-
-
-def model(
-    name: str, weights: Path | None, images: ImageDataset, device: torch.device
-) -> torch.nn.Module:
-    """Return a model in eval mode with the dataset's classes, checked on two of its images."""
-    loaded = models.load(name, weights=weights, num_classes=len(images.classes), device=device)
-    sample, _ = images.batch(range(min(2, len(images))))
-    models.check_model(loaded, len(images.classes), sample.to(device))
-    models.check_class_names(loaded, images.classes)
-    return loaded
 
 
 def attacks(

@@ -153,9 +153,9 @@ def serve_command(
         for module in ("launch", "loading")
     )
     if device is not None and not os.environ.get("RAY_ADDRESS"):  # else it is another machine's
-        from dent.cli import resolve
+        from dent.support.devices import usable_device
 
-        resolve.device(device)
+        usable_device(device)
     # Ray opens the port itself. This only checks the port, or finds a free one.
     with listening.listen(host, port) as listener:
         port = listener.getsockname()[1]

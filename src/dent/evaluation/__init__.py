@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dent.evaluation.records.shard import Shard
     from dent.evaluation.records.spec import EvaluationSpec, Settings
     from dent.evaluation.records.sweep import read_sweep
+    from dent.evaluation.restoration import restore
     from dent.evaluation.results.recorded_run import RecordedRun, SampleAnswer, load_run
     from dent.evaluation.results.result import (
         AttackSummary,
@@ -93,6 +94,7 @@ __all__ = [
     "load_run",
     "merge",
     "read_sweep",
+    "restore",
     "stream",
     "suite",
     "sweep",
@@ -118,6 +120,7 @@ _MODULES = {
         "Settings",
     ),
     "dent.evaluation.records.sweep": ("read_sweep",),
+    "dent.evaluation.restoration": ("restore",),
     "dent.evaluation.results.recorded_run": (
         "RecordedRun",
         "SampleAnswer",

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dent.errors import ConfigError
+
 
 @cache
 def has_float64(device: torch.device) -> bool:
@@ -77,3 +79,21 @@ def device_of(model: nn.Module) -> torch.device:
     for tensor in (*model.parameters(), *model.buffers()):
         return tensor.device
     return torch.device("cpu")
+
+
+def usable_device(name: str | torch.device | None) -> torch.device:
+    """Return the device of that name; without a name, the GPU if there is one.
+
+    Raises:
+        ConfigError: There is no such device here.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(name)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device {name!r} cannot be used here: {error}") from error
+    if chosen.type == "meta":
+        raise ConfigError("device 'meta' computes no values: choose cpu, cuda or another device")
+    return chosen

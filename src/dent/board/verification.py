@@ -1,0 +1,336 @@
+"""Verify a row of the board: submit it, or check it as a maintainer does."""
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from dent.board import pack
+from dent.board.board_row import BoardRow, VariantResult
+from dent.board.listing import by_digest, read_board_row
+from dent.board.pack import Packed
+from dent.board.row_checks import checks_of
+from dent.board.submission import (
+    SUBMISSION,
+    RowSubmission,
+    read_plain,
+    submission_of,
+    write_submission,
+)
+from dent.board.tracks import HEADLINE
+from dent.board.trust import TrustEntry, add_trust
+from dent.errors import ConfigError
+from dent.evaluation import Reattack, Verification, restore, verify
+from dent.evaluation.records.schema import TENSORS
+from dent.evaluation.verification.verify import Check, OnUnit
+from dent.storage.canonical import Record
+from dent.storage.disk import read
+from dent.storage.errors import RecordError
+from dent.support.plural import counted
+
+_PACKED = ".tar.gz"
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    """How to verify the runs of a row.
+
+    Attributes:
+        data_root: Folder of datasets.
+        device: The device to compute on; without one, the GPU if there is one.
+        records_only: Load no model and submit nothing.
+        allow_code: Import and call the `module:factory` names that the runs record.
+        progress: Called for every run. It yields what is called after every unit of this run.
+    """
+
+    data_root: Path | None = None
+    device: str | None = None
+    records_only: bool = False
+    allow_code: bool = False
+    progress: Callable[[], AbstractContextManager[OnUnit | None]] = nullcontext
+
+
+_DEFAULTS: Final = VerifyOptions()
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A row that is ready to be submitted.
+
+    Attributes:
+        submission: Its submission, which is also in its folder.
+        packed: Its archives.
+    """
+
+    submission: RowSubmission
+    packed: Packed
+
+
+class RowCheck(Record):
+    """The outcome of all checks of a row."""
+
+    status: str
+    """`verified`, `failed`, or `incomplete`: nothing is wrong, but not everything was checked."""
+    says: str
+    """The status in words, including which attacks were run again."""
+    checks: tuple[Check, ...]
+    """The checks of the row, of its headline run, and of its other runs, which come after the name
+    of their run."""
+    verification: Verification
+    """Verification of the headline run."""
+
+
+def conclude(checks: tuple[Check, ...], verifications: Mapping[str, Verification]) -> RowCheck:
+    """Combine the checks of a row with the checks of its runs.
+
+    Args:
+        checks: Checks of the row.
+        verifications: Verifications of all runs of the row, by the name of the variant.
+    """
+    headline = verifications[HEADLINE]
+    others = (
+        check.model_copy(update={"name": f"{variant}: {check.name}"})
+        for variant, verification in verifications.items()
+        if variant != HEADLINE
+        for check in verification.checks
+    )
+    # The board makes its own rulings, so those of a result need not be compared.
+    of_runs = (check for run in verifications.values() for check in run.checks)
+    compared = (check for check in of_runs if not check.lacks_only_rulings)
+    states = {check.state for check in (*checks, *compared)}
+    checks = (*checks, *headline.checks, *others)
+    status = "failed" if "failed" in states else "incomplete"
+    if states == {"passed"}:
+        status = "verified"
+        headline = headline.model_copy(update={"status": status})
+    says = headline.says if status == headline.status != "failed" else status
+    return RowCheck(status=status, says=says, checks=checks, verification=headline)
+
+
+def submit(
+    folder: Path,
+    file: Path | None,
+    given: Mapping[str, str | None],
+    out: Path | None,
+    options: VerifyOptions,
+) -> Submitted | RowCheck:
+    """Verify a row, pack it and write its submission.
+
+    Args:
+        folder: The row.
+        file: A JSON file with fields of the submission; by default the row's own, if it has one.
+        given: Fields of the submission. They replace fields of the file.
+        out: The archive; by default beside the folder.
+        options: How to verify the row. Code is always allowed.
+
+    Returns:
+        The submission and its archives, or the failed check if something is wrong with the row.
+
+    Raises:
+        ConfigError: The headline run is not finished, or a field is missing or wrong.
+        RecordError: There is no row, or it is damaged.
+    """
+    row = read_board_row(folder)
+    archive = out or folder.with_name(f"{folder.name}{_PACKED}")
+    if not archive.name.endswith(_PACKED):
+        raise ConfigError(f"{archive} is an archive: its name must end in {_PACKED}")
+    _check_finished(row)
+    chosen = file or (folder / SUBMISSION if (folder / SUBMISSION).exists() else None)
+    values = {} if chosen is None else read_plain(chosen)
+    values |= {name: value for name, value in given.items() if value is not None}
+    values["track"] = row.track.name
+    values.setdefault("factory", row.headline.defense_name)
+    values["identity"] = row.headline.result.identity
+    values["manifest"] = pack.declared_of(folder)
+    submission = submission_of(values, str(chosen or "submission"))
+    row = replace(row, submission=submission)
+    # Code is allowed, because submitters run their own.
+    own = replace(options, allow_code=True)
+    checked = conclude(checks_of(row), _verified(row, own, None))
+    if checked.status == "failed":
+        return checked
+    write_submission(folder, submission)
+    return Submitted(submission, pack.pack(folder, archive))
+
+
+def _check_finished(row: BoardRow) -> None:
+    result = row.headline.result
+    if result.status != "complete":
+        raise ConfigError(
+            f"the headline run is not finished ({result.units_done} of "
+            f"{counted(result.units_planned, 'unit')}): `dent board run {row.track.name} --defense "
+            f"{row.headline.defense_name} ... --out {row.folder}` resumes it"
+        )
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What to record of a passed check, beside its results.
+
+    Attributes:
+        by: Who checks.
+        nonce_source: Where the nonce of the row comes from; None if it is not stated.
+    """
+
+    by: str
+    nonce_source: str | None = None
+
+
+def check(
+    path: Path,
+    images: Path | None = None,
+    options: VerifyOptions = _DEFAULTS,
+    reattack: Reattack | None = None,
+    recording: Recording | None = None,
+) -> RowCheck:
+    """Check a row, or an archive of one.
+
+    Args:
+        path: The folder of the row, or the archive.
+        images: The archive of its images.
+        options: How to verify the row.
+        reattack: Which attacks of the headline run to run again; none if None.
+        recording: Who checks. If given, a passed check is added to the row's `trust.json`.
+
+    Raises:
+        ConfigError: The row names code that is not allowed, `recording` is given for an archive,
+            `reattack` is given without images or has the nonce of the row, or the row has no nonce
+            of which a source could be recorded.
+        RecordError: There is no row, or the archive is damaged.
+    """
+    if recording is not None and path.is_file():
+        raise ConfigError("--record writes into the folder of a row, and an archive has none")
+    with _folder(path, images) as folder:
+        manifest = pack.declared_of(folder)  # first, because the row may change during the check
+        row = read_board_row(folder)
+        _check_nonces(row, reattack, recording)
+        checked = conclude(checks_of(row), _verified(row, options, reattack))
+    if recording is not None and checked.status == "verified":
+        _record(path, row, manifest, checked.verification, recording)
+    return checked
+
+
+def _check_nonces(row: BoardRow, reattack: Reattack | None, recording: Recording | None) -> None:
+    if row.nonce is None:
+        if recording is not None and recording.nonce_source is not None:
+            raise ConfigError(f"{row.folder} has no nonce: leave out --nonce-source")
+        return
+    if reattack is not None and reattack.nonce.strip() == row.nonce.strip():
+        raise ConfigError(
+            f"--nonce {reattack.nonce} is the nonce that drew the samples of the row. Its "
+            "submitter knows it, and so knows which attacks it draws: draw another nonce"
+        )
+
+
+def _verified(
+    row: BoardRow, options: VerifyOptions, reattack: Reattack | None
+) -> dict[str, Verification]:
+    """Verify every run of a row, because its page shows the figures of all of them.
+
+    Attacks of the headline run alone run again: the row's trust counts those.
+    """
+    return {
+        run.name: _verified_run(
+            row.folder / run.name, run, options, reattack if run.name == HEADLINE else None
+        )
+        for run in row.runs
+    }
+
+
+def _verified_run(
+    path: Path, variant: VariantResult, options: VerifyOptions, reattack: Reattack | None
+) -> Verification:
+    records_only = options.records_only or not (path / TENSORS).is_dir()
+    if reattack is not None and records_only:
+        raise ConfigError(
+            "--reattack takes the images of the run, which are not here: give their archive by "
+            "--images"
+        )
+    subject = None
+    if not records_only:
+        subject = restore(
+            variant.run,
+            data_root=options.data_root,
+            device=options.device,
+            allow_code=options.allow_code,
+        )
+    with options.progress() as on_unit:
+        return verify(path, subject, progress=on_unit, reattack=reattack)
+
+
+def _record(
+    folder: Path,
+    row: BoardRow,
+    manifest: str,
+    verification: Verification,
+    recording: Recording,
+) -> None:
+    again = verification.reattacked
+    add_trust(
+        folder,
+        TrustEntry(
+            state="records verified" if again is None else "re-attacked",
+            identity=row.headline.result.identity,
+            manifest=manifest,
+            submission=None if row.submission is None else row.submission.digest,
+            by=recording.by,
+            date=datetime.now(UTC).date().isoformat(),
+            nonce=None if again is None else again.nonce,
+            nonce_source=recording.nonce_source,
+            nonce_by=None if recording.nonce_source is None else recording.by,
+            units=0 if again is None else len(again.units),
+            of=0 if again is None else again.of,
+            by_defense={} if again is None else again.by_defense,
+            challenges=_challenges(row),
+        ),
+    )
+
+
+def _challenges(row: BoardRow) -> dict[str, tuple[str, ...]]:
+    """Return the checksums of all challenges of a row, by run: a check covers every one."""
+    return {
+        run.name: tuple(by_digest(every))
+        for run in row.runs
+        if (every := (*run.run.challenges, *run.unchecked))
+    }
+
+
+@contextmanager
+def _folder(path: Path, images: Path | None) -> Iterator[Path]:
+    """Yield a folder with the row and its images: the row's own, or a temporary one."""
+    if path.is_dir() and images is None:
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="dent-") as temporary:
+        folder = Path(temporary) / "row"
+        packed = Path(temporary) / "row.tar.gz" if path.is_dir() else path
+        if path.is_dir():
+            pack.pack(path, packed, checked=False)  # the check itself reports damaged records
+        pack.unpack(packed, folder)
+        submission = _copy_submission(path if path.is_dir() else path.parent, folder)
+        if images is not None:
+            _check_images(images, submission)
+            pack.add_images(images, folder)
+        yield folder
+
+
+def _check_images(images: Path, submission: RowSubmission) -> None:
+    sha256 = hashlib.sha256(read(images)).hexdigest()
+    if submission.images is not None and submission.images.sha256 != sha256:
+        raise RecordError(
+            f"{images} has SHA-256 {sha256}, and the submission names images with "
+            f"{submission.images.sha256}"
+        )
+
+
+def _copy_submission(source: Path, folder: Path) -> RowSubmission:
+    file = source / SUBMISSION
+    if not file.is_file():
+        raise RecordError(f"there is no {SUBMISSION} in {source}")
+    submission = submission_of(read_plain(file), str(file))
+    write_submission(folder, submission)
+    return submission

@@ -1,0 +1,140 @@
+"""Restore the objects that a record describes, to submit its batches again."""
+
+import os
+from typing import Any
+
+import torch
+from torch import nn
+
+from dent import data, models
+from dent import defenses as reference
+from dent.attacks import Attack, Defense, from_factory
+from dent.config import DentConfig
+from dent.data import ImageDataset, OnBytes
+from dent.defenses.dent import Dent
+from dent.errors import ConfigError
+from dent.evaluation.attack_specs import attack_of, attack_spec, is_ours
+from dent.evaluation.records.spec import STATIC, AttackSpec, DefenseSpec, EvaluationSpec
+from dent.evaluation.results.recorded_run import RecordedRun
+from dent.evaluation.subject import Subject, threat_of
+from dent.kinds import recorded_kind
+from dent.performance import Performance
+from dent.support.devices import usable_device
+from dent.threat import ThreatModel
+
+
+def named_code(spec: EvaluationSpec) -> tuple[str, ...]:
+    """Return the `module:factory` names in a record. Restoring it imports and calls them."""
+    names = (
+        spec.model.name,
+        spec.dataset.name,
+        *(defense.name for defense in spec.defenses),
+        *(attack.name for attack in spec.attacks if not is_ours(attack)),
+    )
+    return tuple(dict.fromkeys(name for name in names if ":" in name))
+
+
+def restore(
+    recorded: RecordedRun,
+    *,
+    weights: str | os.PathLike[str] | None = None,
+    data_root: str | os.PathLike[str] | None = None,
+    device: str | torch.device | None = None,
+    allow_code: bool = False,
+    progress: bool | OnBytes = True,
+) -> Subject:
+    """Restore what a run evaluated, from the recorded names and settings.
+
+    `dent.evaluation.verify` compares the restored objects with the digests in the record.
+
+    Args:
+        recorded: The run, from `dent.evaluation.load_run`.
+        weights: The model's weights file, if the record's model needs one.
+        data_root: Folder of datasets, as in `dent.data.load`. A dataset of a factory does not use
+            it.
+        device: The device to compute on; without one, the GPU if there is one. The run's sessions
+            name the devices that it used.
+        allow_code: Import and call the `module:factory` names that the run records. Allow it only
+            if you trust that code.
+        progress: The progress of a download, as in `dent.data.load`.
+
+    Raises:
+        ConfigError: The run names code that is not allowed, there is no such device, or a defense
+            or an attack cannot be restored from its record.
+        DentError: The model or the dataset is missing here, or does not fit the record.
+    """
+    spec = recorded.run.spec
+    code_names = named_code(spec)
+    if code_names and not allow_code:
+        raise ConfigError(
+            f"To restore what {recorded.path} evaluated, code that its records name must run: "
+            f"{', '.join(code_names)}. If you trust that code, add --allow-code (in Python, "
+            "allow_code=True). `dent verify --records-only` checks only the records and runs none"
+        )
+    if ":" in spec.dataset.name:
+        images = data.from_factory(spec.dataset.name)
+    else:
+        images = data.load(spec.dataset.name, root=data_root, progress=progress)
+    model = checked_model(spec.model.name, weights, images, usable_device(device))
+    threat = threat_of(spec.threat)
+    return Subject(
+        model=model,
+        dataset=images,
+        defenses={
+            defense.name: restored_defense(defense, model)
+            for defense in spec.defenses
+            if defense.name != STATIC
+        },
+        attacks=tuple(
+            _restored_attack(attack, threat, spec.settings.batch_size) for attack in spec.attacks
+        ),
+        threat=threat,
+        model_name=spec.model.name,
+    )
+
+
+def checked_model(
+    name: str,
+    weights: str | os.PathLike[str] | None,
+    images: ImageDataset,
+    device: torch.device,
+) -> nn.Module:
+    """Return a model in eval mode with the dataset's classes, checked on two of its images."""
+    path = None if weights is None else os.fspath(weights)
+    loaded = models.load(name, weights=path, num_classes=len(images.classes), device=device)
+    sample, _ = images.batch(range(min(2, len(images))))
+    models.check_model(loaded, len(images.classes), sample.to(device))
+    models.check_class_names(loaded, images.classes)
+    return loaded
+
+
+def restored_defense(spec: DefenseSpec, model: nn.Module) -> Defense:
+    """Return the defense that a record describes, around a model.
+
+    Raises:
+        ConfigError: The record describes neither a built-in defense, a `Dent`, nor a factory.
+    """
+    settings: Any = spec.config.get("settings")
+    is_factory = ":" in spec.name
+    if not is_factory and spec.kind == recorded_kind("dent"):
+        precision: Any = spec.config.get("precision", "model")
+        performance = Performance(precision=precision)
+        return Dent(model, DentConfig.from_dict(settings), performance)
+    # A record may name built-in defenses and, if allowed, code, but never a file.
+    if spec.name in reference.names() or (is_factory and not spec.name.lower().endswith(".json")):
+        return reference.make(spec.name, model)
+    raise ConfigError(
+        f"the defense {spec.name!r} ({spec.kind}) cannot be restored from its record: expected "
+        f"one of {', '.join(reference.names())}, a configuration of Dent, or module:factory"
+    )
+
+
+def _restored_attack(spec: AttackSpec, threat: ThreatModel, batch_size: int) -> Attack:
+    is_factory = not is_ours(spec) and ":" in spec.name
+    attack = from_factory(spec.name).sized(batch_size) if is_factory else attack_of(spec)
+    if attack_spec(attack, threat) != spec:
+        raise ConfigError(
+            f"the attack {spec.name!r} differs in this version: verify the run with the versions "
+            f"that made it. Recorded: {spec.attack}, {spec.settings}, {spec.versions}"
+        )
+    return attack
