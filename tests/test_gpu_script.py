@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from dent import data
+from dent.adaptation import adapted_model
 from dent.data.dataset import ArrayDataset
 from dent.errors import DataError
 from tests.pretended import ELSEWHERE, pretending
@@ -78,6 +79,23 @@ def test_a_bench_without_time_records_the_skipped_measurements(tmp_path: Path) -
     assert record["complete"] is False
     assert any("dent+, 6 steps, default" in name for name in record["left_out"])
     assert not any(record["cost"].values())
+
+
+@pytest.mark.usefixtures("scripts")
+def test_a_bench_records_no_uncompiled_figure_as_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def uncompiled(*_: object) -> torch.Tensor:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(adapted_model, "_compiled", lambda: uncompiled)
+    deadline = time.monotonic() + 600
+    job = module("gpu_job").Job("bench", torch.device("cpu"), tmp_path, deadline, small=True)
+    bench = module("gpu_bench")
+    figures: dict[str, dict[str, str]] = {}
+    bench._measure(job, bench.SMALL[0], ("compiled",), figures)
+    assert len(figures) == len(bench.DEFENSES)
+    assert all(each["failed"].startswith("CompileWarning") for each in figures.values())
 
 
 @pytest.mark.usefixtures("scripts")
