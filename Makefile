@@ -1,4 +1,4 @@
-# Every target does its own set-up: a virtual environment in .venv, by plain pip.
+# Every target but gpu does its own set-up: a virtual environment in .venv, by plain pip.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

@@ -197,16 +197,18 @@ def test_a_torch_whose_compile_takes_no_recompile_limit_compiles_as_well(
     monkeypatch: pytest.MonkeyPatch, tiny_cnn: nn.Sequential, x: Tensor
 ) -> None:
     limits: list[int] = []
+    config = torch._dynamo.config
+    name = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
+    before = getattr(config, name)
     here, backend = torch.compile, torch._dynamo.lookup_backend("aot_eager")
 
     def limited(graph: object, inputs: object) -> object:
-        limits.append(torch._dynamo.config.recompile_limit)
+        limits.append(getattr(config, name))
         return backend(graph, inputs)
 
     def older(model: Callable[..., object], *, fullgraph: bool, dynamic: bool) -> object:
         return here(model, fullgraph=fullgraph, dynamic=dynamic, backend=limited)
 
-    before = torch._dynamo.config.recompile_limit
     compiled = adapted_model._compiled.__wrapped__  # not the cached one of this torch
     monkeypatch.setattr(adapted_model, "_compiled", functools.cache(compiled))
     monkeypatch.setattr(torch, "compile", older)
@@ -214,7 +216,7 @@ def test_a_torch_whose_compile_takes_no_recompile_limit_compiles_as_well(
     torch.testing.assert_close(defense(x), Dent(tiny_cnn, BATCH)(x))
     assert limits
     assert set(limits) == {adapted_model._RECOMPILE_LIMIT}
-    assert torch._dynamo.config.recompile_limit == before
+    assert getattr(config, name) == before
 
 
 def test_compiled_defense_refuses_a_bad_batch_with_the_usual_message(
