@@ -21,7 +21,7 @@ from dent.attacks import make
 from dent.data import store
 from dent.data.dataset import ArrayDataset, ImageDataset
 from dent.errors import DataError, WeightsError
-from dent.evaluation import Progress, Settings, Subject, evaluate, suite
+from dent.evaluation import EvaluationResult, Progress, Settings, Subject, evaluate, suite
 from dent.training.loop import read_metrics
 from dent.training.state import write_half
 
@@ -40,6 +40,8 @@ EVALUATED: Final = "resnet-26-4-linf"
 """The bundled model that is evaluated."""
 VERDICT_ON: Final = 1000
 """Number of images for which the time is extrapolated."""
+_OFTEN: Final = 5.0
+"""Seconds after which a part that runs writes its record again."""
 _LOG: Final = 60_000
 """Number of characters of the log of failed tests in the record."""
 _WORKERS: Final = 12
@@ -75,7 +77,7 @@ def tests(job: Job) -> None:
     ):
         while status is None and job.left() > 0:
             with suppress(subprocess.TimeoutExpired):
-                status = process.wait(min(5.0, max(0.1, job.left())))
+                status = process.wait(min(_OFTEN, max(0.1, job.left())))
             job.keep(status=status, files=_results(log.read_text()))
         process.kill()
     text = log.read_text()
@@ -213,33 +215,39 @@ def verdict(job: Job) -> None:
     subject = Subject(
         model, images, {"dent+": Dent(model)}, attacks, ThreatModel("linf", "8/255"), name
     )
+    before = job.done.get("seconds_computed", 0.0)
+    began = kept = time.monotonic()
     last: list[Progress] = []
 
+    def keep(result: EvaluationResult | None = None) -> None:
+        seconds = before + time.monotonic() - began
+        remaining = last[-1].remaining if last else 0.0
+        part = VERDICT_ON / (settings.n or len(images))
+        job.keep(
+            model=name,
+            images=settings.n or len(images),
+            seconds_computed=seconds,
+            share=last[-1].share if last else 1.0,
+            remaining=remaining,
+            extrapolated={
+                "images": VERDICT_ON,
+                "seconds": None if remaining is None else (seconds + remaining) * part,
+            },
+            result=None if result is None else result.to_json(),
+            complete=result is not None,
+        )
+
     def report(progress: Progress) -> None:
+        nonlocal kept
         last[:] = [progress]
+        if time.monotonic() - kept > _OFTEN:
+            kept = time.monotonic()
+            keep()
         if job.left() < 0:
             raise OutOfTimeError
 
-    began = time.monotonic()
     result = None
     with suppress(OutOfTimeError):
         result = evaluate(subject, settings, out=job.out / "verdict", progress=report)
-    seconds = job.done.get("seconds_computed", 0.0) + time.monotonic() - began
-    remaining = last[-1].remaining if last else 0.0
-    images_done = settings.n or len(images)
-    job.keep(
-        model=name,
-        images=images_done,
-        seconds_computed=seconds,
-        share=last[-1].share if last else 1.0,
-        remaining=remaining,
-        extrapolated={
-            "images": VERDICT_ON,
-            "seconds": None
-            if remaining is None
-            else (seconds + remaining) * VERDICT_ON / images_done,
-        },
-        result=None if result is None else result.to_json(),
-        complete=result is not None,
-    )
+    keep(result)
     print(job.done["extrapolated"], flush=True)

@@ -7,6 +7,7 @@ import sys
 import tarfile
 import time
 import zipfile
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -186,8 +187,16 @@ def test_a_dataset_on_a_device_gives_the_same_batches() -> None:
             assert found.dtype == expected.dtype
 
 
+@pytest.fixture
+def _own_accelerator() -> Iterator[None]:
+    state = importlib.import_module("accelerate.state").AcceleratorState
+    state._reset_state()
+    yield
+    state._reset_state()
+
+
 @pytest.mark.slow
-@pytest.mark.usefixtures("scripts")
+@pytest.mark.usefixtures("scripts", "_own_accelerator")
 @pytest.mark.parametrize(
     ("part", "where"), [("bench", "gpu_bench"), ("verdict", "gpu_parts"), ("train", "gpu_parts")]
 )
