@@ -1,4 +1,4 @@
-# Every target does its own set-up: a virtual environment in .venv, by plain pip.
+# Every target but gpu does its own set-up: a virtual environment in .venv, by plain pip.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -69,7 +69,7 @@ bench-short: $(VENV)/.dev  ## Print a few of these ratios; says nothing about ti
 bench-serve: $(VENV)/.dev  ## Measure dent serve under load, on this machine alone.
 	$(BIN)/python benchmarks/serve.py
 
-gpu:  ## Run tests, bench, trainings and a verdict on a GPU; needs no network, installs nothing here.
+gpu:  ## Run tests, bench, a verdict and trainings on a GPU; needs no network, installs nothing here.
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu.py
 
 browser:  ## Install the browser that tests the report page (Debian, as root); without it they skip.

@@ -12,6 +12,7 @@ the stop-gradient, in time, and in memory by the number of steps?
 
 import argparse
 import json
+import warnings
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from memory import peak_of, rise
 from rounds import interleaved, ratios
 from torch import Tensor, nn
 
-from dent import DENT, DENT_PLUS, Dent, Performance, ThreatModel, data, models
+from dent import DENT, DENT_PLUS, CompileWarning, Dent, Performance, ThreatModel, data, models
 from dent.attacks import Attack, make
 
 THREAT: Final = ThreatModel("linf", "8/255")
@@ -126,6 +127,7 @@ def main() -> None:
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=Path("runs/bench/attack.json"))
     options = parser.parse_args()
+    warnings.simplefilter("error", CompileWarning)  # no eager figure under a compiled name
     model = models.load(options.model)
     x, y = data.load("cifar10-sample").batch(range(options.n))
     if options.peak is not None:

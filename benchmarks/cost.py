@@ -13,6 +13,7 @@ Each cell is saved when it is done. The same command then continues with the oth
 import argparse
 import json
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -27,7 +28,7 @@ from rounds import interleaved, quartiles, ratios
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dent import DENT, DENT_PLUS, Dent, models
+from dent import DENT, DENT_PLUS, CompileWarning, Dent, models
 
 ROOT: Final = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
@@ -183,6 +184,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/bench/cost.json"))
     parser.add_argument("--peak", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    warnings.simplefilter("error", CompileWarning)  # no eager figure under a compiled name
     if options.peak is not None:
         print_peak(*options.peak)
         return

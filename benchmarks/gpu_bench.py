@@ -9,6 +9,7 @@ import gc
 import json
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,7 +24,7 @@ from rounds import interleaved, quartiles, ratios
 from torch import Tensor, nn
 from torchvision.models import resnet50
 
-from dent import DENT, DENT_PLUS, Dent, DentConfig, ThreatModel, models
+from dent import DENT, DENT_PLUS, CompileWarning, Dent, DentConfig, ThreatModel, models
 from dent.attacks import make
 from dent.models.autoattack_resnet18 import ResNet18
 
@@ -121,6 +122,7 @@ def _measure(job: Job, cell: Cell, phase: tuple[str, ...], figures: dict[str, An
     for what, setting in missing:
         if job.left() < 1:
             break
+        torch._dynamo.reset()  # the graphs of all cells together exceed the limit of PyTorch
         try:
             if what in LISTINGS and what not in listed:
                 with torch.no_grad():
@@ -130,7 +132,9 @@ def _measure(job: Job, cell: Cell, phase: tuple[str, ...], figures: dict[str, An
                 if setting == LISTING
                 else Dent(model, DEFENSES[what], SETTINGS[setting])
             )
-            cost = cost_of(job, model, defense, x, listed.get(what))
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", CompileWarning)  # no eager figure under that name
+                cost = cost_of(job, model, defense, x, listed.get(what))
         except Exception as error:  # the other measurements must still run
             cost = {"failed": f"{type(error).__name__}: {error}".split("\n")[0]}
         figures[f"{what}, {setting}"] = cost

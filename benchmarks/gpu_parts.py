@@ -1,4 +1,4 @@
-"""The tests, the trainings and the verdict of `make gpu`."""
+"""The tests, the verdict and the trainings of `make gpu`."""
 
 import os
 import re
@@ -8,11 +8,11 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, Final, final
 
 import sheets
 import torch
+from gpu import ROOT, SHEETS
 from gpu_job import Job
 from torch import Tensor
 
@@ -21,12 +21,10 @@ from dent.attacks import make
 from dent.data import store
 from dent.data.dataset import ArrayDataset, ImageDataset
 from dent.errors import DataError, WeightsError
-from dent.evaluation import Progress, Settings, Subject, evaluate, suite
+from dent.evaluation import EvaluationResult, Progress, Settings, Subject, evaluate, suite
 from dent.training.loop import read_metrics
+from dent.training.state import write_half
 
-ROOT: Final = Path(__file__).parent.parent
-SHEETS: Final = ROOT / ".sheets"
-"""Folder in which the parts of the training set are carried; git ignores it."""
 TESTS: Final = (
     "tests/test_golden.py",
     "tests/test_gpu.py",
@@ -38,12 +36,21 @@ TESTS: Final = (
 RECIPES: Final = ("fast-linf", "fast-nominal", "fast-l2")
 ARCHITECTURE: Final = "resnet-26-4"
 EPOCHS: Final = 30
-SUBSTITUTE: Final = "resnet-14-2-linf"
-"""The model that is evaluated until a net has been trained."""
+EVALUATED: Final = "resnet-26-4-linf"
+"""The bundled model that is evaluated."""
 VERDICT_ON: Final = 1000
 """Number of images for which the time is extrapolated."""
-_PIECE: Final = 15 * 2**20
-"""Largest size of a piece of a weights file, in bytes. Weights are brought back in pieces."""
+_OFTEN: Final = 5.0
+"""Seconds after which a part that runs writes its record again."""
+_LOG: Final = 60_000
+"""Number of characters of the log of failed tests in the record."""
+_WORKERS: Final = 12
+_WORDS: Final = "(PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)"
+_RESULTS: Final = (
+    re.compile(rf"^\[gw\d+\] \[ *\d+%\] {_WORDS} (tests/\S+?\.py)::", re.M),
+    re.compile(rf"^(tests/\S+?\.py)::.*? {_WORDS}\b.*\[ *\d+%\]$", re.M),
+)
+"""A line of pytest about one test: with pytest-xdist, and without."""
 
 
 class OutOfTimeError(Exception):
@@ -51,49 +58,50 @@ class OutOfTimeError(Exception):
 
 
 def tests(job: Job) -> None:
-    """Run the tests on the device, file by file."""
-    files: dict[str, Any] = job.done.setdefault("files", {})
-    for name in TESTS[:1] if job.small else TESTS:
-        if files.get(name, {}).get("status") == 0:
-            continue
-        if job.left() < 5:
-            files[name] = {"status": None, "summary": "left out: no time"}
-            continue
-        files[name] = _pytest(name, job)
-        print(f"{name}: {files[name]['summary']}", flush=True)
-        job.keep()
-    job.keep(complete=all(each["status"] == 0 for each in files.values()))
-
-
-def _pytest(name: str, job: Job) -> dict[str, Any]:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", name]
+    """Run the tests on the device."""
+    names = TESTS[:1] if job.small else TESTS
+    command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "--tb=short", *names]
     command += ["-m", "not slow and not network", "-k", "not resnet18-nominal" if _light() else ""]
     if job.device.type == "cuda" and find_spec("xdist"):
-        command += ["-n", str(min(8, os.cpu_count() or 1))]
+        command += ["-n", str(min(_WORKERS, os.cpu_count() or 1))]
     environment = os.environ | {"DENT_TEST_DEVICE": str(job.device), "OMP_NUM_THREADS": "1"}
-    log = job.out / "logs" / f"{Path(name).stem}.log"
+    log = job.out / "logs" / "tests.log"
     log.parent.mkdir(exist_ok=True)
     began = time.monotonic()
-    with log.open("w") as file:
-        try:
-            status: int | None = subprocess.run(  # noqa: S603 - our own tests
-                command,
-                cwd=ROOT,
-                env=environment,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                timeout=job.left(),
-                check=False,
-            ).returncode
-        except subprocess.TimeoutExpired:
-            status = None
-    lines = log.read_text().splitlines()
-    return {
-        "status": status,
-        "seconds": round(time.monotonic() - began, 1),
-        "summary": lines[-1] if lines else "",
-        "failed": [line[:300] for line in lines if re.match("FAILED|ERROR", line)],
-    }
+    status: int | None = None
+    with (
+        log.open("w") as file,
+        subprocess.Popen(  # noqa: S603 - our own tests
+            command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT
+        ) as process,
+    ):
+        while status is None and job.left() > 0:
+            with suppress(subprocess.TimeoutExpired):
+                status = process.wait(min(_OFTEN, max(0.1, job.left())))
+            job.keep(status=status, files=_results(log.read_text()))
+        process.kill()
+    text = log.read_text()
+    lines = text.splitlines()
+    job.keep(
+        status=status,
+        seconds=round(time.monotonic() - began, 1),
+        summary=lines[-1] if lines else "",
+        failed=[line[:300] for line in lines if re.match("FAILED|ERROR", line)],
+        log=None if status == 0 else text[-_LOG:],
+        complete=status == 0,
+    )
+    print(job.done["summary"], flush=True)
+
+
+def _results(log: str) -> dict[str, dict[str, int]]:
+    """Return by file how many tests have passed so far, how many failed, and so on."""
+    beside, alone = _RESULTS
+    pairs = [(file, word) for word, file in beside.findall(log)] or alone.findall(log)
+    found: dict[str, dict[str, int]] = {}
+    for file, word in pairs:
+        counts = found.setdefault(file, {})
+        counts[word.lower()] = counts.get(word.lower(), 0) + 1
+    return found
 
 
 def _light() -> bool:
@@ -140,6 +148,8 @@ def train(job: Job) -> None:
             raise OutOfTimeError
 
     for name in RECIPES[:1] if small else RECIPES:
+        if runs.get(name, {}).get("complete"):
+            continue
         folder = job.out / f"train-{name}"
         changes: dict[str, Any] = {"epochs": 1, "batch_size": 8} if small else {"epochs": EPOCHS}
         try:
@@ -158,13 +168,15 @@ def train(job: Job) -> None:
             runs[name] = {"complete": False, "epochs": read_metrics(folder)}
             job.keep(complete=False)
             return
+        weights = job.out / f"{name}.safetensors"
+        write_half(weights, result.best.read_bytes())
         runs[name] = {
             "complete": True,
             "seconds": result.seconds,
             "best_epoch": result.best_epoch,
             "stopped": result.stopped,
             "epochs": result.metrics,
-            "weights": [piece.name for piece in cut(result.best, job.out, name)],
+            "weights": weights.name,
         }
         job.keep()
     job.keep(complete=True)
@@ -190,64 +202,52 @@ def training_set(*, small: bool) -> ArrayDataset:
     return found
 
 
-def cut(path: Path, out: Path, name: str) -> list[Path]:
-    """Cut a file into pieces that are small enough to be brought back; `cat NAME.*` joins them."""
-    content = path.read_bytes()
-    pieces = []
-    for number, at in enumerate(range(0, len(content), _PIECE)):
-        piece = out / f"{name}.{number:02}"
-        piece.write_bytes(content[at : at + _PIECE])
-        pieces.append(piece)
-    return pieces
-
-
 def verdict(job: Job) -> None:
     """Evaluate dent+ under the dynamic suite, or as much of it as the time allows."""
     small = job.small
-    name, model = _evaluated(job)
+    torch.manual_seed(0)
+    name = "resnet-8-1" if small else EVALUATED
+    net = models.resnet(name).eval() if small else models.load(name)
+    model = net.to(job.device)
     images = data.load("cifar10-sample")
     settings = Settings(n=4, batch_size=4) if small else Settings(n=len(images), batch_size=128)
     attacks = (make("apgd-ce", iterations=2),) if small else suite("dynamic", "standard")
     subject = Subject(
         model, images, {"dent+": Dent(model)}, attacks, ThreatModel("linf", "8/255"), name
     )
+    before = job.done.get("seconds_computed", 0.0)
+    began = kept = time.monotonic()
     last: list[Progress] = []
 
+    def keep(result: EvaluationResult | None = None) -> None:
+        seconds = before + time.monotonic() - began
+        remaining = last[-1].remaining if last else 0.0
+        part = VERDICT_ON / (settings.n or len(images))
+        job.keep(
+            model=name,
+            images=settings.n or len(images),
+            seconds_computed=seconds,
+            share=last[-1].share if last else 1.0,
+            remaining=remaining,
+            extrapolated={
+                "images": VERDICT_ON,
+                "seconds": None if remaining is None else (seconds + remaining) * part,
+            },
+            result=None if result is None else result.to_json(),
+            complete=result is not None,
+        )
+
     def report(progress: Progress) -> None:
+        nonlocal kept
         last[:] = [progress]
+        if time.monotonic() - kept > _OFTEN:
+            kept = time.monotonic()
+            keep()
         if job.left() < 0:
             raise OutOfTimeError
 
-    began = time.monotonic()
     result = None
     with suppress(OutOfTimeError):
         result = evaluate(subject, settings, out=job.out / "verdict", progress=report)
-    seconds = job.done.get("seconds_computed", 0.0) + time.monotonic() - began
-    remaining = last[-1].remaining if last else 0.0
-    images_done = settings.n or len(images)
-    job.keep(
-        model=name,
-        images=images_done,
-        seconds_computed=seconds,
-        share=last[-1].share if last else 1.0,
-        remaining=remaining,
-        extrapolated={
-            "images": VERDICT_ON,
-            "seconds": None
-            if remaining is None
-            else (seconds + remaining) * VERDICT_ON / images_done,
-        },
-        result=None if result is None else result.to_json(),
-        complete=result is not None,
-    )
+    keep(result)
     print(job.done["extrapolated"], flush=True)
-
-
-def _evaluated(job: Job) -> tuple[str, torch.nn.Module]:
-    trained = job.out / f"train-{RECIPES[0]}" / "best.safetensors"
-    if job.small:
-        torch.manual_seed(0)
-        return "resnet-8-1", models.resnet("resnet-8-1").eval().to(job.device)
-    if trained.exists():
-        return ARCHITECTURE, models.load(ARCHITECTURE, weights=trained, device=job.device)
-    return SUBSTITUTE, models.load(SUBSTITUTE, device=job.device)

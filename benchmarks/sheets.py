@@ -23,15 +23,13 @@ from dent.errors import DataError
 
 A_ROW: Final = 50
 A_SHEET: Final = 2500
-LIMIT: Final = 40_000_000
-"""Largest size of a part in bytes. With the checkout and its wheels, it stays under 64 MiB."""
 _FACTS: Final = "part.json"
 
 Pixels = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 
 
-def pack(pixels: Pixels, labels: Labels, folder: Path, *, limit: int = LIMIT) -> list[Path]:
+def pack(pixels: Pixels, labels: Labels, folder: Path, *, limit: int) -> list[Path]:
     """Write a dataset as parts with nearly the same number of sheets.
 
     Args:

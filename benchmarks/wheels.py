@@ -16,10 +16,8 @@ LACKING: Final = (
     "pydantic_core",
     "typing_inspection",
     "annotated_types",
-    "foolbox",
-    "eagerpy",
 )
-"""The packages that `dent` and its tests need beyond torch, torchvision, timm, accelerate,
+"""The packages that `dent` and the part `tests` need beyond torch, torchvision, timm, accelerate,
 hypothesis, pytest, scipy, matplotlib, typer, rich, safetensors, filelock and jinja2."""
 PYTHON: Final = "3.12"
 _PLATFORMS: Final = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import warnings
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from contestants import SETTINGS
 from torch.profiler import ProfilerActivity, profile
 
-from dent import DENT, DENT_PLUS, Dent, models
+from dent import DENT, DENT_PLUS, CompileWarning, Dent, models
 
 CONFIGS: Final = {"dent+, 6 steps": DENT_PLUS, "dent, 10 steps": replace(DENT, steps=10)}
 KINDS: Final = {
@@ -69,6 +70,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--out", type=Path, default=Path("runs/bench/where.json"))
     options = parser.parse_args()
+    warnings.simplefilter("error", CompileWarning)  # no eager figure under a compiled name
     figures: dict[str, dict[str, float]] = {}
     for what, config in CONFIGS.items():
         for setting in ("default", "compiled", "compiled bfloat16"):

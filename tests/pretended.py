@@ -84,6 +84,8 @@ class _Mode(TorchDispatchMode):
         asked = kwargs.get("device")
         goes = bool(away) if asked is None else torch.device(asked) == ELSEWHERE
         packet = func.overloadpacket
+        if _arrives(packet, args, given, away=bool(away), goes=goes):
+            self.reads.append(f"{func} to the device")
         if asked is not None:
             kwargs = kwargs | {"device": torch.device("cpu")} if goes else kwargs
         if away:
@@ -117,6 +119,15 @@ class _Mode(TorchDispatchMode):
         )
         if packet in _READS or masks or leaves:
             self.reads.append(str(func))
+
+
+def _arrives(packet: Any, args: Any, given: list[Tensor], *, away: bool, goes: bool) -> bool:
+    """Return whether an operation copies a tensor from the CPU to the device."""
+    if packet is _ATEN.copy_:
+        return isinstance(args[0], Elsewhere) and not isinstance(args[1], Elsewhere)
+    if packet in _TAKES_INDICES:
+        return away and len(given) > sum(isinstance(each, Elsewhere) for each in given)
+    return packet is _ATEN._to_copy and goes and not away
 
 
 class _Makers(TorchFunctionMode):

@@ -3,8 +3,9 @@
 Most tests use `aot_eager`, without the C++ compiler: the same graphs in a tenth of the time.
 """
 
+import functools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
@@ -190,6 +191,32 @@ def test_a_missing_cpp_compiler_causes_a_warning_and_an_uncompiled_run(
     defense = Dent(tiny_cnn, BATCH, COMPILED)
     with pytest.warns(CompileWarning, match="no C\\+\\+ compiler was found"):
         assert torch.equal(defense(x), Dent(tiny_cnn, BATCH)(x))
+
+
+def test_a_torch_whose_compile_takes_no_recompile_limit_compiles_as_well(
+    monkeypatch: pytest.MonkeyPatch, tiny_cnn: nn.Sequential, x: Tensor
+) -> None:
+    limits: list[int] = []
+    config = torch._dynamo.config
+    name = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
+    before = getattr(config, name)
+    here, backend = torch.compile, torch._dynamo.lookup_backend("aot_eager")
+
+    def limited(graph: object, inputs: object) -> object:
+        limits.append(getattr(config, name))
+        return backend(graph, inputs)
+
+    def older(model: Callable[..., object], *, fullgraph: bool, dynamic: bool) -> object:
+        return here(model, fullgraph=fullgraph, dynamic=dynamic, backend=limited)
+
+    compiled = adapted_model._compiled.__wrapped__  # not the cached one of this torch
+    monkeypatch.setattr(adapted_model, "_compiled", functools.cache(compiled))
+    monkeypatch.setattr(torch, "compile", older)
+    defense = Dent(tiny_cnn, BATCH, COMPILED)
+    torch.testing.assert_close(defense(x), Dent(tiny_cnn, BATCH)(x))
+    assert limits
+    assert set(limits) == {adapted_model._RECOMPILE_LIMIT}
+    assert getattr(config, name) == before
 
 
 def test_compiled_defense_refuses_a_bad_batch_with_the_usual_message(

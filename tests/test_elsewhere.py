@@ -80,6 +80,8 @@ def test_emulated_device_refuses_mixed_devices_and_records_reads() -> None:
     x = torch.rand(2, 3)
     with pretending() as reads:
         away = x.to(ELSEWHERE)
+        assert reads == ["aten._to_copy.default to the device"]
+        reads.clear()
         assert isinstance(away, Elsewhere)
         assert away.device == ELSEWHERE == torch.zeros_like(away).device
         assert (away + 1).device == ELSEWHERE
@@ -102,7 +104,11 @@ def test_emulated_device_refuses_mixed_devices_and_records_reads() -> None:
         assert away[away[:, 0] >= 0].shape == (2, 3)
         assert away.sum().item() == pytest.approx(float(x.sum()))
         assert torch.equal(away, away)
-        assert len(reads) == 4
+        assert len(reads) == 5
+        reads.clear()
+        assert torch.equal(away[torch.tensor([1, 0])], away.flip(0))
+        assert torch.zeros_like(away).copy_(x).device == ELSEWHERE
+        assert sum(each.endswith("to the device") for each in reads) == 2
         leaf = away.clone().requires_grad_()
         (gradient,) = torch.autograd.grad(leaf.square().sum(), leaf)
         assert gradient.device == ELSEWHERE
@@ -193,6 +199,7 @@ def test_smoothing_waits_once_per_step_for_the_size_of_its_filter() -> None:
     more = asked(replace(SMOOTHED, steps=6))[0]
     assert len(few) - len(one_look) == 3
     assert len(more) - len(few) == 3
+    assert not any(each.endswith("to the device") for each in more)
 
 
 def test_exact_gradient_is_the_same_on_another_device() -> None:

@@ -4,23 +4,27 @@ import importlib
 import json
 import subprocess
 import sys
+import tarfile
 import time
 import zipfile
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from dent import data
+from dent import data, training
+from dent.adaptation import adapted_model
 from dent.data.dataset import ArrayDataset
 from dent.errors import DataError
 from tests.pretended import ELSEWHERE, pretending
 
 ROOT = Path(__file__).parents[1]
-PARTS = ("tests", "bench", "train", "verdict")
+PARTS = ("tests", "bench", "verdict", "train")
 
 
 def run(out: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -64,8 +68,10 @@ def test_every_part_runs_with_small_settings_on_a_cpu(tmp_path: Path) -> None:
     assert records["bench"]["left_out"] == []
     (training,) = records["train"]["trainings"].values()
     assert [epoch["epoch"] for epoch in training["epochs"]] == [1]
-    pieces = [(tmp_path / name).read_bytes() for name in training["weights"]]
-    assert b"".join(pieces) == (tmp_path / "train-fast-linf/best.safetensors").read_bytes()
+    trained = load_file(tmp_path / "train-fast-linf/best.safetensors")
+    for name, values in load_file(tmp_path / training["weights"]).items():
+        assert torch.equal(values, trained[name].to(values.dtype))
+    assert records["tests"]["files"]["tests/test_golden.py"]["passed"] > 0
     assert records["verdict"]["result"]["status"] == "complete"
     assert records["verdict"]["extrapolated"]["seconds"] > 0
 
@@ -78,6 +84,23 @@ def test_a_bench_without_time_records_the_skipped_measurements(tmp_path: Path) -
     assert record["complete"] is False
     assert any("dent+, 6 steps, default" in name for name in record["left_out"])
     assert not any(record["cost"].values())
+
+
+@pytest.mark.usefixtures("scripts")
+def test_a_bench_records_no_uncompiled_figure_as_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def uncompiled(*_: object) -> torch.Tensor:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(adapted_model, "_compiled", lambda: uncompiled)
+    deadline = time.monotonic() + 600
+    job = module("gpu_job").Job("bench", torch.device("cpu"), tmp_path, deadline, small=True)
+    bench = module("gpu_bench")
+    figures: dict[str, dict[str, str]] = {}
+    bench._measure(job, bench.SMALL[0], ("compiled",), figures)
+    assert len(figures) == len(bench.DEFENSES)
+    assert all(each["failed"].startswith("CompileWarning") for each in figures.values())
 
 
 @pytest.mark.usefixtures("scripts")
@@ -164,12 +187,174 @@ def test_a_dataset_on_a_device_gives_the_same_batches() -> None:
             assert found.dtype == expected.dtype
 
 
+@pytest.fixture
+def _own_accelerator() -> Iterator[None]:
+    state = importlib.import_module("accelerate.state").AcceleratorState
+    state._reset_state()
+    yield
+    state._reset_state()
+
+
 @pytest.mark.slow
-@pytest.mark.usefixtures("scripts")
-@pytest.mark.parametrize(("part", "where"), [("bench", "gpu_bench"), ("verdict", "gpu_parts")])
-def test_a_part_keeps_all_tensors_on_its_device(part: str, where: str, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("scripts", "_own_accelerator")
+@pytest.mark.parametrize(
+    ("part", "where"), [("bench", "gpu_bench"), ("verdict", "gpu_parts"), ("train", "gpu_parts")]
+)
+def test_a_part_keeps_all_tensors_on_its_device(
+    part: str, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle = training.accelerator("cpu", "no")
+    monkeypatch.setattr(type(handle), "device", ELSEWHERE)
+    monkeypatch.setattr(training, "accelerator", lambda _: handle)
     with pretending():
         deadline = time.monotonic() + 3600
         job = module("gpu_job").Job(part, ELSEWHERE, tmp_path, deadline, small=True)
         getattr(module(where), "run" if part == "bench" else part)(job)
     assert job.done["complete"] is True, job.done
+
+
+@pytest.mark.usefixtures("scripts")
+def test_a_finished_training_is_not_repeated_on_another_machine(tmp_path: Path) -> None:
+    done = {"trainings": {"fast-linf": {"complete": True, "seconds": 7.0}}}
+    deadline = time.monotonic() + 60
+    job = module("gpu_job").Job("train", torch.device("cpu"), tmp_path, deadline, True, done)
+    module("gpu_parts").train(job)
+    assert json.loads((tmp_path / "train.json").read_text())["trainings"] == done["trainings"]
+    assert [path.name for path in tmp_path.iterdir()] == ["train.json"]
+
+
+@pytest.mark.usefixtures("scripts")
+def test_the_log_of_the_tests_is_counted_by_file() -> None:
+    results = module("gpu_parts")._results
+    beside = """[gw0] [ 33%] PASSED tests/test_golden.py::test_a[x PASSED y]
+[gw1] [ 66%] FAILED tests/test_golden.py::test_b
+tests/test_golden.py::test_c
+[gw1] [100%] SKIPPED tests/attacks/test_attack_contract.py::test_d
+FAILED tests/test_golden.py::test_b - AssertionError
+"""
+    assert results(beside) == {
+        "tests/test_golden.py": {"passed": 1, "failed": 1},
+        "tests/attacks/test_attack_contract.py": {"skipped": 1},
+    }
+    alone = """tests/test_golden.py::test_a PASSED                  [ 33%]
+tests/test_golden.py::test_b PASSED                            [ 66%]
+tests/test_gpu.py::test_c SKIPPED (there is no GPU)          [100%]
+"""
+    assert results(alone) == {
+        "tests/test_golden.py": {"passed": 2},
+        "tests/test_gpu.py": {"skipped": 1},
+    }
+
+
+@pytest.mark.usefixtures("scripts")
+def test_files_are_brought_back_once_records_first_and_no_more_than_eight(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gpu_back = module("gpu_back")
+    out, target = tmp_path / "out", tmp_path / "target"
+    out.mkdir()
+    target.mkdir()
+    (out / "earlier.safetensors").write_bytes(b"earlier")
+    (out / "tests.json").write_text("{}")
+    back = gpu_back.Back(out, target)
+    for name in "abcdefgh":
+        (out / f"{name}.safetensors").write_bytes(b"weights")
+    (out / "train.json").write_text("{}")
+    (out / "bench.part").write_text("half")
+    (out / "train-fast-linf").mkdir()
+    back.bring()
+    back.bring()
+    names = [f"{name}.safetensors" for name in "abcdef"]
+    assert sorted(path.name for path in target.iterdir()) == [*names, "tests.json", "train.json"]
+    assert capsys.readouterr().out.count("stays here") == 2
+    (out / "train.json").write_text('{"complete": true}')
+    back.bring()
+    assert (target / "train.json").read_text() == '{"complete": true}'
+    gpu_back.Back(out, None).bring()
+
+
+@pytest.mark.usefixtures("scripts")
+def test_a_folder_is_brought_back_in_pieces_or_without_its_tensors(tmp_path: Path) -> None:
+    gpu_back = module("gpu_back")
+    there, here = tmp_path / "there", tmp_path / "here"
+    (there / "verdict/adversarial").mkdir(parents=True)
+    here.mkdir()
+    content = np.random.default_rng(0).bytes(5_000)
+    (there / "verdict/adversarial/0.safetensors").write_bytes(content)
+    (there / "verdict/journal.jsonl").write_text("{}\n")
+    (there / "verdict.tar.xz.99").write_bytes(b"of an earlier call")
+    for piece in gpu_back.pack(there / "verdict", 4, piece=2_000):
+        assert piece.stat().st_size <= 2_000
+        piece.rename(here / piece.name)
+    gpu_back.unpack(here / "verdict")
+    assert (here / "verdict/adversarial/0.safetensors").read_bytes() == content
+    assert (here / "verdict/journal.jsonl").read_text() == "{}\n"
+    (there / "verdict/adversarial/0.safetensors").write_bytes(2 * content)
+    (found,) = gpu_back.pack(there / "verdict", 2, piece=2_000)
+    with tarfile.open(found) as archive:
+        assert archive.getnames() == ["verdict/journal.jsonl"]
+    gpu_back.unpack(tmp_path / "nothing")
+    assert not (tmp_path / "nothing").exists()
+
+
+@pytest.mark.usefixtures("scripts")
+def test_files_come_back_while_a_part_runs_and_it_is_killed_after_its_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = module("gpu")
+    monkeypatch.setattr(gpu, "_EVERY", 0.1)
+    out, target = tmp_path / "out", tmp_path / "target"
+    out.mkdir()
+    target.mkdir()
+    script = f"import time; open({str(out / 'bench.json')!r}, 'w').write('1'); time.sleep(60)"
+    back = gpu.Back(out, target)
+    assert "did not stop" in gpu._ended([sys.executable, "-c", script], {}, 3.0, back)
+    assert (target / "bench.json").read_text() == "1"
+
+
+@pytest.mark.usefixtures("scripts")
+def test_parts_without_time_are_left_out_and_train_without_a_training_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gpu = module("gpu")
+    monkeypatch.setattr(gpu, "SHEETS", tmp_path / "sheets")
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--out", str(tmp_path / "out"), "--total", "0.1"])
+    assert gpu.main() == 1
+    printed = capsys.readouterr().out
+    assert "train is left out: no training set" in printed
+    for part in ("tests", "bench", "verdict"):
+        assert f"== {part}: left out, no time" in printed
+    assert "train" not in gpu._parts(small=False)
+    (tmp_path / "sheets/1").mkdir(parents=True)
+    (tmp_path / "sheets/1/part.json").write_text("{}")
+    assert gpu._parts(small=False) == list(PARTS)
+
+
+@pytest.mark.usefixtures("scripts")
+def test_the_training_set_is_packed_into_the_room_that_the_checkout_leaves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gpu, checkout = module("gpu"), tmp_path / "checkout"
+    checkout.write_bytes(bytes(5 * 2**20))
+    draws = np.random.default_rng(0)
+    pixels = draws.integers(0, 256, (5_000, 8, 8, 3), dtype=np.uint8)
+    found = SimpleNamespace(pixels=pixels, labels=draws.integers(0, 10, 5_000))
+    monkeypatch.setattr(data, "load", lambda *_: found)
+    monkeypatch.setattr(gpu, "SHEETS", tmp_path / "sheets")
+    monkeypatch.setattr(gpu, "_travelling", lambda: [checkout])
+    monkeypatch.setattr(module("wheels"), "FOLDER", tmp_path)
+    for carried, parts in ((10, 1), (6.7, 2)):
+        monkeypatch.setattr(sys, "argv", ["gpu.py", "--pack", "--carried", str(carried)])
+        assert gpu.main() == 0
+        assert f"5.0 of {carried:g} MiB are taken" in capsys.readouterr().out
+        assert len(list((tmp_path / "sheets").iterdir())) == parts
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--pack", "--carried", "6"])
+    assert gpu.main() == 1
+    assert "git sparse-checkout set" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("scripts")
+def test_the_size_of_the_checkout_is_that_of_the_files_git_does_not_ignore() -> None:
+    paths = module("gpu")._travelling()
+    assert ROOT / "benchmarks/gpu.py" in paths
+    assert not any(".venv" in path.parts for path in paths)

@@ -1,11 +1,15 @@
 """Test the export of rows to Hugging Face and Every Eval Ever: valid formats, correct values."""
 
 import json
+import re
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import huggingface_hub
 import pytest
 import yaml
 from huggingface_hub import ModelCard, parse_eval_result_entries
@@ -18,6 +22,7 @@ from dent.board.metrics import maker, metrics, reason_to_omit
 from dent.board.pack import declared_of
 from dent.board.submission import RowSubmission, write_submission
 from dent.board.tracks import HEADLINE
+from dent.errors import MissingExtraError
 from dent.evaluation import load_run
 from dent.evaluation.results.result import Decision, Dependence
 from tests.board.conftest import Put
@@ -140,6 +145,21 @@ REQUIRED = {
 """The required keys in the schema of Every Eval Ever, version 0.2.2."""
 
 
+UUID4 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}\.json")
+"""The file names that the validator of Every Eval Ever accepts."""
+
+
+def test_every_eval_ever_record_of_our_own_defense_is_of_the_first_party(row: BoardRow) -> None:
+    ours = OWN.model_copy(update={"factory": "dent+", "repository": None, "commit": None})
+    record = json.loads(every_eval_ever(replace(row, submission=ours), now=1.0)[1])
+    assert record["model_info"]["developer"] == "torch-dent"
+    assert record["model_info"]["additional_details"]["model_availability"] == "open_weights"
+    assert record["source_metadata"]["evaluator_relationship"] == "first_party"
+    theirs = OWN.model_copy(update={"factory": "tent"})
+    record = json.loads(every_eval_ever(replace(row, submission=theirs), now=1.0)[1])
+    assert record["source_metadata"]["evaluator_relationship"] == "third_party"
+
+
 def test_every_eval_ever_record_has_the_keys_that_its_schema_requires(row: BoardRow) -> None:
     path, content = every_eval_ever(row, now=1.6e9)
     record = json.loads(content)
@@ -153,7 +173,18 @@ def test_every_eval_ever_record_has_the_keys_that_its_schema_requires(row: Board
     assert record["source_metadata"]["evaluator_relationship"] == "first_party"
     assert record["model_info"]["id"] == "lab/Our_defenseplus"
     assert path.startswith("data/torch-dent-board/lab/Our_defenseplus/")
-    assert path.endswith(".json")
+    assert UUID4.fullmatch(path.rpartition("/")[2])
+    details = record["model_info"]["additional_details"]
+    assert (details["deployment_type"], details["model_availability"]) == (
+        "self_deployed",
+        "unknown",
+    )
+    assert [each["metric_config"]["metric_kind"] for each in record["evaluation_results"]] == [
+        "robust_accuracy",
+        "accuracy",
+        "base_robust_accuracy",
+        "robust_gain",
+    ]
     assert [each["score_details"]["score"] for each in record["evaluation_results"]] == [
         metric.value for metric in metrics(row)
     ]
@@ -207,9 +238,18 @@ def test_hugging_face_hub_parses_the_model_card(row: BoardRow) -> None:
     assert rest == []
     data = ModelCard(content.decode()).data
     assert data.model_name == "Our defense+"
-    assert [(each.metric_name, each.metric_value) for each in data.eval_results] == [
-        (metric.title, metric.value) for metric in metrics(row)
+    found = {metric.key: metric for metric in metrics(row)}
+    assert [
+        (each.metric_type, each.metric_name, each.metric_value) for each in data.eval_results
+    ] == [
+        (kind, found[key].title, found[key].value)
+        for kind, key in (
+            ("robust_accuracy", "robust_accuracy"),
+            ("accuracy", "clean_accuracy"),
+            ("robust_gain", "robust_gain"),
+        )
     ]
+    assert "Robust accuracy of the base model" in content.decode()
     assert {each.source_url for each in data.eval_results} == {"https://example.org/board"}
 
 
@@ -221,6 +261,15 @@ def test_hugging_face_hub_parses_the_benchmark_entries(row: BoardRow) -> None:
     assert {each.task_id: each.value for each in entries} == {
         f"toy-v1_{metric.key}": metric.value for metric in metrics(row)
     }
+
+
+def test_an_old_client_of_the_hub_is_refused_with_advice(
+    row: BoardRow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = SimpleNamespace(__version__="0.36.0", EvalResult=huggingface_hub.EvalResult)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", old)
+    with pytest.raises(MissingExtraError, match=r"1\.4 or later, and 0\.36\.0 is installed: pip"):
+        hugging_face(row, benchmark="lab/board")
 
 
 @pytest.mark.parametrize("place", ["huggingface", "every-eval-ever"])

@@ -7,6 +7,7 @@ not interfere. A forward could still change only the parameters, by writing to t
 """
 
 import functools
+import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -331,6 +332,16 @@ def _call(module: nn.Module, x: Tensor) -> Any:
 @functools.cache
 def _compiled() -> Callable[[nn.Module, Tensor], Any]:
     """Return `_call` compiled: the module is an argument, so that private copies share the code."""
-    return torch.compile(  # type: ignore[call-overload,no-any-return] # its overloads lack the limit
-        _call, fullgraph=True, dynamic=False, recompile_limit=_RECOMPILE_LIMIT
-    )
+    options: dict[str, Any] = {"fullgraph": True, "dynamic": False}
+    if "recompile_limit" in inspect.signature(torch.compile).parameters:
+        options["recompile_limit"] = _RECOMPILE_LIMIT
+        return torch.compile(_call, **options)
+    compiled: Callable[[nn.Module, Tensor], Any] = torch.compile(_call, **options)
+    config: Any = torch._dynamo.config
+    limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
+
+    def within_the_limit(module: nn.Module, x: Tensor) -> Any:
+        with config.patch({limit: _RECOMPILE_LIMIT}):  # only for our code, not the user's
+            return compiled(module, x)
+
+    return within_the_limit

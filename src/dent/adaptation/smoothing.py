@@ -27,7 +27,8 @@ filter is exactly the identity."""
 
 def initial(config: SmoothingConfig, *, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return the initial parameter: (1,) spherical, (2,) diagonal, (3,) full."""
-    log_sigma = torch.tensor(math.log(config.sigma), dtype=dtype, device=device)
+    # torch.tensor would copy from the CPU, which waits for a GPU.
+    log_sigma = torch.full((), math.log(config.sigma), dtype=dtype, device=device)
     log_sigma = log_sigma.clamp(-_BOUND, _BOUND)
     if config.covariance == "spherical":
         return log_sigma.reshape(1)

@@ -4,6 +4,7 @@ The schema has version 0.2.2: `every_eval_ever/schemas/eval.schema.json` in the 
 evaleval/every_eval_ever. Values without a field of their own go into `additional_details`, as text.
 """
 
+import hashlib
 import json
 import uuid
 from pathlib import PurePosixPath
@@ -18,7 +19,7 @@ from dent.support.filenames import portable
 SCHEMA: Final = "0.2.2"
 COLLECTION: Final = "torch-dent-board"
 _IDS: Final = uuid.UUID("6f3c4e0e-6f0f-5b0b-9a6e-1d6f1d0c7a11")
-"""Namespace of our ids, so that a row gets the same file name wherever it is exported."""
+"""Namespace of our ids."""
 
 
 def every_eval_ever(row: BoardRow, now: float, url: str | None = None) -> tuple[str, bytes]:
@@ -66,6 +67,8 @@ def every_eval_ever(row: BoardRow, now: float, url: str | None = None) -> tuple[
             "inference_engine": {"name": "torch", "version": versions.get("torch", "unknown")},
             "additional_details": _texts(
                 kind="dynamic defense",
+                deployment_type="self_deployed",
+                model_availability="unknown" if _has_own_code(row) else "open_weights",
                 base_model=spec.model.name,
                 base_model_weights_sha256=spec.model.weights,
                 factory=None if row.submission is None else row.submission.factory,
@@ -101,16 +104,16 @@ def _result(row: BoardRow, metric: Metric) -> dict[str, Any]:
             "method": metric.method,
         }
     least, most = metric.bounds
-    own = f"{OURS}.{metric.key}"
+    own, is_accuracy = f"{OURS}.{metric.key}", metric.key == "clean_accuracy"
     return {
         "evaluation_result_id": f"{row.headline.result.identity}/{metric.key}",
         "evaluation_name": f"{COLLECTION}.{row.track.name}.{metric.key}",
         "source_data": _source(row),
         "metric_config": {
             "evaluation_description": metric.description,
-            "metric_id": "accuracy" if metric.key == "clean_accuracy" else own,
+            "metric_id": "accuracy" if is_accuracy else own,
             "metric_name": metric.title,
-            "metric_kind": "accuracy",
+            "metric_kind": "accuracy" if is_accuracy else metric.key,
             "metric_unit": "proportion",
             "lower_is_better": False,
             "score_type": "continuous",
@@ -151,14 +154,25 @@ def _source(row: BoardRow) -> dict[str, Any]:
 
 
 def _relationship(row: BoardRow) -> str:
-    """Return the relation of the evaluator to the maker of the defense."""
-    if row.submission is None or ":" not in row.submission.factory:
+    """Return the relation of the evaluator to the developer of the record."""
+    if maker(row) == OURS:
+        return "first_party"
+    if not _has_own_code(row):
         return "third_party"
     return "first_party" if row.state == "claimed" else "collaborative"
 
 
+def _has_own_code(row: BoardRow) -> bool:
+    return row.submission is not None and ":" in row.submission.factory
+
+
 def _file_id(row: BoardRow) -> uuid.UUID:
-    return uuid.uuid5(_IDS, f"{row.track.name}/{row.headline.result.identity}")
+    """Return an id that is the same wherever the row is exported.
+
+    The repository accepts only names in the format of random UUIDs (version 4).
+    """
+    name = f"{row.track.name}/{row.headline.result.identity}"
+    return uuid.UUID(bytes=hashlib.sha256(_IDS.bytes + name.encode()).digest()[:16], version=4)
 
 
 def _texts(**values: Any) -> dict[str, str]:

@@ -11,7 +11,8 @@ from typing import Any, Final
 from dent.board.board_row import BoardRow
 from dent.board.metrics import OURS, metrics
 from dent.data.registry import HUB_NAMES
-from dent.support.extras import require
+from dent.errors import MissingExtraError
+from dent.support.extras import installing, require
 from dent.support.filenames import portable
 
 _PURPOSE: Final = "evaluation results for the Hugging Face hub"
@@ -32,9 +33,14 @@ def hugging_face(
         url: URL of the board, if it is online.
 
     Raises:
-        MissingExtraError: huggingface_hub is not installed.
+        MissingExtraError: huggingface_hub is not installed, or is too old for `benchmark`.
     """
     hub = require("huggingface_hub", _PURPOSE, extra="hf")
+    if benchmark is not None and not hasattr(hub, "EvalResultEntry"):
+        raise MissingExtraError(
+            "evaluation results of a benchmark (--benchmark) need huggingface_hub 1.4 or later, "
+            f"and {hub.__version__} is installed: " + installing("huggingface_hub>=1.4")
+        )
     folder = PurePosixPath(portable(row.track.name), portable(row.folder.name))
     found = {str(folder / CARD): _card(hub, row, url).encode()}
     if benchmark is not None:
@@ -52,7 +58,7 @@ def _card(hub: Any, row: BoardRow, url: str | None) -> str:
             dataset_type=HUB_NAMES.get(dataset.name, dataset.name),
             dataset_name=dataset.name,
             dataset_split=dataset.split,
-            metric_type="accuracy",
+            metric_type="accuracy" if metric.key == "clean_accuracy" else metric.key,
             metric_name=metric.title,
             metric_value=metric.value,
             metric_args={
@@ -64,6 +70,7 @@ def _card(hub: Any, row: BoardRow, url: str | None) -> str:
             source_url=url,
         )
         for metric in found
+        if metric.key != "base_robust_accuracy"  # of another model
     ]
     data = hub.ModelCardData(
         model_name=row.name, eval_results=results, tags=["adversarial-robustness", OURS]

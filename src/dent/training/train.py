@@ -25,6 +25,7 @@ from dent.storage.disk import (
 from dent.storage.errors import RecordError, SpecMismatchError
 from dent.storage.lock import HOLDER, LOCK, FolderLock
 from dent.storage.plain_json import parse
+from dent.support.devices import device_of
 from dent.support.plural import counted
 from dent.training.loop import (
     BEST,
@@ -127,7 +128,7 @@ def train(
     torch.manual_seed(seed_of(seed, "initial weights"))
     model = models.build(architecture, len(data.classes), weights=weights)
     sample, _ = data.batch(range(min(2, len(data))))
-    models.check_model(model.eval(), len(data.classes), sample)
+    models.check_model(model.eval(), len(data.classes), sample.to(device_of(model)))
     if recipe.threat is not None:
         recipe.threat.check_reach(sample.shape[1:], warn=True)
     spec = TrainingSpec(
