@@ -15,7 +15,8 @@ class DynamicDefense(Protocol):
     """A defense that adapts to each batch, starting from the same state at every call.
 
     It need not be callable. If it is, `defense(x)` must equal `predict(x, adapt(x))`. Logits are
-    (N, classes). A row that is not finite is not a prediction and counts as wrong.
+    (N, classes). A row with NaN, or without a finite largest logit, is not a prediction and counts
+    as wrong. Minus infinity excludes a class.
     """
 
     @property

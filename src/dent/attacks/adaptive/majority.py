@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dent.attacks.checks import check_counts
+from dent.support.predictions import is_prediction
 from dent.support.straight_through import exactly
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ class Majority:
     """The majority vote over several submissions of a batch, each with a fresh adaptation.
 
     A logit is the number of votes for a class plus half its mean probability, so that confidence
-    breaks ties. A row that is not finite is not a vote, and a member without any vote gets NaN. The
+    breaks ties. A row that is no prediction is no vote, and a member without any vote gets NaN. The
     gradient is that of the mean logits.
 
     Clean accuracy must be reported for the same number of submissions. So evaluate this object in
@@ -61,7 +62,7 @@ class Majority:
     def predict(self, x: Tensor, adaptation: tuple[Any, ...]) -> Tensor:
         """Return votes (N, classes), as described in the class."""
         answers = torch.stack([self.inner.predict(x, draw) for draw in adaptation])
-        voted = answers.isfinite().all(dim=2, keepdim=True)
+        voted = is_prediction(answers).unsqueeze(2)
         answers = torch.where(voted, answers, 0.0)
         votes = torch.zeros_like(answers).scatter(2, answers.argmax(dim=2, keepdim=True), 1.0)
         count = voted.sum(dim=0).clamp(min=1)

@@ -14,6 +14,7 @@ from dent.attacks.losses import Loss, margin
 from dent.attacks.protocol import name_of
 from dent.attacks.querier import NoGradientError, finite_logits
 from dent.support.devices import widest
+from dent.support.predictions import bounded, is_prediction
 
 if TYPE_CHECKING:
     from dent.attacks.best import Best
@@ -43,8 +44,8 @@ class Aim(NamedTuple):
         """
         losses = [self.loss(logits, labels, self.targets)]
         for before in self.on_the_way or ():
-            finite = before.isfinite().all(dim=1)
-            there = torch.where(finite.unsqueeze(1), before.to(logits), logits.detach())
+            predicted, there = is_prediction(before), bounded(before.to(logits))
+            there = torch.where(predicted.unsqueeze(1), there, logits.detach())
             losses.append(self.loss(there, labels, self.targets))
         return _mean(losses)
 

@@ -362,8 +362,12 @@ def _unit(rows: Tensor, order: int = 2) -> Tensor:
 
 
 def _loss(logits: Tensor, y: Tensor, targets: Tensor) -> Tensor:
-    """Return the margin of a fixed wrong class. It is differentiable wherever the logits are."""
+    """Return the margin of a fixed wrong class. It is differentiable wherever the logits are.
+
+    An excluded class counts as a constant.
+    """
     picked = logits.gather(1, torch.stack([targets, y], dim=1))
+    picked = picked.masked_fill(picked.isneginf(), 0.0)
     return picked[:, 0] - picked[:, 1]
 
 

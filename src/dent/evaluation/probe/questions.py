@@ -15,6 +15,7 @@ from dent.evaluation.submission.fresh import Origin, footprint
 from dent.evaluation.submission.shared import differ, marks_of
 from dent.evaluation.submission.submission import Submission, apart, submit
 from dent.support.devices import wide
+from dent.support.predictions import is_prediction
 
 _FEW = 16
 _TINY = 1e-12
@@ -236,5 +237,5 @@ def _turned(before: Tensor, after: Tensor) -> float:
 
 
 def _classes(logits: Tensor) -> Tensor:
-    """Return the predicted class of each row; -1 if the row is not finite."""
-    return torch.where(logits.isfinite().all(dim=1), logits.argmax(dim=1), -1)
+    """Return the predicted class of each row; -1 if the row is no prediction."""
+    return torch.where(is_prediction(logits), logits.argmax(dim=1), -1)

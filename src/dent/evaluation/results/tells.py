@@ -17,6 +17,7 @@ from dent.evaluation.records.schema import UnitRecord
 from dent.evaluation.records.spec import AttackSpec, DefenseSpec
 from dent.evaluation.results.result import Diagnostic
 from dent.evaluation.results.scoring import Scores
+from dent.support.predictions import bounded, is_prediction
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,7 +50,8 @@ def loss_of(answers: Sequence["Submission"], batches: Sequence["Batch"]) -> floa
         labels = torch.tensor(batch.labels[: batch.attacked])
         logits = answer.logits[: batch.attacked].cpu().double()
         if int(labels.max()) < logits.shape[1]:
-            rows.append(F.cross_entropy(logits, labels, reduction="none"))
+            losses = F.cross_entropy(bounded(logits), labels, reduction="none")
+            rows.append(losses[is_prediction(logits)])
     losses = torch.cat(rows) if rows else torch.empty(0)
     losses = losses[losses.isfinite()]
     return min(round(float(losses.mean()), _ROUNDED), _FAR) if len(losses) else None

@@ -50,6 +50,7 @@ from dent.evaluation.submission.submitter import Answers
 from dent.storage.errors import RecordError
 from dent.support.devices import device_of
 from dent.support.plural import agreeing, counted
+from dent.support.predictions import is_prediction
 
 TOLERATED = 0.01
 """Share of members whose prediction may change on other hardware or software, because of near ties.
@@ -563,10 +564,10 @@ def _moved(then: DefenseResult, now: DefenseResult) -> str | None:
 
 def _is_tie(logits: Tensor, recorded: int | None) -> bool:
     """Return whether a recorded class may be predicted from these logits after some rounding."""
-    if recorded is None or recorded >= len(logits) or not bool(logits.isfinite().all()):
+    if recorded is None or recorded >= len(logits) or not bool(is_prediction(logits)):
         return False
     behind = logits.max() - logits[recorded]
-    return bool(behind <= TIE * logits.abs().max())
+    return bool(behind <= TIE * logits[logits.isfinite()].abs().max())
 
 
 def _favored(leaning: Mapping[str, Mapping[int, int]]) -> Iterator[str]:
