@@ -18,7 +18,7 @@ from torch import Tensor
 from dent.adaptation.random_state import shared_states
 from dent.attacks.checks import is_effort, is_later
 from dent.attacks.counting import count_passes
-from dent.attacks.querier import OnPass, Querier, Queries
+from dent.attacks.querier import OnPass, Querier, Queries, derivatives_of
 from dent.config import JSONConfig
 from dent.errors import ConfigError, DentError, InputError
 from dent.support.checks import is_count
@@ -279,6 +279,7 @@ class Attack(JSONConfig, ABC):
 
         Raises:
             InputError: If the images or labels are not valid, or the defense's logits are not.
+            NoGradientError: If the attack needs a gradient to the images and there is none.
             ConfigError: If eps is larger than any image could use, or the attack cannot run with
                 this threat model or these images.
             AttackError: If the attack returned a malformed outcome or left the threat model.
@@ -289,6 +290,7 @@ class Attack(JSONConfig, ABC):
             torch.inference_mode(mode=False),  # a caller's would block gradients
             torch.no_grad(),
             isolated_random_state(seed, x.device),
+            derivatives_of(defense),
         ):
             target = Querier(
                 defense,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +32,29 @@ view of an image is something else (`dent.adaptation.views`)."""
 
 class NoGradientError(InputError):
     """An attack needs a gradient to the input, and there is none."""
+
+
+_NO_DERIVATIVE: Final = "torch::autograd::NotImplemented"
+"""Name of the graph node of an operation without a derivative, such as `//`."""
+
+
+@contextmanager
+def derivatives_of(defense: object) -> Iterator[None]:
+    """Take gradients in this context.
+
+    Raises:
+        NoGradientError: The defense uses an operation without a derivative, such as `//`.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        missing = re.search(r"derivative for (\S+) is not implemented", str(error))
+        if missing is None:
+            raise
+        raise NoGradientError(
+            f"{name_of(defense)} uses {missing[1]}, which has no derivative; use an attack without "
+            "gradients, such as 'square', or 'adaptive-stop-gradient:unmask=true'"
+        ) from error
 
 
 class Queries(NamedTuple):
@@ -331,6 +356,8 @@ def _depends_on(logits: Tensor, images: Tensor) -> bool:
         node = pending.pop()
         if node is goal:
             return True
+        if node is not None and node.name() == _NO_DERIVATIVE:
+            continue
         # Push the first input of an operation last, so that it is followed first.
         for following, _ in reversed(() if node is None else node.next_functions):
             if following is not None and following not in seen:
