@@ -50,6 +50,20 @@ def answer(defense: Defense, x: Tensor) -> Tensor:
     return query(defense, as_queried(x))
 
 
+def adapted(defense: Defense, x: Tensor, **how: Any) -> Any:
+    """Return the adaptation of a defense to a batch; None for a plain module."""
+    adapt: Any = defense.adapt if isinstance(defense, DynamicDefense) else None
+    return None if adapt is None else adapt(x, **how)
+
+
+def predicted(defense: Defense, x: Tensor, adaptation: Any) -> Tensor:
+    """Return logits (N, classes) of a batch under an adaptation; a plain module has none."""
+    if isinstance(defense, DynamicDefense):
+        return defense.predict(x, adaptation)
+    logits: Tensor = defense(x)
+    return logits
+
+
 def query(defense: Defense, x: Tensor) -> Tensor:
     """Return the logits of a defense for images from `as_queried`. It may write into them."""
     untyped: Any = defense
