@@ -357,6 +357,11 @@ def unknown_attack(name: str, known: Sequence[str]) -> str:
     """Return the message about an unknown attack."""
     near = closest(name, known)
     hint = f", did you mean {near!r}?" if near else ""
+    if name == "rand":
+        hint = (
+            ": for a randomized defense, AutoAttack has a version of this name; use "
+            "'adaptive-stop-gradient:submissions=20'"
+        )
     return f"no attack is called {name!r}{hint}; there are {', '.join(known)}"
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from dent.errors import InputError
+from dent.errors import DentError, InputError
 
 
 @runtime_checkable
@@ -70,6 +72,34 @@ def query(defense: Defense, x: Tensor) -> Tensor:
     calls = is_callable(defense)
     logits: Tensor = untyped(x) if calls else untyped.predict(x, untyped.adapt(x))
     return logits
+
+
+@contextmanager
+def taking(defense: Defense, x: Tensor) -> Iterator[None]:
+    """Query a defense for images in this context.
+
+    Raises:
+        InputError: The query failed, and the weights of the defense have another dtype than the
+            images, such as float64.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        weights = _dtype_of(defense)
+        if isinstance(error, DentError) or weights in (None, x.dtype):
+            raise
+        raise InputError(
+            f"{name_of(defense)}, whose weights are {weights}, could not take images of {x.dtype} "
+            f"({error}): convert it with .float(), or cast the images and the logits in its forward"
+        ) from error
+
+
+def _dtype_of(defense: Defense) -> torch.dtype | None:
+    """Return the dtype of the weights of a module; None if there are none."""
+    weights = defense.parameters() if isinstance(defense, nn.Module) else ()
+    return next((weight.dtype for weight in weights if weight.is_floating_point()), None)
 
 
 def is_callable(defense: Defense) -> bool:

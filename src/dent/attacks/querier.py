@@ -14,7 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dent.attacks.history import Recorder
-from dent.attacks.protocol import Defense, as_queried, is_batch_dependent, name_of, query
+from dent.attacks.protocol import (
+    Defense,
+    as_queried,
+    is_batch_dependent,
+    name_of,
+    query,
+    taking,
+)
 from dent.errors import InputError
 from dent.outputs import advice, described
 from dent.support.plural import counted
@@ -239,7 +246,8 @@ class Querier:
         images = as_queried(images)
         if wants_gradient:
             images.register_hook(partial(self._on_backward, asked, members))
-        logits = query(self.defense, images) if view is None else view(images)
+        with taking(self.defense, images):
+            logits = query(self.defense, images) if view is None else view(images)
         self._check_logits(logits, len(images))
         if wants_gradient and not _depends_on(logits, images):
             raise NoGradientError(

@@ -14,6 +14,7 @@ from dent.attacks import Attack, Defense
 from dent.attacks import answer as ask
 from dent.attacks.adaptive import Rung, Unavailable
 from dent.attacks.base import isolated_random_state
+from dent.attacks.protocol import taking
 from dent.attacks.querier import NoGradientError, View, derivatives_of
 from dent.errors import InputError
 from dent.evaluation.probe.unit import certificate_passes, probe_passes
@@ -202,7 +203,7 @@ def _sample(subject: Subject, plan: Plan) -> _Sample:
     device = device_of(subject.model)
     while True:
         x, y = (tensor.to(device) for tensor in subject.dataset.batch(positions[:count]))
-        with torch.no_grad():
+        with torch.no_grad(), taking(subject.model, x):
             subject.model(x.clone())
         seconds = _static(subject.model, x)
         if seconds >= _LONG_ENOUGH or count >= min(size, len(positions)):

@@ -15,7 +15,7 @@ from dent.adaptation.objectives import entropy
 from dent.adaptation.random_state import global_draws, kept_generators, seeded_generators
 from dent.attacks import Defense, DynamicDefense
 from dent.attacks.base import isolated_random_state
-from dent.attacks.protocol import as_queried
+from dent.attacks.protocol import as_queried, taking
 from dent.errors import InputError
 from dent.evaluation.records.schema import Trace
 from dent.evaluation.submission.fresh import states_of
@@ -88,7 +88,8 @@ def submit(
             adaptation = defense.adapt(x)
             logits = defense.predict(x, adaptation)
         else:
-            logits = defense(x)
+            with taking(defense, x):
+                logits = defense(x)
         seconds = clock(x.device) - start
         drew = before != (global_draws(x.device), states_of(generators))
     _check(defense, logits, len(x))
