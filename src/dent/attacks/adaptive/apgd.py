@@ -2,7 +2,8 @@
 
 pyautoattack's APGD takes a model and the name of one of five losses. Here a function gives the loss
 and its gradient, so they can be a mean over models, or depend on the predictions of other members.
-The schedule is the published one. On a static model, both take the same steps.
+The schedule is the published one. On a static model, both take the same steps in l-inf, and in l2
+away from the bounds. In l1 and at the bounds in l2, the projections differ.
 """
 
 from __future__ import annotations
