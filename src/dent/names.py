@@ -343,6 +343,11 @@ def is_family(name: str) -> bool:
 
 def unknown_attack(name: str, known: Sequence[str]) -> str:
     """Return the message about an unknown attack."""
+    if name == "rand":
+        return (
+            "there is no attack 'rand'. It is AutoAttack's version for randomized defenses: use "
+            "'adaptive-stop-gradient:submissions=20'"
+        )
     return unknown("attack", name, known)
 
 

@@ -19,6 +19,7 @@ from dent.attacks.adaptive import (
     Majority,
     Rung,
     Unavailable,
+    is_unavailable,
 )
 from dent.errors import ConfigError, InputError
 from dent.threat import NORMS, Norm, ThreatModel
@@ -380,3 +381,66 @@ def test_unadapted_and_through_adaptation_match_counted_adaptations(
 def test_invalid_settings_of_collateral_are_refused(values: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(values))):
         Collateral(**values)
+
+
+class Noise(nn.Module):
+    """A plain module that adds noise to its input, from torch's global generator."""
+
+    def __init__(self, model: nn.Module, size: float = 0.1) -> None:
+        super().__init__()
+        self.model, self.size = model, size
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.model(x + self.size * torch.randn(x.shape).to(x))
+        return logits
+
+
+@pytest.mark.parametrize("name", names())
+def test_majority_and_among_take_plain_modules(name: str) -> None:
+    model, x = linear(), small_images(6)
+    y = model(x).argmax(1)
+    controlled = torch.arange(6) < 4
+    threat = ThreatModel("linf", 0.2)
+    attack = make(name, **SMALL[name])
+    among = attack(Among(model, x, y, controlled), x[:4], y[:4], threat, seed=0)
+    vote = attack(Majority(Noise(model), 3), x, y, threat, seed=0)
+    if name in ("collateral", "adaptive-fewer-steps"):
+        assert all(is_unavailable(result.notes) for result in (among, vote))
+        return
+    assert not is_unavailable(among.notes)
+    assert not is_unavailable(vote.notes)
+    assert torch.equal(model(among.adversarial).argmax(1) != y[:4], among.fooled)
+    if name not in ("rays", "square"):  # their budgets are too small here
+        assert bool(among.fooled.any())
+        assert bool(vote.fooled.any())
+
+
+def test_majority_and_among_name_what_they_cannot_wrap() -> None:
+    x = small_images(4)
+    y, every = torch.zeros(4, dtype=torch.int64), torch.ones(4, dtype=torch.bool)
+    text: Any = "dent"
+    with pytest.raises(InputError, match="batch_dependent, got str"):
+        Majority(text, 3)
+    with pytest.raises(InputError, match="batch_dependent, got str"):
+        Among(text, x, y, every)
+    with pytest.raises(InputError, match="Sequential is in training mode"):
+        Majority(linear().train(), 3)
+    listed: Any = [True] * 4
+    with pytest.raises(InputError, match=r"controlled must be a tensor, bool \(4,\), got list"):
+        Among(linear(), x, y, listed)
+
+
+@pytest.mark.parametrize("name", ["apgd-ce", "fab-t", "square", "standard"])
+def test_autoattack_that_asks_the_standing_members_keeps_an_among_together(name: str) -> None:
+    model, x = linear(), small_images(6)
+    y = model(x).argmax(1)
+    y[0] = (y[0] + 1) % 4
+    defense = Among(Toy(model), x, y, torch.arange(6) < 4)
+    threat = ThreatModel("linf", 0.05)
+    results = [
+        make(name, **SMALL[name], ask=ask)(defense, x[:4], y[:4], threat, seed=0)
+        for ask in ("whole", "standing")
+    ]
+    assert torch.equal(results[0].adversarial, results[1].adversarial)
+    assert results[0].queries == results[1].queries

@@ -10,7 +10,7 @@ from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 from torch import Tensor, nn
 
 from dent.attacks import Attack, make
-from dent.attacks.adaptive import AdaptiveAPGD
+from dent.attacks.adaptive import AdaptiveAPGD, adaptive_apgd
 from dent.attacks.adaptive.apgd import Evaluation, Objective, apgd, random_start, steepest
 from dent.attacks.losses import LOSSES, dlr, loss_named, runner_up
 from dent.attacks.steps import ascent, enlarged
@@ -149,6 +149,44 @@ def test_apgd_in_l1_reaches_95_percent_of_pyautoattacks_loss() -> None:
     assert float(found.loss.mean()) > 0.95 * float(highest.mean())
 
 
+@pytest.mark.parametrize("iterations", [1, 2, 3, 5])
+def test_apgd_in_l1_continues_a_warm_start_as_pyautoattack_does(iterations: int) -> None:
+    x = 0.3 + 0.4 * small_images(8)
+    model, threat = curved(), ThreatModel("l1", 1.0)
+    y = model(x).argmax(1)
+    objective = of_model(model, y, "ce")
+    start = random_start(x, threat, torch.Generator().manual_seed(1))
+    found = apgd(objective, x, start, threat, iterations=3).images
+    kind: Any = APGDAttack
+    theirs = kind(model, n_iter=iterations, norm="L1", eps=1.0, loss="ce", device="cpu")
+    theirs.init_hyperparam(x)
+    _, _, highest, _ = theirs.attack_single_run(x, y, x_init=found)
+    warm = apgd(objective, x, found, threat, iterations=iterations, warm=True)
+    torch.testing.assert_close(warm.loss, highest, atol=1e-5, rtol=1e-4)
+    cold = apgd(objective, x, found, threat, iterations=iterations)
+    assert float(warm.loss.mean()) > float(cold.loss.mean()) + 1e-3
+
+
+def test_apgd_in_l1_starts_at_images_that_the_other_attack_did_not_move() -> None:
+    x = 0.3 + 0.4 * small_images(4)
+    model, threat = curved(), ThreatModel("l1", 1.0)
+    objective = of_model(model, model(x).argmax(1), "ce")
+    warm, cold = (apgd(objective, x, x, threat, iterations=5, warm=w) for w in (True, False))
+    assert torch.equal(warm.images, cold.images)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_stride_changes_the_first_step_in_every_norm(norm: Norm) -> None:
+    x = 0.3 + 0.4 * small_images(4)
+    model, threat = curved(), ThreatModel(norm, 0.5)
+    objective = of_model(model, model(x).argmax(1), "ce")
+    long, short = (
+        apgd(objective, x, x, threat, iterations=1, stride=stride).images for stride in (2.0, 0.1)
+    )
+    ratio = threat.distance(short, x) / threat.distance(long, x)
+    assert (ratio < 0.3).all()
+
+
 @given(st.sampled_from(NORMS), st.floats(0.001, 1.0), st.booleans(), st.integers(0, 99))
 @settings(max_examples=25, deadline=None)
 def test_apgd_queries_stay_inside_and_the_highest_loss_is_returned(
@@ -232,3 +270,21 @@ def test_attacks_in_l2_succeed_on_a_model_with_tiny_logits(attack: Attack) -> No
     fooled = int(attack(net, x, y, threat, seed=0).fooled.sum())
     assert fooled > 0
     assert int(attack(Tiny().eval(), x, y, threat, seed=0).fooled.sum()) >= fooled - 1
+
+
+def test_adaptive_attack_marks_only_the_first_run_of_a_loss_as_warm(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[tuple[bool, float]] = []
+
+    def watched(*args: Any, **how: Any) -> Any:
+        seen.append((how["warm"], how["stride"]))
+        return apgd(*args, **how)
+
+    monkeypatch.setattr(adaptive_apgd, "apgd", watched)
+    x, model = small_images(4), curved()
+    attack = make("adaptive-unrolled", losses="ce+margin", iterations=2, restarts=2, targets=1,
+                  warm=True, stride=0.5)  # fmt: skip
+    attack(model, x, model(x).argmax(1), ThreatModel("l1", 1e-4), seed=0)
+    assert [warm for warm, _ in seen] == [True, False, True, False, False]
+    assert {stride for _, stride in seen} == {0.5}

@@ -36,7 +36,46 @@ def by_function(values: Tensor) -> Tensor:
     return values
 
 
-@pytest.mark.parametrize("rounding", [assigned, in_place, as_a_statement, on_a_view, by_function])
+def divided_in_place(values: Tensor) -> Tensor:
+    values = values + 0.5
+    values //= 1
+    return values
+
+
+def cast_in_place(values: Tensor) -> Tensor:
+    integers = (values + 0.25).int()
+    integers += 1
+    integers.mul_(2)
+    return integers / 2 - 1 + ((values + 0.5).int() - (values + 0.25).int())
+
+
+ROUNDINGS: dict[str, Callable[[Tensor], Tensor]] = {
+    "byte": lambda z: (z + 0.5).byte().float(),
+    "int": lambda z: (z + 0.5).int() * 1.0,
+    "to": lambda z: (z + 0.5).to(torch.uint8).to(torch.float32),
+    "type": lambda z: (z + 0.5).type(torch.int64).type_as(z),
+    "integers": lambda z: ((2 * z + 1).long() // 2).clamp(min=-1).double().float(),
+    "//": lambda z: (z + 0.5) // 1,
+    "reversed //": lambda z: 1 // (1 / (z + 0.5)),
+    "floor_divide": lambda z: torch.floor_divide(z + 0.5, 1.0),
+    "div": lambda z: torch.div(z + 0.5, 1.0, rounding_mode="floor"),
+    "trunc": lambda z: (z + 0.5).divide(torch.tensor(1.0), rounding_mode="trunc"),
+    "remainder": lambda z: (z + 0.5).sub((z + 0.5).detach().remainder(1)).floor(),
+    "difference": lambda z: _less(z + 0.5, lambda shifted: torch.remainder(shifted, 1.0)),
+    "%": lambda z: _less(z + 0.5, lambda shifted: shifted % 1),
+    "frac": lambda z: _less(z + 0.5, torch.frac),
+}
+
+
+def _less(values: Tensor, part: Callable[[Tensor], Tensor]) -> Tensor:
+    return values - part(values)
+
+
+@pytest.mark.parametrize(
+    "rounding",
+    [assigned, in_place, as_a_statement, on_a_view, by_function, divided_in_place, cast_in_place]
+    + [pytest.param(rounding, id=name) for name, rounding in ROUNDINGS.items()],
+)
 def test_unmasked_gradient_passes_straight_through_any_form_of_rounding(
     rounding: Callable[[Tensor], Tensor],
 ) -> None:
@@ -54,6 +93,21 @@ def test_unmasked_gradient_passes_straight_through_any_form_of_rounding(
     (gradient,) = torch.autograd.grad(logits[:, 1].sum(), x)
     torch.testing.assert_close(gradient, weight[:, 1].expand(4, 12).reshape(x.shape))
     assert unmasked.helps
+
+
+def test_integers_keep_their_values_where_no_slope_is_known() -> None:
+    table = torch.randn(300, 3, generator=torch.Generator().manual_seed(0))
+    x = torch.rand(4, 1, 1, 1, generator=torch.Generator().manual_seed(1)).requires_grad_()
+
+    def net(images: Tensor) -> Tensor:
+        codes = (images * 255).byte().flatten()
+        wrapped = (codes * 3 + 7) ^ 5
+        looked_up: Tensor = table[codes.long()] + table[wrapped.long()]
+        return (
+            looked_up + images.flatten(1) + wrapped.float().unsqueeze(1) * (codes > 9).unsqueeze(1)
+        )
+
+    assert torch.equal(Unmasked(net)(x), net(x))
 
 
 def test_rounding_a_leaf_in_place_raises() -> None:

@@ -3,6 +3,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from dent.attacks import (
 )
 from dent.attacks.base import isolated_random_state
 from dent.errors import InputError
+from dent.evaluation.submission.submission import submit
 from dent.threat import ThreatModel
 from tests.attacks.attack_toys import Company, Toy, linear, small_images
 
@@ -240,3 +242,38 @@ def test_every_cuda_device_in_use_is_restored_after_an_attack(
         with isolated_random_state(0, torch.device("cpu")):
             pass
     assert forked == [[0, 1], []]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_static_model_in_another_precision_is_refused_with_advice(dtype: torch.dtype) -> None:
+    model, x, y = linear().to(dtype), small_images(), torch.zeros(5, dtype=torch.int64)
+    said = rf"Sequential, whose weights are {dtype}, .* convert it with \.float\(\), or cast"
+    for name in ("pgd", "apgd-ce", "gmsa-min", "square"):
+        with pytest.raises(InputError, match=said):
+            make(name)(model, x, y, ThreatModel("linf", 0.1), seed=0)
+    with pytest.raises(InputError, match=said):
+        submit(model, x, seed=0)
+
+
+def test_other_errors_of_a_model_are_not_changed() -> None:
+    x, y = small_images(), torch.zeros(5, dtype=torch.int64)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        make("pgd")(linear(pixels=7), x, y, ThreatModel("linf", 0.1), seed=0)
+
+
+@pytest.mark.parametrize("threat", ["linf", 0.1, None])
+def test_threat_of_another_type_is_refused(threat: Any) -> None:
+    x, y = small_images(), torch.zeros(5, dtype=torch.int64)
+    with pytest.raises(InputError, match=r"such as ThreatModel\('linf', '8/255'\), got "):
+        make("pgd")(linear(), x, y, threat, seed=0)
+
+
+def test_integers_of_numpy_are_seeds() -> None:
+    x, y, threat = small_images(), torch.zeros(5, dtype=torch.int64), ThreatModel("linf", 0.1)
+    seed: Any = np.int64(3)
+    one, other = (make("pgd")(linear(), x, y, threat, seed=each) for each in (seed, 3))
+    assert torch.equal(one.adversarial, other.adversarial)
+    wrong: Any
+    for wrong in (np.float64(3), np.int64(-1), torch.ones(2), True):
+        with pytest.raises(InputError, match="seed must be a whole number"):
+            make("pgd")(linear(), x, y, threat, seed=wrong)

@@ -301,6 +301,37 @@ def test_nan_logits_count_as_fooled(name: str, extra: dict[str, Any]) -> None:
     assert attack(name, Toy(model), x, y, **extra).non_finite == 0
 
 
+class _Excluding(Toy):
+    """Excludes the class with the lowest logit, another one in every row."""
+
+    def predict(self, x: Tensor, adaptation: Any) -> Tensor:
+        logits: Tensor = self.model(x)
+        lowest = logits.amin(dim=1, keepdim=True)
+        return logits.masked_fill(logits == lowest, -torch.inf)
+
+    def static(self, x: Tensor) -> Tensor:
+        return self.predict(x, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "extra"),
+    [
+        *((name, {}) for name in ALONE),
+        *((name, {"protocol": "published"}) for name in SINGLES + SETS),
+    ],
+)
+def test_rows_that_exclude_classes_are_predictions(name: str, extra: dict[str, Any]) -> None:
+    defense, x = _Excluding(linear(classes=6)), small_images()
+    assert defense(x).isneginf().sum(dim=1).tolist() == [1] * 5
+    y = answers(defense, x)
+    for eps, fooled in ((1e-5, False), (0.3, True)):
+        result = attack(name, defense, x, y, ThreatModel("linf", eps), **extra)
+        assert result.non_finite == 0
+        assert not any(note.startswith(NOT_AVAILABLE) for note in result.notes)
+        assert bool(result.fooled.any()) == fooled
+        assert torch.equal(answers(defense, result.adversarial) != y, result.fooled)
+
+
 @pytest.mark.parametrize("name", ALONE)
 @pytest.mark.parametrize("norm", NORMS)
 def test_planned_passes_are_those_of_a_batch_that_cannot_be_fooled(name: str, norm: Norm) -> None:

@@ -16,7 +16,7 @@ from dent.attacks import Foreign, from_adv_lib, from_foolbox
 from dent.errors import ConfigError, MissingExtraError
 from dent.evaluation import Settings, Subject, evaluate, load_run, verify
 from dent.evaluation.attack_specs import attack_of, attack_spec
-from dent.threat import ThreatModel
+from dent.threat import NORMS, Norm, ThreatModel
 from tests.attacks.attack_toys import Company, Recorder, linear, small_images
 from tests.evaluation.subjects import make_model, make_subject
 
@@ -147,6 +147,29 @@ def test_missing_library_error_says_how_to_install_it(
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingExtraError, match=says):
         attack.queries(3)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("name", ["InversionAttack", "GaussianBlurAttack"])
+def test_foolbox_attack_without_a_distance_gets_that_of_the_norm(name: str, norm: Norm) -> None:
+    pytest.importorskip("foolbox")
+    model, x = linear(), small_images()
+    y = answered(model, x)
+    reach = {"linf": 1.0, "l2": 9.0, "l1": 90.0}[norm]
+    keywords: dict[str, Any] = {"steps": 5, "channel_axis": 1} if name.startswith("G") else {}
+    result = from_foolbox(name, **keywords)(model, x, y, ThreatModel(norm, reach), seed=0)
+    assert torch.equal(answered(model, result.adversarial) != y, result.fooled)
+    if name == "InversionAttack":
+        assert torch.equal(result.fooled, answered(model, 1 - x) != y)
+
+
+def test_foolbox_attack_that_needs_a_package_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("foolbox")
+    monkeypatch.setitem(sys.modules, "numba", None)
+    x = small_images()
+    attack = from_foolbox("L1BrendelBethgeAttack")
+    with pytest.raises(MissingExtraError, match="L1BrendelBethgeAttack of foolbox needs numba"):
+        attack(linear(), x, answered(linear(), x), ThreatModel("l1", 1.0), seed=0)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,12 @@ def test_attack_names_are_sorted_and_all_can_be_made() -> None:
 
 @pytest.mark.parametrize(
     ("name", "hint"),
-    [("apgd", "apgd-"), ("APGD-CE", "'apgd-ce'"), ("zzzz", "'zzzz'. Expected one of ")],
+    [
+        ("apgd", "apgd-"),
+        ("APGD-CE", "'apgd-ce'"),
+        ("zzzz", "'zzzz'. Expected one of "),
+        ("rand", "adaptive-stop-gradient:submissions=20"),
+    ],
 )
 def test_unknown_attack_names_are_refused_with_a_suggestion(name: str, hint: str) -> None:
     with pytest.raises(UnknownNameError, match=hint):
@@ -52,6 +57,16 @@ def test_unknown_settings_are_refused_with_a_suggestion() -> None:
         make("pgd", iteration=3)
     with pytest.raises(ConfigError, match="square has no setting 'step'"):
         make("square", step=0.1)
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_attack_takes_a_name_for_results(name: str) -> None:
+    attack = make(name, name="mine")
+    assert attack.name == "mine"
+    assert attack.registered == make(name).registered
+    assert attack.settings() == make(name).settings()
+    with pytest.raises(ConfigError, match="leave out name="):
+        make_from(f"{name}:name=mine")
 
 
 def test_setting_of_none_keeps_the_default() -> None:

@@ -46,6 +46,22 @@ def test_the_estimate_counts_the_passes_that_the_run_makes() -> None:
     assert found.seconds > 0
 
 
+class Divides(Wrapper):
+    """Rounds by an operation without a derivative."""
+
+    def predict(self, x: Tensor, adaptation: object) -> Tensor:
+        return super().predict((x // (1 / 16)) / 16, adaptation)
+
+
+def test_an_operation_without_a_derivative_has_no_gradient_to_time() -> None:
+    attacks = [make("adaptive-stop-gradient", iterations=2), make("square", iterations=5)]
+    subject = make_subject({"it": Divides(make_model())}, attacks)
+    assert estimate(subject, SMALL).defenses["it"].gradient_seconds is None
+    result = evaluate(subject, SMALL).defenses["it"]
+    assert result.attack("adaptive-stop-gradient").queries > 0
+    assert "zero gradient" in [each.name for each in result.raised]
+
+
 def test_the_estimate_counts_the_follow_ups_of_full_diagnostics() -> None:
     model = make_model()
     defense = Counting(model)

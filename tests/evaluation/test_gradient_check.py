@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dent import Dent, DentConfig, SmoothingConfig
 from dent.attacks import make
+from dent.attacks.adaptive import NOT_AVAILABLE
 from dent.attacks.querier import NoGradientError
 from dent.config import ViewsConfig
 from dent.evaluation.probe.follow_ups import huge_eps, more_iterations
@@ -146,6 +147,37 @@ def test_attacks_refuse_a_defense_without_a_gradient_to_its_input(name: str) -> 
     assert Rounds(NET)(X.clone().requires_grad_()).requires_grad  # through the weights
     with pytest.raises(NoGradientError, match="without a gradient to its input"):
         make(name, iterations=3)(Rounds(NET), X, Y, THREAT, seed=0)
+
+
+class _Divides(Trick):
+    """Rounds by an operation without a derivative, on the only path or beside another one."""
+
+    beside = False
+
+    def predict(self, x: Tensor, adaptation: Any) -> Tensor:
+        rounded = (x // (1 / 16)) / 16
+        return super().predict((x + rounded) / 2 if self.beside else rounded, adaptation)
+
+
+class _DividesBeside(_Divides):
+    beside = True
+
+
+@pytest.mark.parametrize("kind", [_Divides, _DividesBeside])
+@pytest.mark.parametrize("name", ["apgd-ce", "apgd-t", "fab-t", "pgd"])
+def test_attacks_refuse_an_operation_without_a_derivative(name: str, kind: type[Trick]) -> None:
+    with pytest.raises(NoGradientError, match="use an attack without gradients, such as 'square'"):
+        make(name, iterations=3)(kind(NET), X, Y, THREAT, seed=0)
+
+
+@pytest.mark.parametrize("kind", [_Divides, _DividesBeside])
+def test_an_operation_without_a_derivative_counts_as_no_gradient(kind: type[Trick]) -> None:
+    found = make("adaptive-stop-gradient", iterations=3)(kind(NET), X, Y, THREAT, seed=0)
+    assert any(note.startswith(NOT_AVAILABLE) for note in found.notes)
+    correct, without = Probe(Origin(kind(NET)), X, Y, (0.0, 1.0), 0).gradients()
+    assert correct > 0
+    assert without is None
+    assert check_gradient(Origin(kind(NET)), X, Y, THREAT, seed=0).missing is not None
 
 
 KINDS: list[tuple[object, ...]] = []

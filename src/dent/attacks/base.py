@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import random
 import time
 from abc import ABC, abstractmethod
@@ -9,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import Field, dataclass, field, fields, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, final
+from typing import TYPE_CHECKING, Any, ClassVar, SupportsIndex, final
 
 import numpy as np
 import torch
@@ -18,17 +19,18 @@ from torch import Tensor
 from dent.adaptation.random_state import shared_states
 from dent.attacks.checks import is_effort, is_later
 from dent.attacks.counting import count_passes
-from dent.attacks.querier import OnPass, Querier, Queries
+from dent.attacks.querier import OnPass, Querier, Queries, derivatives_of
 from dent.config import JSONConfig
 from dent.errors import ConfigError, DentError, InputError
 from dent.support.checks import is_count
 from dent.support.devices import own_generator, seed_generator
 from dent.support.plural import counted
+from dent.threat import ThreatModel
 
 if TYPE_CHECKING:
     from dent.attacks.history import History
     from dent.attacks.protocol import Defense
-    from dent.threat import Norm, ThreatModel
+    from dent.threat import Norm
 
 _ROUNDING = 1e-3  # share of eps; an excess above this is a bug of the attack, not rounding
 
@@ -279,16 +281,19 @@ class Attack(JSONConfig, ABC):
 
         Raises:
             InputError: If the images or labels are not valid, or the defense's logits are not.
+            NoGradientError: If the attack needs a gradient to the images and there is none.
             ConfigError: If eps is larger than any image could use, or the attack cannot run with
                 this threat model or these images.
             AttackError: If the attack returned a malformed outcome or left the threat model.
         """
         check_batch(x, y, threat, seed)
+        seed = operator.index(seed)
         start = time.perf_counter()
         with (
             torch.inference_mode(mode=False),  # a caller's would block gradients
             torch.no_grad(),
             isolated_random_state(seed, x.device),
+            derivatives_of(defense),
         ):
             target = Querier(
                 defense,
@@ -335,6 +340,11 @@ def check_batch(x: object, y: object, threat: ThreatModel, seed: object) -> None
         InputError: An argument is not valid. The message says what was expected.
         ConfigError: The radius is larger than any image could use.
     """
+    given: object = threat
+    if not isinstance(given, ThreatModel):
+        raise InputError(
+            f"threat must be a ThreatModel, such as ThreatModel('linf', '8/255'), got {given!r:.40}"
+        )
     if not isinstance(x, Tensor) or x.ndim != 4 or x.dtype != torch.float32 or not x.numel():
         raise InputError(f"x must be float32 images (N, C, H, W), not empty, got {_describe(x)}")
     if not isinstance(y, Tensor) or y.dtype != torch.int64 or y.shape != x.shape[:1]:
@@ -350,8 +360,17 @@ def check_batch(x: object, y: object, threat: ThreatModel, seed: object) -> None
             f"{smallest:g} to {largest:g}"
         )
     threat.check_reach(x.shape[1:])
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+    if not _is_seed(seed):
         raise InputError(f"seed must be a whole number from 0 to 2**63 - 1, got {seed!r}")
+
+
+def _is_seed(seed: object) -> bool:
+    if isinstance(seed, bool) or not isinstance(seed, SupportsIndex):
+        return False
+    try:
+        return 0 <= operator.index(seed) < 2**63
+    except (TypeError, ValueError):  # a tensor has an index only if it is one integer
+        return False
 
 
 @contextmanager

@@ -240,11 +240,20 @@ def _foolbox(
     attack: Foreign, kind: Any, door: _Door, target: Querier, threat: ThreatModel
 ) -> Tensor:
     foolbox: Any = require("foolbox", f"the attack {attack.name!r}", extra="foolbox")
+    keywords = dict(attack.keywords)
+    if "distance" in inspect.signature(kind).parameters:
+        keywords.setdefault("distance", getattr(foolbox.distances, threat.norm))
     try:
-        foreign_attack = kind(**dict(attack.keywords))
-    except TypeError as error:
+        foreign_attack = kind(**keywords)
+        distance = getattr(foreign_attack, "distance", None)
+    except (TypeError, ValueError) as error:
         raise ConfigError(f"{attack.attack} of foolbox: {error}") from error
-    order = getattr(getattr(foreign_attack, "distance", None), "p", None)
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{attack.attack} of foolbox needs {error.name}, which cannot be imported here "
+            f"({error}): {installing(error.name or 'foolbox')}"
+        ) from error
+    order = getattr(distance, "p", None)
     if order is not None and float(order) != _ORDER[threat.norm]:
         raise ConfigError(
             f"{attack.attack} of foolbox is made for another norm than {threat.norm} (l{order:g})"

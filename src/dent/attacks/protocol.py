@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from dent.errors import InputError
+from dent.errors import DentError, InputError
 
 
 @runtime_checkable
@@ -15,7 +17,8 @@ class DynamicDefense(Protocol):
     """A defense that adapts to each batch, starting from the same state at every call.
 
     It need not be callable. If it is, `defense(x)` must equal `predict(x, adapt(x))`. Logits are
-    (N, classes). A row that is not finite is not a prediction and counts as wrong.
+    (N, classes). A row with NaN, or without a finite largest logit, is not a prediction and counts
+    as wrong. Minus infinity excludes a class.
     """
 
     @property
@@ -49,12 +52,54 @@ def answer(defense: Defense, x: Tensor) -> Tensor:
     return query(defense, as_queried(x))
 
 
+def adapted(defense: Defense, x: Tensor, **how: Any) -> Any:
+    """Return the adaptation of a defense to a batch; None for a plain module."""
+    adapt: Any = defense.adapt if isinstance(defense, DynamicDefense) else None
+    return None if adapt is None else adapt(x, **how)
+
+
+def predicted(defense: Defense, x: Tensor, adaptation: Any) -> Tensor:
+    """Return logits (N, classes) of a batch under an adaptation; a plain module has none."""
+    if isinstance(defense, DynamicDefense):
+        return defense.predict(x, adaptation)
+    logits: Tensor = defense(x)
+    return logits
+
+
 def query(defense: Defense, x: Tensor) -> Tensor:
     """Return the logits of a defense for images from `as_queried`. It may write into them."""
     untyped: Any = defense
     calls = is_callable(defense)
     logits: Tensor = untyped(x) if calls else untyped.predict(x, untyped.adapt(x))
     return logits
+
+
+@contextmanager
+def taking(defense: Defense, x: Tensor) -> Iterator[None]:
+    """Query a defense for images in this context.
+
+    Raises:
+        InputError: The query failed, and the weights of the defense have another dtype than the
+            images, such as float64.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        weights = _dtype_of(defense)
+        if isinstance(error, DentError) or weights in (None, x.dtype):
+            raise
+        raise InputError(
+            f"{name_of(defense)}, whose weights are {weights}, could not take images of {x.dtype} "
+            f"({error}): convert it with .float(), or cast the images and the logits in its forward"
+        ) from error
+
+
+def _dtype_of(defense: Defense) -> torch.dtype | None:
+    """Return the dtype of the weights of a module; None if there are none."""
+    weights = defense.parameters() if isinstance(defense, nn.Module) else ()
+    return next((weight.dtype for weight in weights if weight.is_floating_point()), None)
 
 
 def is_callable(defense: Defense) -> bool:

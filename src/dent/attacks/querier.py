@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from dent.attacks.history import Recorder
-from dent.attacks.protocol import Defense, as_queried, is_batch_dependent, name_of, query
+from dent.attacks.protocol import (
+    Defense,
+    as_queried,
+    is_batch_dependent,
+    name_of,
+    query,
+    taking,
+)
 from dent.errors import InputError
 from dent.outputs import advice, described
 from dent.support.plural import counted
+from dent.support.predictions import bounded, is_prediction
 
 if TYPE_CHECKING:
     from dent.threat import ThreatModel
@@ -29,6 +39,29 @@ view of an image is something else (`dent.adaptation.views`)."""
 
 class NoGradientError(InputError):
     """An attack needs a gradient to the input, and there is none."""
+
+
+_NO_DERIVATIVE: Final = "torch::autograd::NotImplemented"
+"""Name of the graph node of an operation without a derivative, such as `//`."""
+
+
+@contextmanager
+def derivatives_of(defense: object) -> Iterator[None]:
+    """Take gradients in this context.
+
+    Raises:
+        NoGradientError: The defense uses an operation without a derivative, such as `//`.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        missing = re.search(r"derivative for (\S+) is not implemented", str(error))
+        if missing is None:
+            raise
+        raise NoGradientError(
+            f"{name_of(defense)} uses {missing[1]}, which has no derivative; use an attack without "
+            "gradients, such as 'square', or 'adaptive-stop-gradient:unmask=true'"
+        ) from error
 
 
 class Queries(NamedTuple):
@@ -88,8 +121,9 @@ class Querier:
     """A defense as an attack sees it: it takes queries and counts their cost.
 
     It counts forward and backward passes and reports progress. It replaces rows of logits that
-    are not finite by finite logits with a wrong prediction, so that an attack neither crashes on
-    them nor counts them as correct. For a batch-dependent defense it keeps the worst whole batch
+    are no prediction (`is_prediction`) by finite logits with a wrong prediction, so that an attack
+    neither crashes on them nor counts them as correct. In all others, excluded classes get finite
+    logits far below the rest. For a batch-dependent defense it keeps the worst whole batch
     of all queries. There, predictions hold only for a batch as a whole, so members of different
     batches cannot be combined.
 
@@ -150,7 +184,7 @@ class Querier:
 
     @property
     def non_finite(self) -> int:
-        """Number of rows of logits so far that were not finite."""
+        """Number of rows of logits so far that were no prediction."""
         return self.counts.non_finite
 
     @property
@@ -181,9 +215,9 @@ class Querier:
             members: The members of these rows, int64 (N,), if they are not the whole batch. Only
                 for a batch-independent defense.
         """
-        logits, finite = self.submit(images, asked, view, members)
+        logits, predicted = self.submit(images, asked, view, members)
         labels = self.labels if members is None else self.labels[members]
-        logits = _wrong_unless(finite, logits, labels)
+        logits = _wrong_unless(predicted, logits, labels)
         self._record(images.detach(), logits, members, view)
         if self.batch_dependent and view is None:
             self._remember(images.detach(), logits.detach())
@@ -196,7 +230,9 @@ class Querier:
         view: View | None = None,
         members: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Query any rows as one batch; return raw float32 logits, and which rows are finite.
+        """Query any rows as one batch; return float32 logits, and which rows are predictions.
+
+        These rows are finite: excluded classes have a logit far below all others.
 
         The arguments are those of `__call__`. The defense or the view gets a copy of the images,
         so it may write into it.
@@ -210,7 +246,8 @@ class Querier:
         images = as_queried(images)
         if wants_gradient:
             images.register_hook(partial(self._on_backward, asked, members))
-        logits = query(self.defense, images) if view is None else view(images)
+        with taking(self.defense, images):
+            logits = query(self.defense, images) if view is None else view(images)
         self._check_logits(logits, len(images))
         if wants_gradient and not _depends_on(logits, images):
             raise NoGradientError(
@@ -218,10 +255,10 @@ class Querier:
                 "input; use an attack without gradients, such as 'square'"
             )
         logits = logits.float()
-        finite = torch.isfinite(logits).all(dim=1)
-        self.counts.non_finite += int((~finite).sum())
+        predicted = is_prediction(logits)
+        self.counts.non_finite += int((~predicted).sum())
         self.count(Queries(1, 0))
-        return logits, finite
+        return bounded(logits), predicted
 
     def finish(self) -> None:
         """Report all planned passes as done. An attack stops early if all members are fooled."""
@@ -304,19 +341,19 @@ class Querier:
 
 
 def finite_logits(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return float32 logits in which every row that was not finite has a wrong prediction.
+    """Return finite float32 logits, with a wrong prediction in every row that was none.
 
     Args:
         logits: (N, classes).
         labels: int64 (N,).
     """
     logits = logits.float()
-    return _wrong_unless(torch.isfinite(logits).all(dim=1), logits, labels)
+    return _wrong_unless(is_prediction(logits), bounded(logits), labels)
 
 
-def _wrong_unless(finite: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+def _wrong_unless(predicted: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
     wrong = torch.zeros_like(logits).scatter(1, labels.unsqueeze(1), -1.0)
-    return torch.where(finite.unsqueeze(1), logits, wrong)
+    return torch.where(predicted.unsqueeze(1), logits, wrong)
 
 
 def _depends_on(logits: Tensor, images: Tensor) -> bool:
@@ -327,6 +364,8 @@ def _depends_on(logits: Tensor, images: Tensor) -> bool:
         node = pending.pop()
         if node is goal:
             return True
+        if node is not None and node.name() == _NO_DERIVATIVE:
+            continue
         # Push the first input of an operation last, so that it is followed first.
         for following, _ in reversed(() if node is None else node.next_functions):
             if following is not None and following not in seen:

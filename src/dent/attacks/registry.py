@@ -35,12 +35,13 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(_FACTORIES))
 
 
-def make(name: str, **settings: Any) -> Attack:
+def make(name: str, /, **settings: Any) -> Attack:
     """Make an attack by its name.
 
     Args:
         name: One of `names()`, or an alias such as `autoattack` or `aa`.
-        **settings: Hyper-parameters of that attack's class; None leaves the default.
+        **settings: Hyper-parameters of that attack's class, and `name`, its name in results; None
+            leaves the default.
 
     Raises:
         UnknownNameError: If there is no such attack; the message suggests one.
@@ -49,7 +50,7 @@ def make(name: str, **settings: Any) -> Attack:
     name = _full(name)
     accepted = settings_of(name)
     for key in settings:
-        if key not in accepted:
+        if key not in (*accepted, "name"):
             raise ConfigError(
                 f"{name} has no setting {key!r}{_suggest(key, accepted)}; it has "
                 f"{', '.join(accepted)}"
@@ -90,6 +91,8 @@ def make_from(
     typed_name, settings = _parse(text)
     name = _full(typed_name)
     accepted = settings_of(name)
+    if "name" in settings:
+        raise ConfigError(f"{text}: the whole text is the attack's name: leave out name=")
     if "iterations" not in settings:
         settings["iterations"] = iterations
     if "protocol" in accepted:

@@ -34,6 +34,7 @@ from dent.errors import (
 )
 from dent.performance import Performance
 from dent.support.plural import counted
+from dent.support.predictions import is_prediction
 from dent.support.warned import warn
 
 _DISABLED: ContextVar[tuple[WeakSet[nn.Module], ...]] = ContextVar("dent_disabled", default=())
@@ -430,8 +431,8 @@ def _check_batch(x: Tensor) -> None:
 
 
 def _predictions(logits: Tensor) -> Tensor:
-    """Set rows whose largest logit is not finite to NaN, so that infinity is no prediction."""
-    return torch.where(logits.amax(1, keepdim=True).isfinite(), logits, torch.nan)
+    """Set rows that are no prediction to NaN, so that infinity is none either."""
+    return torch.where(is_prediction(logits).unsqueeze(1), logits, torch.nan)
 
 
 def _finite_rows(x: Tensor) -> tuple[Tensor | None, tuple[float, float]]:

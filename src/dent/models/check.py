@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from dent.errors import DentError, InputError, NotLogitsWarning, UnsupportedModelError
 from dent.outputs import advice, described, seem_probabilities
 from dent.support.plural import counted
+from dent.support.predictions import is_prediction
 
 _SHAPE = (2, 3, 32, 32)
 _CHANNELS = (1, 3)
@@ -35,8 +36,8 @@ def check_model(model: nn.Module, num_classes: int, images: Tensor | None = None
     """Run a model on two images, and check that it behaves like a classifier.
 
     All its modules must be in eval mode. It must leave its input unchanged, accept a batch of one
-    image, and return finite logits (N, num_classes). The check costs two forward passes without
-    gradients.
+    image, and return logits (N, num_classes) with a prediction for every image. The check costs two
+    forward passes without gradients.
 
     Args:
         model: The model; it is run, not changed.
@@ -140,10 +141,10 @@ def _run(model: nn.Module, images: Tensor, num_classes: int) -> Tensor:
             f"{num_classes}: choose a "
             "model trained for this dataset"
         )
-    if not logits.is_floating_point() or not logits.isfinite().all():
+    if not logits.is_floating_point() or not is_prediction(logits).all():
         raise UnsupportedModelError(
-            f"{_name(model)} returned {logits.dtype} values {context} that are not all finite "
-            "floating-point logits"
+            f"{_name(model)} returned {logits.dtype} values {context} without a prediction: "
+            "expected floating-point logits without NaN, and a finite largest one for every image"
         )
     return logits
 

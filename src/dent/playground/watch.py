@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dent.attacks import DynamicDefense
 from dent.attacks.losses import margin
+from dent.support.predictions import is_prediction
 from dent.threat import ThreatModel
 
 
@@ -31,8 +32,8 @@ class Look:
 
     @property
     def predicted(self) -> int | None:
-        """The predicted class; None if the logits are not finite."""
-        return int(self.logits.argmax()) if bool(self.logits.isfinite().all()) else None
+        """The predicted class; None if the logits are no prediction."""
+        return int(self.logits.argmax()) if bool(is_prediction(self.logits)) else None
 
     @property
     def right(self) -> bool:

@@ -23,6 +23,7 @@ from dent.evaluation.submission.fresh import Origin, reset
 from dent.evaluation.submission.submission import statuses, submit
 from dent.serving.cost import StepCost
 from dent.support.devices import wide
+from dent.support.predictions import is_prediction
 
 if TYPE_CHECKING:
     from dent.serving.requests import Shape
@@ -181,7 +182,7 @@ class Engine:
 
     def _read(self, logits: Tensor, adaptation: Any, defense: DynamicDefense) -> ServedAnswer:
         count = len(logits)
-        finite = logits.amax(1).isfinite()
+        predicted = is_prediction(logits)
         status = statuses(adaptation) or ["answered"] * count
         if not self.adapts(count):
             status = [NO_STEP] * count
@@ -198,8 +199,8 @@ class Engine:
         return ServedAnswer(
             logits=logits,
             statuses=tuple(
-                name if is_finite else NO_PREDICTION
-                for name, is_finite in zip(status, finite.tolist(), strict=True)
+                name if has_prediction else NO_PREDICTION
+                for name, has_prediction in zip(status, predicted.tolist(), strict=True)
             ),
             entropy_before=_known(initial),
             entropy_after=_known(entropy(logits)),

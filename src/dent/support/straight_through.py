@@ -7,6 +7,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from dent.support.predictions import is_prediction
+
 _ROUNDING: Final = 1e-5
 """Largest share of a row's largest value that rounding explains."""
 
@@ -23,7 +25,7 @@ def straight_through(values: Tensor, base: Tensor) -> Tensor:
     # If the base is much larger than a row, rounding in this sum takes the row's order. Only such
     # rows are exact, because existing records hold the others bit by bit.
     near = (result - values).abs() <= _ROUNDING * values.abs().amax(dim=1, keepdim=True)
-    lost = ~near.all(dim=1, keepdim=True) & values.isfinite().all(dim=1, keepdim=True)
+    lost = ~near.all(dim=1, keepdim=True) & is_prediction(values).unsqueeze(1)
     if not bool(lost.any()):
         return result
     return torch.where(lost, exactly(values, base), result)

@@ -70,7 +70,8 @@ class AdaptiveAPGD(Attack):
     targeted: LossName = "dlr"
     """The loss of the targeted runs."""
     rho: float = 0.75
-    """APGD halves its step if at most this share of the steps improved the loss; in (0, 1)."""
+    """APGD halves its step if at most this share of the steps improved the loss; in (0, 1). Not
+    used in l1."""
     submissions: int = effort(1)
     """Number of passes whose mean is one gradient (EOT)."""
     warm: bool = False
@@ -87,7 +88,7 @@ class AdaptiveAPGD(Attack):
     rounds: int = effort(0, later=True)
     """With `pool`: add the results of this many rounds of `gmsa-min`, if the defense adapts."""
     stride: float = field(default=2.0, metadata=LATER)
-    """APGD's first step, in units of eps; above 0, at most 2."""
+    """APGD's first step, in units of eps, or in l1 of half of eps; above 0, at most 2."""
     larger: bool = field(default=False, metadata=LATER)
     """For `fewer-steps`: whether to make the steps larger, so that together they go as far as the
     defense's."""
@@ -255,7 +256,8 @@ class AdaptiveAPGD(Attack):
             targets = runner_up(rows, part.labels, run.rank) if run.rank else None
             aim = Aim(loss_named(run.loss), targets, on_the_way)
             start = random_start(target.natural, threat, draws)
-            if warm is not None and run.name not in fooled_after and run.rank is None:
+            is_warm = warm is not None and run.name not in fooled_after and run.rank is None
+            if warm is not None and is_warm:
                 start = warm
             served = None if self._seen.stands_in else best
             ascent = apgd(
@@ -267,6 +269,7 @@ class AdaptiveAPGD(Attack):
                 rho=self.rho,
                 joint=self.joint,
                 stride=self.stride,
+                warm=is_warm,
                 stop=None if served is None else served.complete,
             )
             if self._seen.stands_in:

@@ -8,7 +8,14 @@ import torch
 from torch import Tensor
 
 from dent.attacks.adaptive.capabilities import adapt_accepts
-from dent.attacks.protocol import DynamicDefense, answer, as_queried
+from dent.attacks.protocol import (
+    DynamicDefense,
+    adapted,
+    answer,
+    as_queried,
+    is_batch_dependent,
+    predicted,
+)
 from dent.errors import InputError
 from dent.support.plural import agreeing, counted
 
@@ -30,20 +37,26 @@ class Among:
         labels: Labels of the clean members, int64 (M,).
     """
 
-    def __init__(
-        self, defense: DynamicDefense, batch: Tensor, labels: Tensor, controlled: Tensor
-    ) -> None:
+    def __init__(self, defense: Defense, batch: Tensor, labels: Tensor, controlled: Tensor) -> None:
         """Divide a batch into attacked and clean members.
 
         Args:
-            defense: The defense of the whole batch.
+            defense: The defense of the whole batch, or a plain module in eval mode.
             batch: Natural images (N, C, H, W).
             labels: int64 (N,).
             controlled: bool (N,), True for the attacked members, at least one.
 
         Raises:
-            InputError: `controlled` is not bool (N,), or selects no member.
+            InputError: `controlled` is not bool (N,), or selects no member; or `defense` is neither
+                a defense nor a module, or is in training mode.
         """
+        is_batch_dependent(defense)
+        given: object = controlled
+        if not isinstance(given, Tensor):
+            raise InputError(
+                f"controlled must be a tensor, bool ({len(batch)},), got {type(given).__name__}: "
+                "torch.tensor(...) makes one"
+            )
         if controlled.dtype != torch.bool or controlled.shape != batch.shape[:1]:
             raise InputError(
                 f"controlled must be bool ({len(batch)},), got {controlled.dtype} "
@@ -60,9 +73,9 @@ class Among:
     @property
     def batch_dependent(self) -> bool:
         """Whether the defense declares that it depends on the batch."""
-        return bool(self.inner.batch_dependent)
+        return is_batch_dependent(self.inner)
 
-    def over(self, defense: DynamicDefense) -> Among:
+    def over(self, defense: Defense) -> Among:
         """Return the same division of the batch for another defense."""
         copied = object.__new__(Among)
         copied.__dict__ = {**self.__dict__, "inner": defense}
@@ -86,15 +99,14 @@ class Among:
 
     def adapt(self, x: Tensor, **how: Any) -> Any:
         """Adapt to the whole batch. `on_step` gets the logits of the attacked members only."""
-        adapt: Any = self.inner.adapt
         on_step = how.get("on_step")
         if on_step is not None:
             how = how | {"on_step": lambda logits: on_step(logits[self._controlled])}
-        return adapt(self.whole(x), **how)
+        return adapted(self.inner, self.whole(x), **how)
 
     def predict(self, x: Tensor, adaptation: Any) -> Tensor:
         """Return logits (len(x), classes) of the attacked members."""
-        return self.inner.predict(self.whole(x), adaptation)[self._controlled]
+        return predicted(self.inner, self.whole(x), adaptation)[self._controlled]
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return logits (len(x), classes) of the attacked members, after a fresh adaptation."""
@@ -115,8 +127,8 @@ class Among:
                 options["checkpointed"] = True
             adaptation = self.adapt(x, **options)
         else:
-            adaptation = self.inner.adapt(batch.detach())
-        return self.inner.predict(batch, adaptation)[~self._controlled]
+            adaptation = adapted(self.inner, batch.detach())
+        return predicted(self.inner, batch, adaptation)[~self._controlled]
 
 
 def among(defense: Defense, batch: Tensor, labels: Tensor, attacked: int) -> Defense:

@@ -2,7 +2,8 @@
 
 pyautoattack's APGD takes a model and the name of one of five losses. Here a function gives the loss
 and its gradient, so they can be a mean over models, or depend on the predictions of other members.
-The schedule is the published one. On a static model, both take the same steps.
+The schedule is the published one. On a static model, both take the same steps in l-inf, and in l2
+away from the bounds. In l1 and at the bounds in l2, the projections differ.
 """
 
 from __future__ import annotations
@@ -76,6 +77,7 @@ def apgd(
     rho: float = 0.75,
     joint: bool = False,
     stride: float = 2.0,
+    warm: bool = False,
     stop: Callable[[], bool] | None = None,
 ) -> Ascent:
     """Maximize an objective from `start`, inside the threat model around `natural`.
@@ -83,8 +85,9 @@ def apgd(
     In l-inf and l2, steps follow the gradient with momentum. At checkpoints, a member halves its
     step and returns to its best image if its loss rose in at most a share `rho` of the steps, or if
     it found no better image. In l1, a step moves the coordinates with the largest gradients: at
-    first a fifth of all, then two thirds as many as the best image moved so far. A batch of one
-    image works, too. The published three radii are left out.
+    first a fifth of all, then two thirds as many as the best image moved so far. After a warm
+    start, the latter holds from the first step on. A batch of one image works, too. The published
+    three radii are left out.
 
     Args:
         objective: Called with the whole batch, with members in their places, at most
@@ -97,8 +100,9 @@ def apgd(
         joint: Whether the mean loss of the batch decides for all members at once. Otherwise each
             member's own loss decides. The members' best images then come from different batches,
             which a batch-dependent defense never predicted together.
-        stride: The first step in l-inf and l2, in units of eps. A good start needs a shorter step
-            than the published 2.
+        stride: The first step, in units of eps; in l1 of half of eps. A good start needs a shorter
+            step than the published 2.
+        warm: Whether `start` is the result of an attack. It changes the schedule in l1.
         stop: Called before every step. The ascent ends if it returns True.
     """
 
@@ -109,7 +113,12 @@ def apgd(
     x = previous = start
     evaluation = ask(x)
     best = _BestPoints(x, evaluation.loss, evaluation.gradient)
-    schedule = _make_schedule(threat, natural, iterations, rho, stride)
+    schedule: _Halving | _Sparse
+    if threat.norm == "l1":
+        found = start if warm else None
+        schedule = _Sparse(threat, natural, int(0.04 * iterations), stride, found)
+    else:
+        schedule = _Halving(threat, natural, iterations, rho, stride)
     gradient = evaluation.gradient
     for iteration in range(iterations):
         if stop is not None and stop():
@@ -174,14 +183,36 @@ class _Halving:
 class _Sparse:
     """The schedule for l1: sparser steps if the best images get sparser, else shorter steps."""
 
-    def __init__(self, threat: ThreatModel, natural: Tensor, period: int) -> None:
+    def __init__(
+        self,
+        threat: ThreatModel,
+        natural: Tensor,
+        period: int,
+        stride: float,
+        found: Tensor | None,
+    ) -> None:
+        """Start with the first step.
+
+        Args:
+            threat: The threat model.
+            natural: Images (N, ...).
+            period: Number of steps between checks.
+            stride: The first step, in units of half of eps.
+            found: The result of an attack to start from, (N, ...). Its moved coordinates decide how
+                many the first steps move, except for images that it did not move.
+        """
         self._threat = threat
         self._natural = natural
         self._period = max(period, 1)
         self._since = 0
-        self._step = natural.new_full((len(natural),), threat.eps)
+        self._step = natural.new_full((len(natural),), stride / 2 * threat.eps)
         self._share = natural.new_full((len(natural),), 0.2)
         self._moved = natural.new_full((len(natural),), float(natural[0].numel()))
+        if found is not None:
+            moved = self._count_moved(found)
+            share = moved / natural[0].numel() / _L1_SHRINK
+            self._share = torch.where(moved > 0, share, self._share)
+            self._moved = torch.where(moved > 0, moved, self._moved)
 
     def move(self, x: Tensor, gradient: Tensor, natural: Tensor) -> Tensor:
         rows = gradient.flatten(1)
@@ -199,7 +230,7 @@ class _Sparse:
         self._since += 1
         if self._since < self._period:
             return None
-        moved = (best.images != self._natural).flatten(1).sum(dim=1).to(self._moved)
+        moved = self._count_moved(best.images)
         sparser = moved / self._moved.clamp(min=1) < _L1_SPARSER
         eps = self._threat.eps
         shorter = (self._step / _L1_SHRINK).clamp(eps / _L1_SMALLEST, eps)
@@ -209,13 +240,8 @@ class _Sparse:
         self._since = 0
         return sparser
 
-
-def _make_schedule(
-    threat: ThreatModel, natural: Tensor, iterations: int, rho: float, stride: float
-) -> _Halving | _Sparse:
-    if threat.norm == "l1":
-        return _Sparse(threat, natural, int(0.04 * iterations))
-    return _Halving(threat, natural, iterations, rho, stride)
+    def _count_moved(self, images: Tensor) -> Tensor:
+        return (images != self._natural).flatten(1).sum(dim=1).to(self._moved)
 
 
 def steepest(gradient: Tensor, norm: Norm) -> Tensor:

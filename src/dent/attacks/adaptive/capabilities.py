@@ -188,10 +188,12 @@ def adapt_with(defense: DynamicDefense, *keywords: str) -> Callable[..., Any]:
     return defense.adapt
 
 
-def adapt_accepts(defense: DynamicDefense, keyword: str) -> bool:
+def adapt_accepts(defense: Defense, keyword: str) -> bool:
     """Return whether `adapt` has a parameter of this name. `**kwargs` does not count."""
     if isinstance(defense, WrapsDefense):
         return adapt_accepts(defense.inner, keyword)
+    if not isinstance(defense, DynamicDefense):
+        return True  # a plain module in a wrapper has no steps: its gradient is exact
     return _accepts(defense.adapt, keyword)
 
 

@@ -28,6 +28,7 @@ from dent.attacks.adaptive.ladder import Rung
 from dent.attacks.base import isolated_random_state
 from dent.attacks.losses import LossName, loss_named
 from dent.attacks.protocol import answer, as_queried
+from dent.attacks.querier import derivatives_of
 from dent.errors import InputError
 
 if TYPE_CHECKING:
@@ -105,6 +106,7 @@ def certificate(
     Raises:
         Unavailable: The defense does not offer the rung, or the rung has no gradient.
         InputError: `directions` is less than 1.
+        NoGradientError: The defense uses an operation without a derivative.
     """
     if directions < 1:
         raise InputError(f"a certificate needs at least 1 random direction, got {directions}")
@@ -148,7 +150,8 @@ def _gradient(
         if not logits.requires_grad:
             raise Unavailable(f"{type(defense).__name__} has no gradient by {rung.name}")
         total = loss_named(loss)(logits.to(x.dtype), y).sum()
-        (gradient,) = torch.autograd.grad(total, leaf, materialize_grads=True)
+        with derivatives_of(defense):
+            (gradient,) = torch.autograd.grad(total, leaf, materialize_grads=True)
     return gradient
 
 

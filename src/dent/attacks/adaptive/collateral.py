@@ -26,6 +26,7 @@ from dent.attacks.checks import check_rho, effort
 from dent.attacks.losses import LossName, loss_named
 from dent.attacks.querier import Queries
 from dent.support.checks import check_counts
+from dent.support.predictions import bounded, is_prediction
 
 if TYPE_CHECKING:
     from dent.attacks.querier import Querier
@@ -115,11 +116,11 @@ class Collateral(Attack):
             with torch.set_grad_enabled(exact is not None):
                 leaf = images.detach().requires_grad_(exact is not None)
                 logits = clean.answer_others(leaf, exact=bool(exact)).float()
-                finite = logits.isfinite().all(dim=1)
+                predicted, logits = is_prediction(logits), bounded(logits)
                 losses = loss_named(self.loss)(logits, clean.labels)
-                mean = torch.where(finite, losses, 0.0).mean()
+                mean = torch.where(predicted, losses, 0.0).mean()
             target.count(Queries(1, 0))
-            wrong = ~finite | (logits.argmax(dim=1) != clean.labels)
+            wrong = ~predicted | (logits.argmax(dim=1) != clean.labels)
             worst.offer(images, int(wrong.sum()), float(mean))
             gradient = torch.zeros_like(images)
             if exact is not None:

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any, final
 import torch
 from torch import Tensor
 
+from dent.attacks.protocol import adapted, is_batch_dependent, predicted
 from dent.support.checks import check_counts
+from dent.support.predictions import is_prediction
 from dent.support.straight_through import exactly
 
 if TYPE_CHECKING:
-    from dent.attacks.protocol import DynamicDefense
+    from dent.attacks.protocol import Defense
 
 
 @final
@@ -19,7 +21,7 @@ class Majority:
     """The majority vote over several submissions of a batch, each with a fresh adaptation.
 
     A logit is the number of votes for a class plus half its mean probability, so that confidence
-    breaks ties. A row that is not finite is not a vote, and a member without any vote gets NaN. The
+    breaks ties. A row that is no prediction is no vote, and a member without any vote gets NaN. The
     gradient is that of the mean logits.
 
     Clean accuracy must be reported for the same number of submissions. So evaluate this object in
@@ -30,38 +32,40 @@ class Majority:
         submissions: Number of submissions of each batch.
     """
 
-    def __init__(self, defense: DynamicDefense, submissions: int) -> None:
+    def __init__(self, defense: Defense, submissions: int) -> None:
         """Wrap a defense.
 
         Args:
-            defense: Any dynamic defense.
+            defense: Any dynamic defense, or a plain module in eval mode, such as one that draws
+                noise.
             submissions: Number of submissions, at least 2.
 
         Raises:
             ConfigError: `submissions` is no whole number, or less than 2.
+            InputError: `defense` is neither, or is in training mode.
         """
         check_counts(2, submissions=submissions)
+        is_batch_dependent(defense)
         self.inner = defense
         self.submissions = submissions
 
     @property
     def batch_dependent(self) -> bool:
         """Whether the defense declares that it depends on the batch."""
-        return bool(self.inner.batch_dependent)
+        return is_batch_dependent(self.inner)
 
-    def over(self, defense: DynamicDefense) -> Majority:
+    def over(self, defense: Defense) -> Majority:
         """Return the majority vote of another defense over as many submissions."""
         return Majority(defense, self.submissions)
 
     def adapt(self, x: Tensor, **how: Any) -> tuple[Any, ...]:
         """Return one adaptation per submission."""
-        adapt: Any = self.inner.adapt
-        return tuple(adapt(x, **how) for _ in range(self.submissions))
+        return tuple(adapted(self.inner, x, **how) for _ in range(self.submissions))
 
     def predict(self, x: Tensor, adaptation: tuple[Any, ...]) -> Tensor:
         """Return votes (N, classes), as described in the class."""
-        answers = torch.stack([self.inner.predict(x, draw) for draw in adaptation])
-        voted = answers.isfinite().all(dim=2, keepdim=True)
+        answers = torch.stack([predicted(self.inner, x, draw) for draw in adaptation])
+        voted = is_prediction(answers).unsqueeze(2)
         answers = torch.where(voted, answers, 0.0)
         votes = torch.zeros_like(answers).scatter(2, answers.argmax(dim=2, keepdim=True), 1.0)
         count = voted.sum(dim=0).clamp(min=1)

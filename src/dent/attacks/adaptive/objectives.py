@@ -12,8 +12,9 @@ from dent.attacks.adaptive.apgd import Evaluation, Objective
 from dent.attacks.adaptive.unmasked import Unmasked
 from dent.attacks.losses import Loss, margin
 from dent.attacks.protocol import name_of
-from dent.attacks.querier import NoGradientError, finite_logits
+from dent.attacks.querier import NoGradientError, derivatives_of, finite_logits
 from dent.support.devices import widest
+from dent.support.predictions import bounded, is_prediction
 
 if TYPE_CHECKING:
     from dent.attacks.best import Best
@@ -43,8 +44,8 @@ class Aim(NamedTuple):
         """
         losses = [self.loss(logits, labels, self.targets)]
         for before in self.on_the_way or ():
-            finite = before.isfinite().all(dim=1)
-            there = torch.where(finite.unsqueeze(1), before.to(logits), logits.detach())
+            predicted, there = is_prediction(before), bounded(before.to(logits))
+            there = torch.where(predicted.unsqueeze(1), there, logits.detach())
             losses.append(self.loss(there, labels, self.targets))
         return _mean(losses)
 
@@ -72,7 +73,8 @@ def ask(
         logits = target(leaf, asked=members, view=view)
         loss = aim.of(logits, target.labels)
         total = (loss if weights is None else loss * weights).sum()
-    (gradient,) = torch.autograd.grad(total, leaf, allow_unused=True)
+    with derivatives_of(target.defense):
+        (gradient,) = torch.autograd.grad(total, leaf, allow_unused=True)
     if gradient is None:
         name = name_of(target.defense)
         raise NoGradientError(f"{name} returned logits that its input has no part in")

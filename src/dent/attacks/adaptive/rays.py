@@ -147,15 +147,21 @@ class _Search:
 
     def _flip_next(self, moving: Tensor) -> None:
         block = self._block + moving
-        finished = block >= 2**self._stage
+        pixels = torch.arange(self._direction.shape[1], device=block.device)
+        # Blocks are rounded up, so the last blocks of a stage may begin beyond the image.
+        beyond = block * self._length(len(pixels)) >= len(pixels)
+        finished = (block >= 2**self._stage) | beyond
         self._stage = self._stage + (moving & finished)
         self._block = torch.where(finished, 0, block)
-        pixels = torch.arange(self._direction.shape[1], device=block.device)
-        length = (len(pixels) / 2.0**self._stage).ceil().long().clamp(min=1)
+        length = self._length(len(pixels))
         start = (self._block * length).unsqueeze(1)
         inside = (pixels >= start) & (pixels < start + length.unsqueeze(1))
         flipped = torch.where(inside, -self._direction, self._direction)
         self._tried = torch.where(moving.unsqueeze(1), flipped, self._tried)
+
+    def _length(self, pixels: int) -> Tensor:
+        """Return the number of pixels in a block of each member's stage, int64 (N,)."""
+        return (pixels / 2.0**self._stage).ceil().long().clamp(min=1)
 
     def _at(self, radius: Tensor, direction: Tensor) -> Tensor:
         moved = self._natural.flatten(1) + radius.unsqueeze(1) * direction

@@ -107,7 +107,7 @@ class Standing(Querier):
         view: View | None = None,
         members: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Return raw logits (M, classes) of the members' images, and which rows are finite."""
+        """Return logits (M, classes) of the members' images, and which rows are predictions."""
         return self._whole.submit(images, asked, view, self._in_whole(members))
 
     def finish(self) -> None:

@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 _MOST = 4
 """Largest number of models, so that the cost of a batch is known in advance."""
 _RATE = 0.02
+_FAILED = (RuntimeError, TypeError, ValueError, AttributeError, LookupError)
+"""Errors of a model that cannot be copied."""
 _TAUGHT = 3
 """Cost of a training step, in forwards."""
 
@@ -114,7 +116,10 @@ class Surrogates(Attack):
                 return best.outcome(fooled_after)
             best.offer_served(self._ascent.run(target, group, threat))
             fooled_after[name] = best.fooled
-        student = _Student(target, models, natural)
+        try:
+            student = _Student(target, models, natural)
+        except _CopyError as failed:
+            return best.outcome(fooled_after, notes=(f"no lessons: {failed}",))
         for lesson in range(1, self.lessons + 1):
             if best.complete() or not student.parameters:
                 break
@@ -143,12 +148,19 @@ class Surrogates(Attack):
         ).images
 
 
+class _CopyError(Exception):
+    """A model cannot be copied."""
+
+
 class _Student:
     """A copy of the model that agrees most with the defense, trained on its predictions.
 
     Attributes:
         model: The copy, in eval mode.
         parameters: Its parameters, all of which are trained.
+
+    Raises:
+        _CopyError: The model cannot be copied.
     """
 
     def __init__(self, target: Querier, models: Mapping[str, nn.Module], natural: Tensor) -> None:
@@ -158,9 +170,16 @@ class _Student:
                 name: int((target(target.natural, view=model).argmax(dim=1) == labels).sum())
                 for name, model in models.items()
             }
-        self.model = copy.deepcopy(models[max(agreeing, key=lambda name: agreeing[name])]).eval()
-        self.model.requires_grad_(requires_grad=True)
+        model = models[max(agreeing, key=lambda name: agreeing[name])]
+        try:
+            self.model = copy.deepcopy(model).eval()
+        except _FAILED as error:
+            raise _CopyError(
+                f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error})"
+            ) from error
         self.parameters = list(self.model.parameters())
+        for parameter in self.parameters:  # a ScriptModule has no requires_grad_
+            parameter.requires_grad_()
         self._heard = [(target.natural, labels)]
         self._target = target
 

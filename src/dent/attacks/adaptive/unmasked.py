@@ -3,11 +3,12 @@
 Two operations hide a gradient in honest code. First, an output that saturates, such as a softmax of
 large logits, has a gradient of exactly zero in float32. Instead, this module reads the scores that
 the output was computed from: the last ones of the same shape that have the same top class and still
-have a gradient. Second, rounding has a gradient of zero. Here its gradient is passed straight
-through (Bengio et al. 2013).
+have a gradient. Second, rounding has a gradient of zero, or none. Here its gradient is passed
+straight through (Bengio et al. 2013). Casts to integers, divisions that round, and `x - x % step`
+also round.
 
-Both are found in the operations that PyTorch runs during a query. Code that is compiled, scripted
-or outside of PyTorch is not seen.
+Both are found in the operations that PyTorch runs during a query. Comparisons, lookups such as
+`bucketize`, and code that is compiled, scripted or outside of PyTorch are not seen.
 """
 
 from __future__ import annotations
@@ -27,13 +28,27 @@ if TYPE_CHECKING:
 
 _KEPT = 64
 """Number of last scores that are considered. An adaptation before them has many more."""
-_ROUNDING = frozenset(
-    getattr(owner, name)
-    for owner in (torch, Tensor)
-    for plain in ("round", "floor", "ceil", "trunc", "fix", "sign", "sgn")
-    for name in (plain, f"{plain}_")
-    if hasattr(owner, name)
-)
+
+
+def _functions(*names: str) -> frozenset[Any]:
+    """Return the functions of torch and methods of tensors with these names, also in place."""
+    return frozenset(
+        getattr(owner, name)
+        for owner in (torch, Tensor)
+        for plain in names
+        for name in (plain, f"{plain}_")
+        if hasattr(owner, name)
+    )
+
+
+_ROUNDING = _functions("round", "floor", "ceil", "trunc", "fix", "sign", "sgn")
+_FLOOR_DIVISIONS = _functions("floor_divide", "__floordiv__", "__ifloordiv__", "__rfloordiv__")
+_DIVISIONS = _functions("div", "divide")
+_REMAINDERS = _functions("remainder", "fmod", "frac", "__mod__")
+_DIFFERENCES = _functions("sub", "subtract", "__sub__")
+_CASTS = _functions("byte", "char", "short", "int", "long", "to", "type", "float", "half", "double")
+_FAILED = (RuntimeError, TypeError, ValueError, IndexError)
+"""Errors of an operation on floats that expects integers."""
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -81,21 +96,14 @@ class _Watching(TorchFunctionMode):
         self.scores: deque[Tensor] = deque(maxlen=_KEPT)
         self.rounded = False
         self._rows = rows
+        # By the id of a tensor: the tensor, so that its id stays its own, and what it was made of.
+        self._before_cast: dict[int, tuple[Tensor, Tensor]] = {}
+        self._before_remainder: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation."""
         del types
-        operand = args[0] if args and isinstance(args[0], Tensor) else None
-        rounds = func in _ROUNDING and operand is not None and operand.requires_grad
-        if rounds and operand is not None and torch.is_grad_enabled():
-            self.rounded = True
-            in_place = str(func.__name__).endswith("_") and not operand.is_leaf
-            before = operand.detach().clone() if in_place else operand
-            after = func(before, *args[1:], **(kwargs or {})).detach()
-            through = _StraightThroughInPlace if in_place else _StraightThrough
-            result = through.apply(operand, after)
-        else:
-            result = func(*args, **(kwargs or {}))
+        result = self._run(func, args, kwargs or {})
         if (
             isinstance(result, Tensor)
             and result.dim() == 2
@@ -105,6 +113,95 @@ class _Watching(TorchFunctionMode):
         ):
             self.scores.append(result)
         return result
+
+    def _run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        if not torch.is_grad_enabled():
+            return func(*args, **kwargs)
+        operand = args[0] if args and isinstance(args[0], Tensor) else None
+        if any(id(argument) in self._before_cast for argument in args):
+            return self._after_cast(func, args, kwargs)
+        divided = _divided(func, args, kwargs)
+        if divided is not None:
+            self.rounded = True
+            after = func(*map(_detached, args), **kwargs)
+            if not _is_in_place(func):
+                return _StraightThrough.apply(torch.true_divide(*divided), after)
+            return _StraightThroughInPlace.apply(args[0].div_(args[1]), after)
+        if operand is None or not operand.requires_grad:
+            return func(*args, **kwargs)
+        return self._round(func, operand, args, kwargs)
+
+    def _round(self, func: Any, operand: Tensor, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Run an operation on a tensor with a gradient, straight through if it rounds."""
+        if func in _ROUNDING:
+            self.rounded = True
+            in_place = _is_in_place(func) and not operand.is_leaf
+            before = operand.detach().clone() if in_place else operand
+            after = func(before, *args[1:], **kwargs).detach()
+            through = _StraightThroughInPlace if in_place else _StraightThrough
+            return through.apply(operand, after)
+        _, source = self._before_remainder.get(id(args[1] if len(args) > 1 else None), (None, None))
+        result = func(*args, **kwargs)
+        if func in _DIFFERENCES and source is operand and not _is_in_place(func) and not kwargs:
+            self.rounded = True
+            return _StraightThrough.apply(operand, result.detach())
+        if func in _REMAINDERS and not _is_in_place(func):
+            self._before_remainder[id(result)] = result, operand
+        elif _is_integer(result) and result.shape == operand.shape and func in _CASTS:
+            self._before_cast[id(result)] = result, operand
+        return result
+
+    def _after_cast(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Run an operation on integers that floats with a gradient were cast to."""
+        in_place = _is_in_place(func)
+        floats = [self._before_cast.get(id(each), (None, each))[1] for each in args]
+        result = func(*args, **kwargs)
+        if not isinstance(result, Tensor) or not (
+            result.is_floating_point() or _is_integer(result)
+        ):
+            return result
+        if in_place:
+            floats[0] = floats[0].clone()
+        try:
+            smooth = floats[0] if func in _CASTS else self._run(func, floats, kwargs)
+        except torch.OutOfMemoryError:
+            raise
+        except _FAILED:
+            smooth = None
+        if not isinstance(smooth, Tensor) or smooth.shape != result.shape:
+            self._before_cast.pop(id(result), None)
+            return result
+        if _is_integer(result):
+            self._before_cast[id(result)] = result, smooth
+            return result
+        self.rounded = True
+        return _StraightThrough.apply(smooth.to(result), result.detach())
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, Tensor) and not (
+        value.is_floating_point() or value.is_complex() or value.dtype == torch.bool
+    )
+
+
+def _is_in_place(func: Any) -> bool:
+    name = str(getattr(func, "__name__", ""))
+    return name.startswith("__i") if name.endswith("__") else name.endswith("_")
+
+
+def _detached(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, Tensor) else value
+
+
+def _divided(func: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
+    """Return numerator and denominator of a division that rounds something with a gradient."""
+    rounds = func in _DIVISIONS and kwargs.get("rounding_mode") is not None
+    if not (rounds or func in _FLOOR_DIVISIONS) or len(args) != 2:
+        return None
+    if not any(isinstance(each, Tensor) and each.requires_grad for each in args):
+        return None
+    first, second = args
+    return (second, first) if func is Tensor.__rfloordiv__ else (first, second)
 
 
 class Unmasked:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, final, get_args
 
+from dent.attacks.adaptive.among import Among
 from dent.attacks.autoattack.frozen import FrozenBatch, runs_of
 from dent.attacks.autoattack.parts import (
     PARTS,
@@ -57,7 +58,7 @@ class AutoAttack(Attack):
     Published: `run_standard_evaluation` on the given images, in batches of `batch_size`, which
     AutoAttack refills with the members that are still correct for every attack. Give it all images
     of an evaluation in one call, because it only regroups members within a call. It sees rows of
-    logits that are not finite as equal logits.
+    logits that are no prediction as equal logits.
 
     With fewer wrong classes than AutoAttack's nine targets, all of them are targets. DLR is
     undefined for fewer than three classes, and targeted DLR for fewer than four. There the frozen
@@ -89,7 +90,7 @@ class AutoAttack(Attack):
     ask: Ask = field(default="whole", metadata=LATER)
     """For `frozen`: `standing` queries only the members of a batch-independent defense that are
     still correct, which is faster and the same except for rounding. A batch-dependent defense
-    always gets whole batches."""
+    and an `Among` always get whole batches."""
 
     named_by: ClassVar = "attack"
 
@@ -233,7 +234,9 @@ class AutoAttack(Attack):
             check_part(part, threat, target.natural.shape)
         if self.protocol == "published":
             return run_published(self.registered, parts, target, threat, seed, self.batch_size)
-        batch = FrozenBatch(target, whole=self.ask == "whole" or target.batch_dependent)
+        # With clean members, every query has all attacked members.
+        together = target.batch_dependent or isinstance(target.defense, Among)
+        batch = FrozenBatch(target, whole=self.ask == "whole" or together)
         fooled_after: dict[str, Tensor] = {}
         for part in parts:
             batch.attack(runs_of(part, batch, threat, seed))

@@ -74,9 +74,9 @@ def run_published(
     fooled = answers != target.labels
     if target.non_finite:
         # AutoAttack saw these rows as equal logits, which look correct for the first class.
-        # A row may be finite in a batch of another size, so keep the batches of the attack.
-        finite = torch.cat([target.submit(part)[1] for part in adversarial.split(size)])
-        fooled = fooled | ~finite
+        # A row may be a prediction in a batch of another size, so keep the batches of the attack.
+        predicted = torch.cat([target.submit(part)[1] for part in adversarial.split(size)])
+        fooled = fooled | ~predicted
     return Outcome(adversarial, fooled, {}, tuple(dict.fromkeys(warnings)))
 
 
@@ -87,8 +87,8 @@ class _Model:
         self.target = target
 
     def __call__(self, images: Tensor) -> Tensor:
-        logits, finite = self.target.submit(images)
-        return torch.where(finite.unsqueeze(1), logits, 0.0)
+        logits, predicted = self.target.submit(images)
+        return torch.where(predicted.unsqueeze(1), logits, 0.0)
 
 
 def configure(

@@ -1,6 +1,7 @@
 """Estimate the time of a run before it starts, from measurements on a few images."""
 
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -13,7 +14,8 @@ from dent.attacks import Attack, Defense
 from dent.attacks import answer as ask
 from dent.attacks.adaptive import Rung, Unavailable
 from dent.attacks.base import isolated_random_state
-from dent.attacks.querier import View
+from dent.attacks.protocol import taking
+from dent.attacks.querier import NoGradientError, View, derivatives_of
 from dent.errors import InputError
 from dent.evaluation.probe.unit import certificate_passes, probe_passes
 from dent.evaluation.records.plan import APART, Plan, Unit, before_decision, units
@@ -201,7 +203,7 @@ def _sample(subject: Subject, plan: Plan) -> _Sample:
     device = device_of(subject.model)
     while True:
         x, y = (tensor.to(device) for tensor in subject.dataset.batch(positions[:count]))
-        with torch.no_grad():
+        with torch.no_grad(), taking(subject.model, x):
             subject.model(x.clone())
         seconds = _static(subject.model, x)
         if seconds >= _LONG_ENOUGH or count >= min(size, len(positions)):
@@ -242,8 +244,9 @@ def _time(view: View, defense: Defense, x: Tensor, y: Tensor) -> tuple[float, fl
             gradient = None
             if logits.requires_grad:
                 loss = F.cross_entropy(logits.float(), y, reduction="sum")
-                torch.autograd.grad(loss, leaf, allow_unused=True)
-                gradient = clock(x.device) - start
+                with suppress(NoGradientError), derivatives_of(defense):
+                    torch.autograd.grad(loss, leaf, allow_unused=True)
+                    gradient = clock(x.device) - start
         with torch.no_grad():
             start = clock(x.device)
             view(x)

@@ -21,6 +21,7 @@ check for use by hand: of one rung, at one batch, for the summed loss.
 import copy
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -36,7 +37,7 @@ from dent.attacks.adaptive.capabilities import adapt_accepts
 from dent.attacks.base import isolated_random_state
 from dent.attacks.losses import runner_up
 from dent.attacks.protocol import as_queried, query
-from dent.attacks.querier import NoGradientError, View
+from dent.attacks.querier import NoGradientError, View, derivatives_of
 from dent.attacks.steps import enlarged
 from dent.evaluation.records.plan import seed_of
 from dent.evaluation.records.schema import GradientPoint, GradientRecord
@@ -106,7 +107,9 @@ class _DefenseView:
             if not logits.requires_grad:
                 return None
             total = _loss(logits, y, targets).sum()
-            (gradient,) = torch.autograd.grad(total, leaf, allow_unused=True)
+            gradient: Tensor | None = None
+            with suppress(NoGradientError), derivatives_of(self.origin.defense):
+                (gradient,) = torch.autograd.grad(total, leaf, allow_unused=True)
         return gradient
 
     def loss(self, x: Tensor, y: Tensor, targets: Tensor) -> Tensor:
@@ -362,8 +365,12 @@ def _unit(rows: Tensor, order: int = 2) -> Tensor:
 
 
 def _loss(logits: Tensor, y: Tensor, targets: Tensor) -> Tensor:
-    """Return the margin of a fixed wrong class. It is differentiable wherever the logits are."""
+    """Return the margin of a fixed wrong class. It is differentiable wherever the logits are.
+
+    An excluded class counts as a constant.
+    """
     picked = logits.gather(1, torch.stack([targets, y], dim=1))
+    picked = picked.masked_fill(picked.isneginf(), 0.0)
     return picked[:, 0] - picked[:, 1]
 
 

@@ -1,5 +1,7 @@
 """A few test queries about one batch. Most diagnostics are derived from the answers."""
 
+from contextlib import suppress
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -8,6 +10,7 @@ from dent.attacks import Defense, answer
 from dent.attacks.base import isolated_random_state
 from dent.attacks.losses import margin
 from dent.attacks.protocol import as_queried
+from dent.attacks.querier import NoGradientError, derivatives_of
 from dent.evaluation.probe.gradient_check import best_gradient
 from dent.evaluation.records.plan import seed_of
 from dent.evaluation.records.schema import Comparison
@@ -15,6 +18,7 @@ from dent.evaluation.submission.fresh import Origin, footprint
 from dent.evaluation.submission.shared import differ, marks_of
 from dent.evaluation.submission.submission import Submission, apart, submit
 from dent.support.devices import wide
+from dent.support.predictions import is_prediction
 
 _FEW = 16
 _TINY = 1e-12
@@ -129,9 +133,9 @@ class Probe:
             logits = view(as_queried(leaf))
             if not logits.requires_grad:
                 return None
-            gradient: Tensor | None = torch.autograd.grad(
-                margin(logits, y).sum(), leaf, allow_unused=True
-            )[0]
+            gradient: Tensor | None = None
+            with suppress(NoGradientError), derivatives_of(defense):
+                gradient = torch.autograd.grad(margin(logits, y).sum(), leaf, allow_unused=True)[0]
         return None if gradient is None else gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
 
     def alone(self) -> Comparison | None:
@@ -176,7 +180,9 @@ class Probe:
             if not logits.requires_grad:
                 return int(correct.sum()), None
             loss = F.cross_entropy(logits.float(), y, reduction="sum")
-            (gradient,) = torch.autograd.grad(loss, leaf, allow_unused=True)
+            gradient: Tensor | None = None
+            with suppress(NoGradientError), derivatives_of(defense):
+                (gradient,) = torch.autograd.grad(loss, leaf, allow_unused=True)
         if gradient is None:  # the logits depend on the weights, not on the input
             return int(correct.sum()), None
         rows = gradient.flatten(1)
@@ -236,5 +242,5 @@ def _turned(before: Tensor, after: Tensor) -> float:
 
 
 def _classes(logits: Tensor) -> Tensor:
-    """Return the predicted class of each row; -1 if the row is not finite."""
-    return torch.where(logits.isfinite().all(dim=1), logits.argmax(dim=1), -1)
+    """Return the predicted class of each row; -1 if the row is no prediction."""
+    return torch.where(is_prediction(logits), logits.argmax(dim=1), -1)

@@ -10,6 +10,7 @@ from torch import Tensor
 from dent.attacks import Attack
 from dent.evaluation.records.plan import Batch
 from dent.evaluation.submission.submission import Submission
+from dent.support.predictions import bounded, is_prediction
 from dent.threat import ThreatModel
 
 _ROUNDED: Final = 6
@@ -24,7 +25,8 @@ def mean_loss(answers: Sequence[Submission], batches: Sequence[Batch]) -> float 
         labels = torch.tensor(batch.labels[: batch.attacked])
         logits = answer.logits[: batch.attacked].cpu().double()
         if int(labels.max()) < logits.shape[1]:
-            rows.append(F.cross_entropy(logits, labels, reduction="none"))
+            losses = F.cross_entropy(bounded(logits), labels, reduction="none")
+            rows.append(losses[is_prediction(logits)])
     losses = torch.cat(rows) if rows else torch.empty(0)
     losses = losses[losses.isfinite()]
     return min(round(float(losses.mean()), _ROUNDED), _FAR) if len(losses) else None

@@ -15,13 +15,14 @@ from dent.adaptation.objectives import entropy
 from dent.adaptation.random_state import global_draws, kept_generators, seeded_generators
 from dent.attacks import Defense, DynamicDefense
 from dent.attacks.base import isolated_random_state
-from dent.attacks.protocol import as_queried
+from dent.attacks.protocol import as_queried, taking
 from dent.errors import InputError
 from dent.evaluation.records.schema import Trace
 from dent.evaluation.submission.fresh import states_of
 from dent.outputs import advice, described
 from dent.support.devices import synchronize, wide
 from dent.support.plural import counted
+from dent.support.predictions import is_prediction
 
 _TINY: Final = 1e-12
 _SPREAD: Final = 32
@@ -36,7 +37,7 @@ class Submission:
 
     Attributes:
         logits: (N, classes), detached.
-        predictions: Predicted class of each member; None if its logits are not finite.
+        predictions: Predicted class of each member; None if its logits are no prediction.
         trace: Entropy, sigma and statuses of its adaptation, over the attacked members.
         seconds: Wall time of the answer.
         drew: Whether random numbers were drawn during the answer.
@@ -87,18 +88,19 @@ def submit(
             adaptation = defense.adapt(x)
             logits = defense.predict(x, adaptation)
         else:
-            logits = defense(x)
+            with taking(defense, x):
+                logits = defense(x)
         seconds = clock(x.device) - start
         drew = before != (global_draws(x.device), states_of(generators))
     _check(defense, logits, len(x))
     logits = logits.detach().float()
-    finite = logits.isfinite().all(dim=1)
+    are_predictions = is_prediction(logits).tolist()
     classes = logits.argmax(dim=1).tolist()
     return Submission(
         logits=logits,
         predictions=tuple(
-            predicted if is_finite else None
-            for predicted, is_finite in zip(classes, finite.tolist(), strict=True)
+            predicted if has_prediction else None
+            for predicted, has_prediction in zip(classes, are_predictions, strict=True)
         ),
         trace=_trace(adaptation, logits, len(x) if attacked is None else attacked),
         seconds=seconds,
@@ -113,7 +115,8 @@ def apart(first: Tensor, second: Tensor, *natural: Tensor) -> float | None:
     A margin is the logit of the class that the first answer predicts minus the logit of another
     class. Its change is relative to the margin, or to the usual size of margins if that is larger.
     So a distance of 1 is enough to change a prediction, except for near ties. A huge logit of
-    another class hides no change. A row that is not finite in both answers counts as equal.
+    another class hides no change. A row that is no prediction in both answers counts as equal, and
+    so does a class that both exclude.
 
     Args:
         first: Logits.
@@ -122,15 +125,23 @@ def apart(first: Tensor, second: Tensor, *natural: Tensor) -> float | None:
             if there are none.
 
     Returns:
-        The distance; None if a row is finite in only one of the answers.
+        The distance; None if only one of the answers has a prediction in a row, or excludes a class
+        there.
     """
-    finite = first.isfinite().all(dim=1)
-    if not finite.equal(second.isfinite().all(dim=1)):
+    rows = is_prediction(first)
+    if not rows.equal(is_prediction(second)):
         return None
-    if not bool(finite.any()):
+    first_rows, second_rows = first[rows], second[rows]
+    excluded = first_rows.isneginf()
+    if not excluded.equal(second_rows.isneginf()):
+        return None
+    if not len(first_rows):
         return 0.0
-    predicted = first[finite].argmax(dim=1, keepdim=True)
-    before, after = (_margins(logits[finite], predicted) for logits in (first, second))
+    predicted = first_rows.argmax(dim=1, keepdim=True)
+    before, after = (
+        _margins(logits, predicted).masked_fill(excluded.to(predicted.device), 0.0)
+        for logits in (first_rows, second_rows)
+    )
     natural = natural or (first,)
     largest = max(_largest(first), min(map(_largest, natural)))
     usual = min(largest, _typical(first), *map(_sure, natural))
@@ -165,9 +176,15 @@ def _typical(logits: Tensor) -> float:
 
 
 def _sorted_margins(logits: Tensor) -> Tensor:
-    """Return the margins of all other classes in ascending order, (finite rows, classes - 1)."""
-    logits = logits[logits.isfinite().all(dim=1)]
+    """Return the margins of all other classes in ascending order, (predictions, classes - 1).
+
+    An excluded class has the largest finite margin of its row.
+    """
+    logits = logits[is_prediction(logits)]
     margins = _margins(logits, logits.argmax(dim=1, keepdim=True))
+    excluded = margins.isinf()
+    largest = margins.masked_fill(excluded, 0.0).amax(dim=1, keepdim=True)
+    margins = torch.where(excluded, largest, margins)
     return margins.sort(dim=1).values[:, 1:]
 
 

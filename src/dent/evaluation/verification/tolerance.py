@@ -18,6 +18,7 @@ from dent.evaluation.records.spec import STATIC
 from dent.evaluation.results.result import DefenseResult, EvaluationResult
 from dent.evaluation.submission.submission import Submission, merge_traces
 from dent.support.plural import agreeing, counted
+from dent.support.predictions import is_prediction
 
 TOLERATED = 0.01
 """Share of members whose prediction may change on other hardware or software, because of near ties.
@@ -113,10 +114,10 @@ def _ruling(result: DefenseResult, *, ruled: bool) -> str:
 
 def is_tie(logits: Tensor, recorded: int | None) -> bool:
     """Return whether a recorded class may be predicted from these logits after some rounding."""
-    if recorded is None or recorded >= len(logits) or not bool(logits.isfinite().all()):
+    if recorded is None or recorded >= len(logits) or not bool(is_prediction(logits)):
         return False
     behind = logits.max() - logits[recorded]
-    return bool(behind <= TIE * logits.abs().max())
+    return bool(behind <= TIE * logits[logits.isfinite()].abs().max())
 
 
 def favored(leaning: Mapping[str, Mapping[int, int]]) -> Iterator[str]:
