@@ -213,7 +213,7 @@ def test_a_part_keeps_all_tensors_on_its_device(
     assert job.done["complete"] is True, job.done
 
 
-@pytest.mark.usefixtures("scripts")
+@pytest.mark.usefixtures("scripts", "_own_accelerator")
 def test_a_finished_training_is_not_repeated_on_another_machine(tmp_path: Path) -> None:
     done = {"trainings": {"fast-linf": {"complete": True, "seconds": 7.0}}}
     deadline = time.monotonic() + 60

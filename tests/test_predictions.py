@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from dent.evaluation.results.tells import loss_of
 from torch import Tensor, nn
 
 from dent.attacks.adaptive import Majority, Rung
@@ -16,8 +15,9 @@ from dent.evaluation import evaluate
 from dent.evaluation.probe.gradient_check import check_gradient
 from dent.evaluation.records.plan import Batch
 from dent.evaluation.submission.fresh import Origin
+from dent.evaluation.submission.measures import mean_loss
 from dent.evaluation.submission.submission import apart, submit
-from dent.evaluation.verification.resubmit import _is_tie
+from dent.evaluation.verification.tolerance import is_tie
 from dent.models import check_model
 from dent.playground.watch import Look
 from dent.serving.engine import NO_PREDICTION, Engine
@@ -142,16 +142,16 @@ def test_recorded_loss_is_finite_where_the_label_is_excluded() -> None:
     answer: Any = submit(Excluding(linear(), 1), small_images(4), seed=0)
     members = (0, 1, 2, 3)
     batch = Batch(index=0, positions=members, ids=members, labels=(1, 1, 1, 1), attacked=4)
-    loss = loss_of([answer], [batch])
+    loss = mean_loss([answer], [batch])
     assert loss is not None
     assert 1e3 < loss < 1e6
 
 
 def test_near_ties_do_not_include_excluded_classes() -> None:
     row = torch.tensor([1.0, 1.0, -INF])
-    assert _is_tie(row, 0)
-    assert not _is_tie(row, 2)
-    assert not _is_tie(torch.full((3,), -INF), 0)
+    assert is_tie(row, 0)
+    assert not is_tie(row, 2)
+    assert not is_tie(torch.full((3,), -INF), 0)
 
 
 def test_stand_ins_and_votes_keep_predictions_that_exclude_classes() -> None:

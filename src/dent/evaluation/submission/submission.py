@@ -138,10 +138,9 @@ def apart(first: Tensor, second: Tensor, *natural: Tensor) -> float | None:
     if not len(first_rows):
         return 0.0
     predicted = first_rows.argmax(dim=1, keepdim=True)
-    before, after = (
-        _margins(logits, predicted).masked_fill(excluded.to(predicted.device), 0.0)
-        for logits in (first_rows, second_rows)
-    )
+    before, after = (_margins(logits, predicted) for logits in (first_rows, second_rows))
+    excluded = excluded.to(before.device)
+    before, after = before.masked_fill(excluded, 0.0), after.masked_fill(excluded, 0.0)
     natural = natural or (first,)
     largest = max(_largest(first), min(map(_largest, natural)))
     usual = min(largest, _typical(first), *map(_sure, natural))
