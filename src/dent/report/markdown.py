@@ -17,7 +17,7 @@ from dent.report.series import Series, differing, find_series
 from dent.support.plural import counted
 from dent.support.printable import printable
 
-_SPECIAL: Final = re.compile(r"([\\`*_\[\]|~$])")
+_SPECIAL: Final = re.compile(r"([\\`*_\[\]|~${}])")
 
 
 def to_markdown(runs: Sequence[NamedRun]) -> str:
