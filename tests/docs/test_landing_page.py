@@ -2,14 +2,16 @@
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import markdown
 import pytest
-from mkdocs.structure.pages import Page
 
 from dent.board.listing import list_rows
 from tools import docs_hooks
+
+if TYPE_CHECKING:
+    from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[2]
 NAMES = ("<img src=x onerror=alert(1)> a|b", "x {: onclick=alert(1) }", "[a](javascript:b)")
@@ -22,7 +24,7 @@ def test_names_of_foreign_rows_are_text_on_the_landing_page(
     row = list_rows(ROOT / "board")[0]
     changed = [_named(row, name, f"claimed, broken by {name}")]
     monkeypatch.setattr(docs_hooks, "list_rows", lambda _: changed)
-    page = cast(Page, SimpleNamespace(file=SimpleNamespace(src_uri=docs_hooks.LANDING)))
+    page = cast("Page", SimpleNamespace(file=SimpleNamespace(src_uri=docs_hooks.LANDING)))
     text = docs_hooks.on_page_markdown(docs_hooks.ROWS, page)
     html = markdown.markdown(text, extensions=["tables", "attr_list", "md_in_html"])
     cells = [cell.partition("</td>")[0] for cell in html.split("<td")[1:]]

@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from dent.board.board_row import BoardRow, Ruling, VariantResult
 from dent.board.tracks import HEADLINE, Track
+from dent.evaluation.records.spec import STATIC
 from dent.evaluation.results.result import Decision, Difference
 from dent.report import wording
 from dent.report.charts import HEIGHT, Tick, nice_ticks
@@ -269,7 +270,7 @@ def _cells(row: BoardRow) -> Iterator[BoardCell]:
     yield BoardCell("" if cost is None else factor(cost), cost, missing="not measured")
     depends = "yes" if row.depends_on_batch else "no"
     yield BoardCell(depends, depends)
-    decided = None if row.decided_by is None else _decided(row.decided_by)
+    decided = None if row.decided_by is None else _decided(row)
     yield BoardCell(decided or "", decided, missing="nothing fell")
     yield _samples(row)
     stale = ("stale: a newer suite is out",) if row.stale else ()
@@ -354,9 +355,11 @@ def _samples(row: BoardRow) -> BoardCell:
     return BoardCell(str(row.headline.result.samples), row.headline.result.samples, notes=notes)
 
 
-def _decided(name: str) -> str:
-    kind, _, attack = name.partition("/")
-    return "an outside attack" if kind == "challenge" else wording.submitted(kind, attack or None)
+def _decided(row: BoardRow) -> str:
+    name = row.decided_by or ""
+    if name.startswith("challenge/"):
+        return "an outside attack"
+    return wording.decided(name, is_static=row.headline.defense_name == STATIC)
 
 
 def _is_web(url: str | None) -> bool:

@@ -268,7 +268,8 @@ class _Drawing:
         )
         words = ""
         if after is not None and shown is not None:
-            words = wording.submitted(*shown, by=self._makers.get(shown[1] or ""))
+            by = self._makers.get(shown[1] or "")
+            words = wording.submitted(*shown, by=by, is_static=name == STATIC)
         return ExhibitAttempt(
             defense=name,
             submitted=words,

@@ -62,6 +62,8 @@ class Cell:
         of: The counts of a share: `112 of 256`.
         beside: The accuracy of the clean members as text, if only part of the batch is attacked.
         marks: The flags of the figure.
+        bound: Whether it is an upper bound, because the run stopped early on the defense.
+        carried: Of an attack, whether it left out members that earlier attacks broke.
     """
 
     text: str = ""
@@ -71,11 +73,18 @@ class Cell:
     of: str = ""
     beside: str = ""
     marks: tuple[Flag, ...] = ()
+    bound: bool = False
+    carried: bool = False
+
+    @property
+    def shown(self) -> str:
+        """The figure: `43.8%`, or `at most 43.8%`."""
+        return f"{wording.AT_MOST}{self.text}" if self.bound and self.text else self.text
 
     @property
     def full(self) -> str:
-        """The figure with its interval: `43.8% [38.1, 49.6]`."""
-        return " ".join(filter(None, (self.text, self.interval_text)))
+        """The figure with its interval: `43.8% [38.1, 49.6]`, or `at most 43.8% [38.1, 49.6]`."""
+        return " ".join(filter(None, (self.shown, self.interval_text)))
 
 
 @dataclass(frozen=True)
@@ -177,15 +186,17 @@ def submitted(
     """Return the submissions to a defense, by kind and attack, as tables show them.
 
     With the schedule `by-attack`, batches are assembled after every attack, and the last ones
-    count. Attacks that did not run there, because nothing was left to decide, have no column.
+    count. Attacks that did not run there, because nothing was left to decide, are left out.
     """
     if spec.schedule == "by-batch":
         return {(each.kind, each.attack): each for each in defense.attacks}
-    return {
-        (each.kind, None if each.kind == "assembled" else each.attack): each
-        for each in defense.attacks
-        if each.batches
-    }
+    shown: dict[tuple[str, str | None], AttackSummary] = {}
+    for each in defense.attacks:
+        key = (each.kind, None if each.kind == "assembled" else each.attack)
+        if each.batches:
+            shown.pop(key, None)  # the last assembled batch keeps its place
+            shown[key] = each
+    return shown
 
 
 def _cells(
@@ -199,8 +210,9 @@ def _cells(
         yield BYSTANDERS, of_count(defense.bystanders, marks)
     for (kind, name), attack in submitted(defense, spec).items():
         yield _key(kind, name), _of_attack(attack, marks)
-    yield WORST, of_count(defense.worst.served, marks)
-    yield DIFFERENCE, of_difference(defense.difference, marks_of_both)
+    bound = defense.decided is not None
+    yield WORST, replace(of_count(defense.worst.served, marks), bound=bound)
+    yield DIFFERENCE, replace(of_difference(defense.difference, marks_of_both), bound=bound)
     if defense.over_views is not None:
         yield OVER_VIEWS, _of_views(defense.over_views, marks_of_both)
     if defense.verdict is not None:
@@ -244,7 +256,7 @@ def _of_views(compared: OverViews, marks: tuple[Flag, ...]) -> Cell:
 
 def _of_attack(summary: AttackSummary, marks: tuple[Flag, ...]) -> Cell:
     beside = wording.percent(summary.bystanders.share) if summary.bystanders.total else ""
-    return replace(of_count(summary.served, marks), beside=beside)
+    return replace(of_count(summary.served, marks), beside=beside, carried=summary.carried > 0)
 
 
 def _of_cost(relative: float | None, marks: tuple[Flag, ...]) -> Cell:

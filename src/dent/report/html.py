@@ -18,14 +18,15 @@ from dent.report.charts import Chart, nice_ticks
 from dent.report.commands import Commands, commands
 from dent.report.flags import Flags
 from dent.report.gallery import Gallery, gallery
-from dent.report.headline import Headline, headline, of_difference
+from dent.report.headline import Headline, headline, of_difference, submitted
 from dent.report.limits import limits
-from dent.report.loading import NamedRun
+from dent.report.loading import NamedRun, status_of
 from dent.report.pictures import smoothing_of
 from dent.report.plots import (
     accuracy_chart,
     colour_of,
     entropy_chart,
+    own_curve,
     sigma_chart,
     success_chart,
     traces,
@@ -137,6 +138,7 @@ def environment(*packages: str) -> Environment:
         "LEVEL": LEVEL_TEXT,
         "OF_PROPORTION": OF_PROPORTION,
         "OF_MEDIAN": OF_MEDIAN,
+        "AT_MOST": wording.AT_MOST,
     }
     templates.filters |= {
         "percent": wording.percent,
@@ -151,7 +153,7 @@ def environment(*packages: str) -> Environment:
         "submission": wording.submission,
         "findings": wording.findings,
         "indicators": wording.indicators,
-        "decided": wording.decided,
+        "attacked_and_broken": wording.attacked_and_broken,
         "seconds": wording.seconds,
         "nats": wording.nats,
         "short": wording.short,
@@ -162,8 +164,14 @@ def environment(*packages: str) -> Environment:
     }
     templates.globals |= {
         "READINGS": wording.READINGS,
+        "carried": wording.carried,
+        "deciders": wording.deciders,
+        "not_run": wording.not_run,
+        "own_curve": own_curve,
+        "submitted": submitted,
         "colour_of": colour_of,
         "traces": traces,
+        "status_of": status_of,
         "threat_of": threat_of,
         "smoothing_of": smoothing_of,
         "diagnostic": _diagnostic,

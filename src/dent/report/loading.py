@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dent.errors import ConfigError
 from dent.evaluation.records.folder import RUN
+from dent.evaluation.records.schema import RunStatus
 from dent.evaluation.results.recorded_run import RecordedRun as LoadedRun
 from dent.evaluation.results.recorded_run import load_run as _load_run
 from dent.evaluation.results.result import EvaluationResult
@@ -15,7 +16,15 @@ from dent.evaluation.sweeps import SWEEP, read_sweep
 from dent.storage.disk import is_there, unreadable
 from dent.storage.errors import RecordError
 
-__all__ = ["LoadedRun", "NamedRun", "is_run", "is_sweep", "load_run", "load_runs"]
+__all__ = [
+    "LoadedRun",
+    "NamedRun",
+    "is_run",
+    "is_sweep",
+    "load_run",
+    "load_runs",
+    "status_of",
+]
 
 
 @dataclass(frozen=True)
@@ -127,3 +136,14 @@ def _instead(path: Path) -> str:
         return ""
     more = ", ..." if len(inside) > 4 else ""
     return f". There are runs inside it: {', '.join(inside[:4])}{more}"
+
+
+def status_of(loaded: LoadedRun) -> RunStatus:
+    """Return `complete` if nothing of the run is left to do, and else the status in `run.json`.
+
+    A run whose process ended before it wrote its last status may be complete, and a complete run
+    that has since lost records is `partial`.
+    """
+    if loaded.result.status == "complete":
+        return "complete"
+    return "partial" if loaded.run.status == "complete" else loaded.run.status
