@@ -21,6 +21,7 @@ from dent.report.limits import limits
 from dent.report.loading import LoadedRun, NamedRun, load_run
 from dent.report.markdown import to_markdown
 from dent.report.plots import own_curve, success_chart, traces
+from dent.support import ranges
 
 WORST, GAIN = "at most 41.2% [38.2, 44.3]", "at most +0.4 [−1.2, +2.0]"
 STOPPED = (
@@ -233,3 +234,53 @@ def test_lowered_worst_case_of_a_stopped_run_is_called_an_upper_bound() -> None:
     assert wording.challenged(entry, None).endswith(
         "still correct, and the worst case fell by 8 samples."
     )
+
+
+def test_images_that_are_not_shipped_are_a_quiet_note(page: str) -> None:
+    said = "These records come without the adversarial images, so only natural ones are shown."
+    assert f'<p class="note">{said}</p>' in page
+    assert "are missing: board" not in page
+    assert "Adversarial images of" not in page
+
+
+def test_attacks_with_one_protocol_name_it_once(stopped: EvaluationResult) -> None:
+    said = wording.attacks(stopped.spec)
+    assert said.startswith("adaptive-transfer, zero-update, ")
+    assert said.endswith(", rays (all frozen)")
+    one = stopped.spec.model_copy(update={"attacks": stopped.spec.attacks[:1]})
+    assert wording.attacks(one) == "adaptive-transfer (frozen)"
+    none = stopped.spec.model_copy(update={"attacks": ()})
+    assert wording.attacks(none) == "none"
+
+
+def test_methods_of_intervals_are_named_in_full(stopped: EvaluationResult) -> None:
+    difference = stopped.defenses["dent+"].difference
+    assert difference is not None
+    assert wording.interval_of(difference).startswith(
+        "Interval: the widest of Tango's score interval for paired samples, a bootstrap over "
+        "batches, and Student's t on batch means. It assumes that batches are independent;"
+    )
+    plain = difference.model_copy(update={"method": "tango", "assumes": "that samples are"})
+    assert wording.interval_of(plain).startswith("Interval: Tango's score interval for paired")
+    other = plain.model_copy(update={"method": "another"})
+    assert wording.interval_of(other) == "Interval: another. It assumes that samples are."
+
+
+def test_few_marks_are_tab_stops_and_ids_are_ranges(page: str, stopped: EvaluationResult) -> None:
+    marks = re.findall(r'<a href="#flag-\w"[^>]*>', page)
+    reachable = [mark for mark in marks if "tabindex" not in mark]
+    assert len(marks) > 100
+    assert len(reachable) < 10
+    ids = stopped.spec.settings.ids
+    assert ids is not None
+    every = ", ".join(map(str, ids))
+    assert every not in page.partition("The full specification as JSON")[0]
+    assert ranges.written(ids) in page
+
+
+def test_page_of_one_run_begins_with_links_to_its_sections(page: str) -> None:
+    contents = page.partition('<nav class="contents"')[2].partition("</nav>")[0]
+    linked = re.findall(r'href="#([^"]+)">([^<]+)<', contents)
+    assert len(linked) == 10
+    for anchor, text in linked:
+        assert re.search(rf'<h2 id="{anchor}">{text}</h2>', page), anchor

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
-from dent.evaluation.records.spec import STATIC
+from dent.evaluation.records.spec import STATIC, EvaluationSpec
 from dent.evaluation.results.intervals import LEVEL_TEXT, OF_MEDIAN, OF_PROPORTION
 from dent.evaluation.results.result import DefenseResult, Diagnostic
 from dent.evaluation.subject import threat_of
@@ -32,10 +32,24 @@ from dent.report.plots import (
     traces,
 )
 from dent.report.series import Series, differing, find_series
+from dent.support import ranges
 from dent.support.plural import counted
 from dent.support.printable import printable
 
 _HALF_POINTS: Final = (0.1, 0.25, 0.5, 1.0)
+_SECTIONS: Final = (
+    ("headline", "Headline"),
+    ("flags", "Flags"),
+    ("attacks", "Robust accuracy by attack"),
+    ("progress", "Progress of the attacks"),
+    ("adaptation", "Adaptation"),
+    ("cost", "Cost"),
+    ("diagnostics", "Diagnostics"),
+    ("gallery", "Samples"),
+    ("spec", "What was run"),
+    ("provenance", "Provenance"),
+)
+"""Sections of the page of one run, by the end of their HTML id."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +106,7 @@ def to_html(runs: Sequence[NamedRun], *, data_root: Path | None = None) -> str:
             ],
             differing=differing(runs),
             span=_span(runs),
+            SECTIONS=_SECTIONS,
             STATIC=STATIC,
         )
     )
@@ -159,6 +174,7 @@ def environment(*packages: str) -> Environment:
         "short": wording.short,
         "sigma": wording.sigma,
         "title_of": wording.title,
+        "attacks_of": wording.attacks,
         "tojson_plain": json.dumps,
         "tojson_indented": partial(json.dumps, indent=1),
     }
@@ -171,6 +187,7 @@ def environment(*packages: str) -> Environment:
         "submitted": submitted,
         "colour_of": colour_of,
         "traces": traces,
+        "settings_of": _settings,
         "status_of": status_of,
         "threat_of": threat_of,
         "smoothing_of": smoothing_of,
@@ -198,6 +215,13 @@ def _span(runs: Sequence[NamedRun]) -> float:
     ]
     widest = max(edges, default=0.0)
     return next((half for half in _HALF_POINTS if half >= widest), nice_ticks(widest)[-1])
+
+
+def _settings(spec: EvaluationSpec) -> dict[str, Any]:
+    """Return the settings of a run as plain JSON values, with the ids of samples as ranges."""
+    plain = spec.settings.to_json()
+    ids = spec.settings.ids
+    return plain if ids is None else {**plain, "ids": ranges.written(ids)}
 
 
 def _diagnostic(defense: DefenseResult, name: str) -> Diagnostic | None:

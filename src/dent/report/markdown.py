@@ -98,10 +98,9 @@ def _run(run: NamedRun, flags: Flags, level: str) -> Iterator[str]:
 
 def _title(result: EvaluationResult) -> str:
     spec = result.spec
-    attacks = ", ".join(f"{attack.name} ({attack.protocol})" for attack in spec.attacks) or "none"
     return escape(
         f"{wording.title(spec)}: {counted(result.samples, 'sample')} in {wording.batches(result)}, "
-        f"attacks: {attacks}"
+        f"attacks: {wording.attacks(spec)}"
     )
 
 

@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import Final, Literal
 
 from dent.evaluation.records.spec import STATIC, EvaluationSpec
+from dent.evaluation.results.intervals import BY_BATCH
 from dent.evaluation.results.result import (
     AttackSummary,
     ChallengeSummary,
@@ -27,6 +28,15 @@ NOTHING_YET: Final = "nothing to compare yet"
 AT_MOST: Final = "at most "
 _FEW_BATCHES: Final = re.compile(r"(\d+) batch(?:es)? (?:is|are) too few")
 """The phrase in `Difference.assumes` that says that there are too few batches, and how many."""
+
+_METHODS: Final = {
+    "tango": "Tango's score interval for paired samples",
+    "wider of tango on the majority of draws and student on their means": (
+        "the wider of Tango's score interval on the majority of draws and Student's t on their "
+        "means"
+    ),
+}
+"""By the method in a record, the words for it."""
 
 Reading = Literal["above", "below", "level", "unknown"]
 
@@ -276,13 +286,23 @@ def interval_of(difference: Difference) -> str:
     """Return how the interval of a difference was made and what it assumes, in sentences."""
     few = _FEW_BATCHES.search(difference.assumes)
     if few is not None:
-        method = difference.method
+        method = _method(difference)
         return (
-            f"{method[:1].upper()}{method[1:]} interval. It treats samples as independent, but "
+            f"Interval: {method}. It treats samples as independent, but "
             "members of a batch share an adaptation. A bootstrap over batches needs "
             f"{counted(MIN_CLUSTERS, 'batch')}; this run has {few[1]}."
         )
-    return f"Interval: {difference.method}. It assumes {difference.assumes}."
+    return f"Interval: {_method(difference)}. It assumes {difference.assumes}."
+
+
+def _method(difference: Difference) -> str:
+    """Return the method of an interval in the words of a reader. Records keep shorter ones."""
+    before, after = BY_BATCH.split("{}")
+    inner = difference.method.removeprefix(before).removesuffix(after)
+    method = _METHODS.get(inner, inner)
+    if inner == difference.method:
+        return method
+    return f"the widest of {method}, a bootstrap over batches, and Student's t on batch means"
 
 
 def seconds(value: float | None) -> str:
@@ -301,6 +321,15 @@ def seconds(value: float | None) -> str:
 def nats(value: float) -> str:
     """Format an entropy: `0.935`; `<0.001` if it is small but not 0."""
     return "<0.001" if 0 < value < 0.0005 else f"{value:.3f}"
+
+
+def attacks(spec: EvaluationSpec) -> str:
+    """Return the attacks of a run with their protocol, which is said once if all have the same."""
+    protocols = {attack.protocol for attack in spec.attacks}
+    if len(spec.attacks) > 1 and len(protocols) == 1:
+        names = ", ".join(attack.name for attack in spec.attacks)
+        return f"{names} (all {protocols.pop()})"
+    return ", ".join(f"{attack.name} ({attack.protocol})" for attack in spec.attacks) or "none"
 
 
 def batches(result: EvaluationResult) -> str:
