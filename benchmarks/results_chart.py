@@ -65,6 +65,7 @@ def draw(rows: Sequence[Row], out: Path) -> None:
         axes.set_yticks(range(len(rows)), labels)
         axes.tick_params(axis="y", length=0)
         axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.margins(x=0.08)
         axes.grid(axis="x", color="#d5dae0", linewidth=0.8)
         axes.set_axisbelow(True)
         figure.supxlabel(

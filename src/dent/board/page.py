@@ -208,7 +208,7 @@ def to_page(rows: Sequence[BoardRow], base: Path, reports: Collection[Path] = ()
     by_name: dict[str, Track] = {row.track.name: row.track for row in rows}
     numbers = {id(row): number for number, row in enumerate(rows, start=1)}
     lines = [_line(numbers[id(row)], row, base, reports) for row in rows]
-    columns = COLUMNS
+    columns: tuple[Heading, ...] = COLUMNS
     if all(row.views is None and row.less_views is None for row in rows):
         at = [column.title for column in columns].index(_VIEWS)
         columns = (*columns[:at], *columns[at + 1 :])

@@ -8,9 +8,8 @@ from typing import Final
 
 from torch import Tensor
 
-from dent.evaluation.records.folder import TENSORS
 from dent.evaluation.records.plan import Batch
-from dent.evaluation.records.schema import UnitRecord
+from dent.evaluation.records.schema import TENSORS, UnitRecord
 from dent.evaluation.records.spec import STATIC
 from dent.evaluation.results.recorded_run import SampleAnswer
 from dent.evaluation.results.result import EvaluationResult

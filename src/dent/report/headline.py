@@ -15,7 +15,7 @@ from typing import Final
 
 from dent.evaluation import AttackSummary, Count, DefenseResult, Difference, EvaluationResult
 from dent.evaluation.records.spec import STATIC, EvaluationSpec
-from dent.evaluation.results.result import OverViews
+from dent.evaluation.results.result import Decision, OverViews
 from dent.report import wording
 from dent.report.flags import Flag, Flags, of_one
 from dent.support import rounding
@@ -210,9 +210,9 @@ def _cells(
         yield BYSTANDERS, of_count(defense.bystanders, marks)
     for (kind, name), attack in submitted(defense, spec).items():
         yield _key(kind, name), _of_attack(attack, marks)
-    bound = defense.decided is not None
-    yield WORST, replace(of_count(defense.worst.served, marks), bound=bound)
-    yield DIFFERENCE, replace(of_difference(defense.difference, marks_of_both), bound=bound)
+    decided = defense.decided
+    yield WORST, replace(of_count(defense.worst.served, marks), bound=decided is not None)
+    yield DIFFERENCE, of_difference(defense.difference, marks_of_both, decided)
     if defense.over_views is not None:
         yield OVER_VIEWS, _of_views(defense.over_views, marks_of_both)
     if defense.verdict is not None:
@@ -236,8 +236,18 @@ def of_count(count: Count, marks: tuple[Flag, ...] = ()) -> Cell:
     )
 
 
-def of_difference(difference: Difference | None, marks: tuple[Flag, ...] = ()) -> Cell:
-    """Return the cell of a difference; empty if there is none."""
+def of_difference(
+    difference: Difference | None,
+    marks: tuple[Flag, ...] = (),
+    decided: Decision | None = None,
+) -> Cell:
+    """Return the cell of a difference; empty if there is none.
+
+    Args:
+        difference: The difference.
+        marks: Its flags.
+        decided: Where the run stopped early, so that it is an upper bound; None if it did not.
+    """
     if difference is None:
         return Cell()
     return Cell(
@@ -246,6 +256,7 @@ def of_difference(difference: Difference | None, marks: tuple[Flag, ...] = ()) -
         interval=difference.interval,
         interval_text=wording.points_interval(difference.interval),
         marks=marks,
+        bound=decided is not None,
     )
 
 
