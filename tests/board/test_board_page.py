@@ -299,6 +299,7 @@ return {
   sideways: doc.documentElement.scrollWidth - doc.documentElement.clientWidth,
   cut: [...doc.querySelectorAll("table.board td")].filter((n) =>
     n.scrollWidth > n.clientWidth + 1 && n.clientWidth > 0).length,
+  sorters: [...doc.querySelectorAll("thead button")].map((b) => win.getComputedStyle(b).visibility),
   headers: win.getComputedStyle(doc.querySelector("thead")).position,
 };
 """
@@ -330,6 +331,8 @@ def test_page_can_be_sorted_and_filtered_on_desktop_and_phone(rows: list[BoardRo
         assert (found["pwned"], found["scripts"], found["reached"]) == (None, 1, 0)
         assert (found["sideways"], found["cut"]) == (0, 0), name
     assert asked["phone"]["headers"] == "absolute"
+    assert set(asked["phone"]["sorters"]) == {"hidden"}
+    assert set(asked["desk"]["sorters"]) == {"visible"}
 
 
 @needs_chromium
