@@ -186,7 +186,8 @@ def chart(found: Results) -> None:
             low, high = gain.interval
             attacked = f"{column.title}{_unfinished(result)}"
             value, interval = 100 * gain.value, (100 * low, 100 * high)
-            rows[defense, column.key] = Row(defense, attacked, value, interval)
+            bound = result.defenses[_defended(result)].decided is not None
+            rows[defense, column.key] = Row(defense, attacked, value, interval, bound)
     draw([*rows.values()], PICTURE)
     draw([rows[FOUND, key] for key in SHOWN if (FOUND, key) in rows], FINDING)
 

@@ -30,12 +30,14 @@ class Row:
         attacked: Name of the attack.
         value: Robust accuracy minus that of the static model, in percentage points.
         interval: 95% interval of the difference, in percentage points.
+        bound: Whether the run stopped early, so that the value is an upper bound.
     """
 
     defense: str
     attacked: str
     value: float
     interval: tuple[float, float]
+    bound: bool = False
 
     @property
     def colour(self) -> str:
@@ -52,16 +54,23 @@ def draw(rows: Sequence[Row], out: Path) -> None:
         axes = figure.subplots()
         axes.axvline(0, color=_NOTHING, linewidth=1)
         for y, row in enumerate(rows):
-            axes.plot(row.interval, (y, y), color=row.colour, linewidth=3, alpha=0.45)
-            axes.plot([row.value], [y], marker="o", color=row.colour)
-        labels = [f"{row.defense}  by  {row.attacked}" for row in rows]
+            low, high = row.interval
+            # Of an upper bound, the marker points to where the value may be.
+            low, marker = (row.value, "<") if row.bound else (low, "o")
+            axes.plot((low, high), (y, y), color=row.colour, linewidth=3, alpha=0.45)
+            axes.plot([row.value], [y], marker=marker, color=row.colour)
+        labels = [
+            f"{row.defense}  by  {row.attacked}{', at most' if row.bound else ''}" for row in rows
+        ]
         axes.set_yticks(range(len(rows)), labels)
         axes.tick_params(axis="y", length=0)
         axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.margins(x=0.08)
         axes.grid(axis="x", color="#d5dae0", linewidth=0.8)
         axes.set_axisbelow(True)
-        axes.set_xlabel(
-            "robust accuracy minus that of the static model, in points, with 95% intervals"
+        figure.supxlabel(
+            "robust accuracy minus that of the static model, in points, with 95% intervals",
+            fontsize=9.0,
         )
         figure.tight_layout()
         figure.savefig(out, format="svg", metadata={"Date": None})

@@ -21,6 +21,7 @@ from mkdocs.structure.pages import Page
 
 from dent.board.listing import list_rows
 from dent.board.page import gain_of, write_page, write_reports
+from dent.report.markdown import escape
 from dent.support.rounding import factor
 
 ROOT = Path(__file__).parents[1]
@@ -74,7 +75,10 @@ def _board() -> Iterator[tuple[str, str]]:
 
 
 def _rows() -> Iterator[str]:
-    """Yield the rows of the board as Markdown tables, one for each track."""
+    """Yield the rows of the board as Markdown tables, one for each track.
+
+    Strangers choose the names in a row, so every cell is escaped.
+    """
     track = None
     for row in (row for row in list_rows(ROOT / "board") if row.void is None):
         if row.track != track:
@@ -84,7 +88,8 @@ def _rows() -> Iterator[str]:
             yield "| --- | --- | ---: | ---: | --- |"
         cost = "" if row.cost is None else factor(row.cost)
         gain = gain_of(row.headline) if row.difference else "the reference"
-        yield f"| {row.name} | {row.ruling} | {gain} | {cost} | {row.trust} |"
+        cells = (row.name, row.ruling, gain, cost, row.trust)
+        yield f"| {' | '.join(map(escape, cells))} |"
     if track is None:
         yield "No rows yet."
 
@@ -92,8 +97,6 @@ def _rows() -> Iterator[str]:
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     """Replace every link to a file of the repository by one to its page."""
     here = page.file.src_uri
-    if here == LANDING:
-        markdown = markdown.replace(ROWS, "\n".join(_rows()))
     source = PAGES.get(here, f"docs/{here}")
     kept: list[str] = []
 
@@ -105,7 +108,9 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     text = _LINK.sub(lambda link: _turned(link, source, here), text)
     if repository := os.environ.get("GITHUB_REPOSITORY"):  # set in the job that publishes the site
         text = _NOTEBOOK.sub(rf"]({COLAB}/{repository}/blob/main/docs/notebooks/\1)", text)
-    return re.sub(r"\0(\d+)\0", lambda index: kept[int(index[1])], text)
+    text = re.sub(r"\0(\d+)\0", lambda index: kept[int(index[1])], text)
+    # The rows come last: what looks like a link in a name is none.
+    return text.replace(ROWS, "\n".join(_rows())) if here == LANDING else text
 
 
 def _turned(link: re.Match[str], source: str, here: str) -> str:

@@ -326,7 +326,7 @@ def test_checked_challenge_counts_and_may_not_be_removed_or_edited(
     sha256 = add_challenge(folder / HEADLINE, real)
     add_trust(folder, entry.model_copy(update={"challenges": {HEADLINE: (sha256,)}}))
     row = read_board_row(folder)
-    assert row.trust == "records verified, broken by Ada"
+    assert row.trust == "records verified, lowered by Ada"
     assert before.difference is not None
     assert row.difference is not None
     assert (row.difference.value or 0.0) < (before.difference.value or 0.0)
@@ -442,7 +442,7 @@ def test_checked_challenge_still_counts_if_the_submission_changes(
     sha256 = add_challenge(folder / HEADLINE, forged_challenge(run, "Ada", NAME, {NAME: False}))
     add_trust(folder, entry.model_copy(update={"challenges": {HEADLINE: (sha256,)}}))
     edit_submission(folder, commit="b" * 40)
-    assert read_board_row(folder).trust == "claimed, broken by Ada"
+    assert read_board_row(folder).trust == "claimed, lowered by Ada"
 
 
 @pytest.mark.parametrize(

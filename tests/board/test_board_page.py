@@ -77,7 +77,7 @@ def _row(row: BoardRow, name: str, index: int) -> BoardRow:
 
 def test_page_shows_the_numbers_links_and_departures_of_a_row(rows: list[BoardRow]) -> None:
     page = to_page(rows, Path())
-    for text in ("+37.5", "−25.0", "30.0×", "not measured", "half drawn by 1f", "claimed"):
+    for text in ("+37.5", "−25.0", "30.0×", "half drawn by 1f", "claimed"):
         assert text in page, text
     assert 'href="https://example.org/paper"' in page
     assert "An attack" in page
@@ -106,7 +106,7 @@ def test_challenges_that_lower_a_row_are_named_without_unsafe_links(rows: list[B
     defenses = {**headline.result.defenses, NAME: defense}
     result = headline.result.model_copy(update={"defenses": defenses})
     row = replace(rows[0], headline=replace(headline, result=result))
-    assert row.trust == "claimed, broken by Eve, Mallory"
+    assert row.trust == "claimed, lowered by Eve, Mallory"
     page = to_page([row], Path())
     assert '<a href="https://example.org/images">images of Eve</a>' in page
     assert "javascript:" not in page
@@ -143,15 +143,19 @@ def test_difference_of_a_row_that_stopped_early_is_an_upper_bound(rows: list[Boa
     variant = replace(early.headline, name="by-class")
     page = body(to_page([replace(early, variants=(variant,))], Path()))
     assert '<span class="n">at most +37.5</span>' in page
-    assert "<small>after 8 of 18 attacks</small>" in page
+    assert "<small>after 8 of 18 attacks on it</small>" in page
     assert "<small>stopped early</small>" in page
     assert "<small>by-class: at most +37.5 " in page
     chart = scatter(SMALL, [(1, early)])
     assert chart is not None
     assert "at most +37.5" in chart.dots[0].text
-    assert "after 8 of 18 attacks" in chart.alt
+    assert "after 8 of 18 attacks on it" in chart.alt
+    assert chart.dots[0].bound
+    assert chart.dots[0].low == chart.dots[0].y > (chart.dots[0].high or 0)
+    assert "hollow, with an arrow: at most" in to_page([early], Path())
+    assert "hollow" not in to_page([whole], Path())
     page = body(to_page([stopped(whole, 0)], Path()))
-    assert "after transfers, before the 18 attacks" in page
+    assert "transfers only, 0 of 18 attacks on it" in page
     told = replace(early, variants=(variant,)).to_json()
     assert (told["decided"]["after"], told["decided"]["of"]) == (8, 18)
     assert told["variants"][0]["decided"]["after"] == 8
@@ -167,13 +171,64 @@ def test_rows_that_stopped_early_come_after_measured_ones_of_the_same_verdict(
     assert sorted((short, long, measured), key=rank) == [measured, long, short]
 
 
-def test_challenge_lowers_but_does_not_break_a_row_that_stopped_early(
-    rows: list[BoardRow],
+def test_challenge_breaks_only_a_row_that_had_a_gain_without_it(
+    rows: list[BoardRow], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    attacks = (Outside("Eve", None, 3),)
-    broken = with_defense(rows[0], challenges=attacks, decided=None)
-    assert broken.trust == "claimed, broken by Eve"
-    assert stopped(broken, 1).trust == "claimed, lowered by Eve"
+    row = with_defense(rows[0], challenges=(Outside("Eve", None, 3),), decided=None)
+    assert row.ruling == "no gain"
+    assert not row.had_gain
+    assert row.trust == "claimed, lowered by Eve"
+    monkeypatch.setattr(BoardRow, "had_gain", True)
+    assert replace(row).trust == "claimed, broken by Eve"
+
+
+def test_the_number_that_makes_a_row_harmful_is_the_red_one(rows: list[BoardRow]) -> None:
+    defense = rows[0].headline.defense
+    assert defense.verdict is not None
+    assert defense.difference is not None
+    lower = defense.difference.model_copy(update={"value": -0.05, "interval": (-0.08, -0.02)})
+    level = lower.model_copy(update={"value": 0.01, "interval": (-0.01, 0.03)})
+
+    def row(worst: Any, natural: Any) -> str:
+        verdict = defense.verdict.model_copy(update={"ruling": "harmful", "natural": natural})
+        changed = with_defense(rows[0], difference=worst, verdict=verdict, decided=None)
+        return body(to_page([changed], Path()))
+
+    bad = r'class="bad"><span class="fig"><span class="n">'
+    clean = row(level, lower)
+    assert f"{bad}−5.0" in clean
+    assert f"{bad}+1.0" not in clean
+    assert "<small>clean accuracy is lower</small>" in clean
+    robust = row(lower, level)
+    assert f"{bad}−5.0" in robust
+    assert f"{bad}+1.0" not in robust
+    assert "clean accuracy is lower" not in robust
+
+
+def test_board_shows_how_robust_and_accurate_the_base_model_is() -> None:
+    folder = Path(__file__).parents[2] / "board/cifar10-linf-8_255-v1/static"
+    row = read_board_row(folder)
+    assert row.ruling == "the reference"
+    page = body(to_page([row], Path()))
+    assert '<span class="n">40.8% robust</span> <span class="ci">[37.8, 43.9]</span>' in page
+    assert '<span class="n">72.9%</span> <span class="ci">[70.0, 75.5]</span>' in page
+    chart = scatter(row.track, [(1, row)])
+    assert chart is None or chart.base.startswith(
+        "The base model: 40.8% [37.8, 43.9] robust, 72.9%"
+    )
+
+
+def test_numbers_of_close_dots_do_not_cover_each_other(rows: list[BoardRow]) -> None:
+    chart = scatter(SMALL, [(number, rows[0]) for number in range(1, 9)])
+    assert chart is not None
+    assert len({dot.label for dot in chart.dots}) == 8
+
+
+def test_column_that_no_row_has_is_left_out(rows: list[BoardRow]) -> None:
+    assert all(row.less_views is None for row in rows)
+    page = to_page(rows, Path())
+    assert "Against views" not in page
+    assert "mean over several views" not in page
 
 
 def test_void_row_is_listed_with_its_reason_and_without_a_verdict(rows: list[BoardRow]) -> None:
@@ -185,6 +240,7 @@ def test_void_row_is_listed_with_its_reason_and_without_a_verdict(rows: list[Boa
 
 
 def test_scatter_plot_places_one_dot_per_row_by_its_gain_and_cost(rows: list[BoardRow]) -> None:
+    rows = [with_defense(row, decided=None) for row in rows]
     found = scatter(SMALL, list(enumerate(rows, start=1)))
     assert found is not None
     by_number = {dot.number: dot for dot in found.dots}
@@ -227,13 +283,15 @@ const charts = () => [...doc.querySelectorAll(".scatter")]
 const select = doc.querySelector("select[name=sort]");
 return {
   first: names(), gain: click(2), again: click(2), sorted: heads[2].getAttribute("aria-sort"),
-  missing: click(3), cost: click(5), name: click(0),
+  missing: click(3), cost: click(4), name: click(0),
   other: choose("other-v1"), shown: doc.getElementById("shown").textContent, charts: charts(),
   all: choose(""), every: charts(),
   chosen: (() => {
     select.value = "2"; select.dispatchEvent(new win.Event("change", {bubbles: true}));
     return names();
   })(),
+  links: [...doc.querySelectorAll(".scatter a.dot")]
+    .filter((a) => doc.getElementById(a.getAttribute("href").slice(1))).length,
   markers: doc.querySelectorAll(".scatter .dot").length,
   pwned: win.top.pwned ?? null,
   scripts: doc.querySelectorAll("script, img").length,
@@ -241,6 +299,7 @@ return {
   sideways: doc.documentElement.scrollWidth - doc.documentElement.clientWidth,
   cut: [...doc.querySelectorAll("table.board td")].filter((n) =>
     n.scrollWidth > n.clientWidth + 1 && n.clientWidth > 0).length,
+  sorters: [...doc.querySelectorAll("thead button")].map((b) => win.getComputedStyle(b).visibility),
   headers: win.getComputedStyle(doc.querySelector("thead")).position,
 };
 """
@@ -268,10 +327,21 @@ def test_page_can_be_sorted_and_filtered_on_desktop_and_phone(rows: list[BoardRo
         assert found["every"] == [True, True]
         assert len(found["all"]) == 4
         assert found["chosen"] == ["a", evil, "c", "b"]
-        assert found["markers"] == 4
+        assert found["markers"] == found["links"] == 4
         assert (found["pwned"], found["scripts"], found["reached"]) == (None, 1, 0)
         assert (found["sideways"], found["cut"]) == (0, 0), name
     assert asked["phone"]["headers"] == "absolute"
+    assert set(asked["phone"]["sorters"]) == {"hidden"}
+    assert set(asked["desk"]["sorters"]) == {"visible"}
+
+
+@needs_chromium
+def test_bounds_are_sorted_after_measurements_in_both_directions(rows: list[BoardRow]) -> None:
+    bound = stopped(rows[0], 8)  # the highest difference
+    measured = [with_defense(row, decided=None) for row in rows[1:3]]
+    script = ASKED.partition("const choose")[0] + "return [click(2), click(2)];"
+    found = ask({"it": Question(to_page([bound, *measured], Path()), script)})["it"]
+    assert found == [["c", "b", "a"], ["b", "c", "a"]]
 
 
 @needs_chromium

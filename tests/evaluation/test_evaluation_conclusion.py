@@ -117,13 +117,20 @@ def test_the_verdict_follows_the_rules_for_every_combination(side: str, natural:
             assert "zero gradient" in found.sentence
 
 
+def test_a_verdict_ends_with_the_versions_of_suite_and_rules() -> None:
+    found = conclude("small", difference("level"), difference("level"), (), ())
+    assert found.sentence.endswith(
+        f". Version {found.version} of the suite, version {found.rules} of the rules."
+    )
+
+
 @pytest.mark.parametrize(
     ("samples", "ruling", "said"),
     [
         (4, "inconclusive", ": 4 samples cannot show any gain."),
         (8, "no gain", "and a gain below +76.0 points can go unseen with 8 samples."),
         (256, "no gain", "and a gain below +5.3 points can go unseen with 256 samples."),
-        (1024, "no gain", "): the interval of the difference contains 0. Suite"),
+        (1024, "no gain", "): the interval of the difference contains 0. Version"),
     ],
 )
 def test_no_gain_states_the_gain_that_the_samples_can_detect(

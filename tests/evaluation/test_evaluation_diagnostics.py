@@ -115,6 +115,9 @@ def test_probabilities_in_low_precision_raise_not_logits(dtype: torch.dtype) -> 
 def test_a_masked_gradient_raises_three_diagnostics() -> None:
     result = look(Masked, [Push(), Guess()])
     assert {"zero gradient", "transfer beats white-box"} <= raised(result)
+    said = next(each for each in result.raised if each.name == "transfer beats white-box")
+    assert said.sentence.startswith(f"Transfer from the static model broke {said.value:.0f} more ")
+    assert "Either its gradients mislead, or these attacks are too weak" in said.sentence
     # The gradient attack finds nothing; random search with a large eps does.
     model = make_model()
     subject = make_subject(

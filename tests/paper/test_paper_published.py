@@ -1,6 +1,7 @@
 """Test how runs are published, and that the published page and docs match the records."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from dent.defenses import CONFIGS
 from dent.evaluation import EvaluationResult
 from dent.evaluation.records.folder import RESULT
 from dent.evaluation.results.recorded_run import RecordedRun
+from dent.evaluation.results.result import Decision
 from dent.paper import (
     PaperPlan,
     TableResult,
@@ -110,6 +112,23 @@ def test_published_page_matches_the_published_records(
         for each in result.judgements:
             assert each.ruling in page
     assert to_page(plans, results, Links(DOCS / "cpu", DOCS)) == page
+
+
+def test_a_suite_that_stopped_early_gives_upper_bounds(
+    published: tuple[list[PaperPlan], list[TableResult]],
+) -> None:
+    plan, result = next(
+        (plan, result)
+        for plan, result in zip(*published, strict=True)
+        if any(each.difference for each in result.suite)
+    )
+    assert '<span class="n">at most ' not in to_page([plan], [result], Links(DOCS / "cpu", DOCS))
+    decided = Decision(after=1, of=18, at_most=0.0, below=False)
+    suite = tuple(each.model_copy(update={"decided": decided}) for each in result.suite)
+    stopped = result.model_copy(update={"suite": suite})
+    page = to_page([plan], [stopped], Links(DOCS / "cpu", DOCS))
+    assert re.search(r'data-label="defended">[^\n]*>at most \d', page)
+    assert re.search(r'data-label="against static">[^\n]*>at most [+−0]', page)
 
 
 def test_a_table_with_an_interrupted_suite_is_partial(

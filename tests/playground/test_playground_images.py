@@ -14,6 +14,7 @@ from dent import InputError
 from dent.playground import Setup, bundled, dropped, images, play
 from dent.playground.images import FIRST, MOST_BYTES, gallery
 from dent.playground.setup import usual_threat
+from dent.playground.verdict import verdict
 
 
 def saved(path: Path, width: int, height: int, mode: str = "RGB") -> Image.Image:
@@ -114,13 +115,16 @@ def test_unexpected_decoder_error_becomes_an_input_error(
         dropped(tmp_path / "a.png")
 
 
-def test_default_attack_breaks_the_static_model_on_the_first_image() -> None:
+def test_default_attack_breaks_the_static_model_and_dent_on_the_first_image() -> None:
     """Model, attack, eps and batch are the initial values of the controls."""
-    setup = Setup(usual_threat("resnet-14-2-linf"), rungs=())
+    setup = Setup(usual_threat("resnet-14-2-linf"), rungs=("transfer",))
     assert FIRST in gallery(images(), 4)
     outcome = play(setup, bundled(images(), FIRST))
     assert outcome.natural.static.right
+    assert outcome.natural.defense.right
     assert [each.found_by for each in outcome.breaks("static")] == ["static"]
+    assert list(outcome.breaks("defense"))
+    assert verdict(outcome).headline == "Both fall: static and dent+"
 
 
 def test_gallery_has_four_images_of_every_class() -> None:

@@ -70,7 +70,8 @@ def test_earlier_breaks_count_only_for_the_same_defense_and_threat_model(
 ) -> None:
     said = verdict(held, (broken(held, **changed),))
     assert said.defense_falls == counts
-    assert said.headline.startswith("dent+ falls where" if counts else "Both hold")
+    falls = "On this image, dent+ falls where static holds"
+    assert said.headline.startswith(falls if counts else "Both hold")
     assert ("an earlier one on this page broke it" in said.sentences[1]) == counts
 
 
@@ -80,6 +81,17 @@ def test_earlier_breaks_of_the_static_model_count_for_the_same_image(
     assert verdict(held, (broken(held, "static", defense="dent"),)).static_falls
     other = replace(broken(held, "static"), image="another")
     assert not verdict(held, (other,)).static_falls
+
+
+@pytest.mark.parametrize(("right", "first"), [({}, "Of the batch"), ({"defense": 9}, "Static is")])
+def test_a_batch_that_contradicts_the_image_comes_first(
+    held: PlaygroundOutcome, right: dict[Any, int], first: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dent.playground.verdict.least_right", lambda *a: right.get(a[2], 1))
+    said = verdict(held, (broken(held, "static"),))
+    assert said.headline == "On this image, dent+ holds where static falls"
+    assert said.sentences[0].startswith(first)
+    assert len(said.sentences) == len(verdict(held).sentences)
 
 
 def test_queries_of_a_stopped_run_count(held: PlaygroundOutcome) -> None:

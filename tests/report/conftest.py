@@ -155,3 +155,9 @@ def letters_of(result: EvaluationResult) -> dict[str, str]:
         name: ",".join(sorted(met[flag.name] for flag in found.raised))
         for name, found in result.defenses.items()
     }
+
+
+@pytest.fixture(scope="session")
+def stopped_run() -> Path:
+    """A published run that stopped after 8 of 18 attacks on dent+; on static, attacks carried."""
+    return Path(__file__).parents[2] / "board/cifar10-linf-8_255-v1/dent+/headline"

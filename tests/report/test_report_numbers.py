@@ -174,6 +174,7 @@ def test_markdown_has_every_count_of_the_journal(
     said = {
         "natural": "natural images",
         "attack": "{} through the defense",
+        "on static": "{} on the model",
         "transfer": "{} transferred from static",
         "assembled": "assembled from the images that broke each member",
     }
@@ -182,7 +183,8 @@ def test_markdown_has_every_count_of_the_journal(
         low, high = wilson(correct, total)
         mark = f" [{letters[defense]}]" if letters[defense] else ""
         number = f"{100 * correct / total:.1f}% [{100 * low:.1f}, {100 * high:.1f}]{mark}"
-        line = f"| {said[kind].format(attack)} | {number} |"
+        where = "on static" if (defense, kind) == ("static", "attack") else kind
+        line = f"| {said[where].format(attack)} | {number} |"
         assert line in section, (defense, line)
 
 
@@ -333,7 +335,7 @@ def test_docs_name_every_csv_column_measure_and_json_key(
     assert keys - named == set()
 
 
-def test_verdict_sentences_state_whether_each_gate_is_open_or_closed() -> None:
+def test_verdict_sentences_state_whether_each_doubt_is_open_or_settled() -> None:
     said = {}
     for path in sorted((DOCS / "results").glob("*-dynamic.json")):
         result = EvaluationResult.model_validate_json(path.read_bytes())
@@ -341,10 +343,10 @@ def test_verdict_sentences_state_whether_each_gate_is_open_or_closed() -> None:
             gates = found.verdict.gates if found.verdict else ()
             sentences = wording.verdict(found.verdict)
             for gate in gates:
-                state = "open" if gate.open else "closed"
-                assert f"Gate {gate.name}, {state}: {gate.sentence}" in sentences
+                state = "Open" if gate.open else "Settled"
+                assert f"{state} doubt ({gate.name}): {gate.sentence}" in sentences
                 said[state] = gate.name
-    assert said.keys() == {"open", "closed"}
+    assert said.keys() == {"Open", "Settled"}
     assert "| raised | closed when |" in (DOCS / "suite.md").read_text(encoding="utf-8")
 
 

@@ -1,6 +1,6 @@
 """One row of the board: its runs, what it says about them, and how far it was checked."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -214,6 +214,13 @@ class BoardRow:
         """The checked challenges (outside attacks) that lowered its worst case."""
         return self.headline.defense.broken_by
 
+    @cached_property
+    def had_gain(self) -> bool:
+        """Whether it would have the verdict of a robust gain without attacks from outside."""
+        result = replace(self.headline.run, challenges=()).result
+        verdict = result.defenses[self.headline.defense_name].verdict
+        return verdict is not None and verdict.ruling == "robust gain"
+
     @property
     def challenged_by(self) -> tuple[str, ...]:
         """The makers of challenges that do not count, because no maintainer has checked them."""
@@ -252,8 +259,7 @@ class BoardRow:
             last = max(self.checks, key=lambda entry: entry.units)
             words = f"re-attacked ({last.attacks})"
         if self.broken_by:
-            # A run that stopped early had not shown a gain, so nobody could break one.
-            verb = "broken" if self.headline.decided is None else "lowered"
+            verb = "broken" if self.had_gain else "lowered"
             words += f", {verb} by {', '.join(each.by for each in self.broken_by)}"
         if self.challenged_by:
             words += f", challenged by {', '.join(self.challenged_by)} (not checked)"

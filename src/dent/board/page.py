@@ -5,7 +5,7 @@ import hashlib
 import math
 import os
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -15,7 +15,8 @@ from markupsafe import Markup
 
 from dent.board.board_row import BoardRow, Ruling, VariantResult
 from dent.board.tracks import HEADLINE, Track
-from dent.evaluation.results.result import Decision, Difference
+from dent.evaluation.records.spec import STATIC
+from dent.evaluation.results.result import Count, Difference
 from dent.report import wording
 from dent.report.charts import HEIGHT, Tick, nice_ticks
 from dent.report.html import environment, to_html
@@ -37,7 +38,17 @@ LOOKS: Final[dict[Ruling, tuple[int, str]]] = {
 _TONES: Final[dict[Ruling, str]] = {"robust gain": "good", "harmful": "bad"}
 REPORT: Final = "report.html"
 _LEAST_COST: Final = 1.0
-_AT_MOST: Final = "at most "
+_VIEWS: Final = "Against views"
+_NARROW: Final = 3.2
+"""Pixels of one percent of a plot's width on a phone."""
+_MARK: Final = (-6.0, -6.0, 6.0, 6.0)
+_ARROW: Final = (-6.0, -6.0, 6.0, 17.0)
+_DIGIT: Final = 7.0
+_LINE: Final = 11.0
+_PLACES: Final = tuple(
+    (side, down) for down in (-4.0, 13.0, -16.0, 25.0, -28.0, 37.0) for side in ("right", "left")
+)
+"""Where the number of a dot may stand: its side, and pixels down to its baseline."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +63,7 @@ COLUMNS: Final = (
     Heading("Defense", "text"),
     Heading("Verdict", "text"),
     Heading("Against its base", "number"),
-    Heading("Against views", "number"),
+    Heading(_VIEWS, "number"),
     Heading("Clean, against its base", "number"),
     Heading("Cost", "number"),
     Heading("Depends on its batch", "text"),
@@ -83,6 +94,7 @@ class BoardCell:
         notes: The lines below the text.
         links: The links below the notes.
         tone: `good`, `bad`, `quiet` or empty.
+        bound: Whether the number is an upper bound. Bounds are sorted after measurements.
     """
 
     text: str = ""
@@ -92,6 +104,7 @@ class BoardCell:
     notes: tuple[str, ...] = ()
     links: tuple[Link, ...] = ()
     tone: str = "quiet"
+    bound: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,7 +123,11 @@ class TableLine:
 
 @dataclass(frozen=True)
 class Dot:
-    """A row in the plot: x in percent of the width; y, low and high in pixels from the top."""
+    """A row in the plot: x in percent of the width; y, low and high in pixels from the top.
+
+    `bound` says that the difference is an upper bound: then `low` is `y`. The number stands `label`
+    pixels right of and below the dot.
+    """
 
     number: int
     x: float
@@ -120,6 +137,8 @@ class Dot:
     colour: int
     shape: str
     text: str
+    bound: bool = False
+    label: tuple[float, float] = (8.0, -4.0)
 
 
 @dataclass(frozen=True)
@@ -134,6 +153,7 @@ class Scatter:
     zero: float
     dots: tuple[Dot, ...]
     rulings: frozenset[Ruling]
+    base: str = ""
     height: float = HEIGHT
 
 
@@ -187,6 +207,13 @@ def to_page(rows: Sequence[BoardRow], base: Path, reports: Collection[Path] = ()
     used = list(dict.fromkeys(row.track.name for row in rows))
     by_name: dict[str, Track] = {row.track.name: row.track for row in rows}
     numbers = {id(row): number for number, row in enumerate(rows, start=1)}
+    lines = [_line(numbers[id(row)], row, base, reports) for row in rows]
+    columns: tuple[Heading, ...] = COLUMNS
+    if all(row.views is None and row.less_views is None for row in rows):
+        at = [column.title for column in columns].index(_VIEWS)
+        columns = (*columns[:at], *columns[at + 1 :])
+        # The first column is the name, and no cell.
+        lines = [replace(line, cells=(*line.cells[: at - 1], *line.cells[at:])) for line in lines]
     charts = (
         scatter(by_name[name], [(numbers[id(r)], r) for r in rows if r.track.name == name])
         for name in used
@@ -195,9 +222,10 @@ def to_page(rows: Sequence[BoardRow], base: Path, reports: Collection[Path] = ()
         environment("dent.board")
         .get_template("board.html.j2")
         .render(
-            rows=[_line(numbers[id(row)], row, base, reports) for row in rows],
+            rows=lines,
             tracks=[by_name[name] for name in used],
-            columns=COLUMNS,
+            columns=columns,
+            has_views=columns is COLUMNS,
             charts=[chart for chart in charts if chart is not None],
             nonces=list(dict.fromkeys(_nonces(rows))),
             looks=LOOKS,
@@ -257,19 +285,25 @@ def _cells(row: BoardRow) -> Iterator[BoardCell]:
         for variant in row.variants
         if variant.difference is not None
     )
-    absent = "the reference" if row.ruling == "the reference" else "not measured"
-    tone, stop = _TONES.get(row.ruling, ""), row.headline.decided
-    notes = variants if stop is None else (_after(stop), *variants)
-    yield _paired(row.difference, absent, notes, tone, is_bound=stop is not None)
+    if row.ruling == "the reference":
+        robust, accurate = row.headline.defense.worst.served, row.headline.defense.natural
+        against, natural = _counted(robust, " robust"), _counted(accurate)
+    else:
+        stop = row.headline.decided
+        notes = variants if stop is None else (wording.stop(stop), *variants)
+        tone = "good" if row.ruling == "robust gain" else _harmed(row, row.difference)
+        against = _paired(row.difference, "not measured", notes, tone, is_bound=stop is not None)
+        natural = _paired(row.natural, "not measured", tone=_harmed(row, row.natural))
+    yield against
     views = row.views
     named = () if views is None or row.less_views is None else (f"of {views.defense_name}",)
     yield _paired(row.less_views, _without_views(row), named)
-    yield _paired(row.natural, absent)
+    yield natural
     cost = row.cost
     yield BoardCell("" if cost is None else factor(cost), cost, missing="not measured")
     depends = "yes" if row.depends_on_batch else "no"
     yield BoardCell(depends, depends)
-    decided = None if row.decided_by is None else _decided(row.decided_by)
+    decided = None if row.decided_by is None else _decided(row)
     yield BoardCell(decided or "", decided, missing="nothing fell")
     yield _samples(row)
     stale = ("stale: a newer suite is out",) if row.stale else ()
@@ -287,19 +321,17 @@ def _cells(row: BoardRow) -> Iterator[BoardCell]:
 
 
 def gain_of(run: VariantResult) -> str:
-    """Return the difference of a run in words, such as `at most +0.4 [−1.2, +2.0] after ...`."""
+    """Return the difference of a run in words, such as `at most +0.4 [−1.2, +2.0], after ...`."""
     text = wording.difference(run.difference)
     if run.decided is None or not text:
         return text
-    return f"{_AT_MOST}{text} {_after(run.decided)}"
+    return f"{wording.bound(text, run.decided)}, {wording.stop(run.decided)}"
 
 
-def _after(decided: Decision) -> str:
-    """Say how many attacks on the defense ran before its run stopped."""
-    attacks = counted(decided.of, "attack")
-    if decided.after:
-        return f"after {decided.after} of {attacks}"
-    return f"after transfers, before the {attacks}"
+def _harmed(row: BoardRow, difference: Difference | None) -> str:
+    """Return the tone of a difference: bad if it is why the row is harmful."""
+    is_lower = row.ruling == "harmful" and wording.reading(difference) == "below"
+    return "bad" if is_lower else ""
 
 
 def _without_views(row: BoardRow) -> str:
@@ -318,7 +350,9 @@ def _verdict(row: BoardRow) -> BoardCell:
     if verdict is None:
         word = "" if row.ruling == "none" else row.ruling
         return BoardCell(word, word or None, missing="no verdict")
-    ground = () if verdict.ground is None else (verdict.ground,)
+    ground: tuple[str, ...] = () if verdict.ground is None else (verdict.ground,)
+    if _harmed(row, row.natural):
+        ground = (*ground, "clean accuracy is lower")
     if row.headline.result.status == "partial":
         ground = (*ground, "not finished")
     if row.headline.decided is not None:
@@ -339,11 +373,21 @@ def _paired(
     if difference is None or difference.value is None:
         return BoardCell(missing=missing, notes=notes)
     return BoardCell(
-        (_AT_MOST if is_bound else "") + wording.points(difference.value),
+        (wording.AT_MOST if is_bound else "") + wording.points(difference.value),
         round(difference.value, 6),
         wording.points_interval(difference.interval),
         notes=notes,
         tone=tone,
+        bound=is_bound,
+    )
+
+
+def _counted(count: Count, what: str = "") -> BoardCell:
+    """Return the cell of an accuracy of the base model, to which the others are compared."""
+    text = "" if count.share is None else f"{wording.percent(count.share)}{what}"
+    interval = wording.interval(count.interval)
+    return BoardCell(
+        text, interval=interval, missing="not measured", notes=("the reference",), tone=""
     )
 
 
@@ -356,9 +400,11 @@ def _samples(row: BoardRow) -> BoardCell:
     return BoardCell(str(row.headline.result.samples), row.headline.result.samples, notes=notes)
 
 
-def _decided(name: str) -> str:
-    kind, _, attack = name.partition("/")
-    return "an outside attack" if kind == "challenge" else wording.submitted(kind, attack or None)
+def _decided(row: BoardRow) -> str:
+    name = row.decided_by or ""
+    if name.startswith("challenge/"):
+        return "an outside attack"
+    return wording.decided(name, is_static=row.headline.defense_name == STATIC)
 
 
 def _is_web(url: str) -> bool:
@@ -387,7 +433,12 @@ def scatter(track: Track, rows: Sequence[tuple[int, BoardRow]]) -> Scatter | Non
     if not placed:
         return None
     edges = [0.0, *(100 * each[3] for each in placed)]
-    edges += [100 * edge for each in placed if each[4] is not None for edge in each[4]]
+    edges += [
+        100 * edge
+        for _, row, _, _, interval in placed
+        if interval is not None
+        for edge in (interval[1:] if row.headline.decided else interval)
+    ]
     steps = nice_ticks(max(edges), min(edges))
     doublings = max(1, math.ceil(math.log2(max(2.0, *(each[2] for each in placed)))))
 
@@ -406,7 +457,10 @@ def scatter(track: Track, rows: Sequence[tuple[int, BoardRow]]) -> Scatter | Non
         )
         said.append(text)
         low, high = (None, None) if interval is None else (down(100 * e) for e in interval)
-        dots.append(Dot(number, across(cost), down(100 * gain), low, high, colour, shape, text))
+        bound = row.headline.decided is not None
+        x, y = across(cost), down(100 * gain)
+        low = y if bound and low is not None else low
+        dots.append(Dot(number, x, y, low, high, colour, shape, text, bound))
     title = f"Gain against cost: {track.label}"
     return Scatter(
         track=track.name,
@@ -420,6 +474,46 @@ def scatter(track: Track, rows: Sequence[tuple[int, BoardRow]]) -> Scatter | Non
             Tick(down(step), f"{step:+g}".replace("-", MINUS) if step else "0") for step in steps
         ),
         zero=down(0.0),
-        dots=tuple(dots),
+        dots=_labeled(dots),
         rulings=frozenset(row.ruling for _, row, *_ in placed),
+        base=next((_base(row) for _, row in rows if row.ruling == "the reference"), ""),
     )
+
+
+def _base(row: BoardRow) -> str:
+    """Say how robust and accurate the base model is."""
+    defense = row.headline.defense
+    robust, natural = wording.count(defense.worst.served), wording.count(defense.natural)
+    return f"The base model: {robust} robust, {natural} clean."
+
+
+def _labeled(dots: Sequence[Dot]) -> tuple[Dot, ...]:
+    """Place the number of each dot so that it covers no mark and no other number, if it can."""
+    left_of_axis = (-100.0, 0.0, 0.0, HEIGHT)
+    taken = [left_of_axis, *(_box(dot, *(_ARROW if dot.bound else _MARK)) for dot in dots)]
+    labeled = []
+    for dot in dots:
+        width = _DIGIT * len(str(dot.number))
+        corners = [(8.0 if side == "right" else -8.0 - width, down) for side, down in _PLACES]
+        boxes = [_box(dot, x, y - _LINE, x + width, y) for x, y in corners]
+        covered = [sum(_overlap(box, other) for other in taken) for box in boxes]
+        best = covered.index(min(covered))
+        taken.append(boxes[best])
+        labeled.append(replace(dot, label=corners[best]))
+    return tuple(labeled)
+
+
+_Box = tuple[float, float, float, float]
+
+
+def _box(dot: Dot, left: float, top: float, right: float, bottom: float) -> _Box:
+    """Return a box around a dot, in pixels of a narrow plot."""
+    x = dot.x * _NARROW
+    return x + left, dot.y + top, x + right, dot.y + bottom
+
+
+def _overlap(a: _Box, b: _Box) -> float:
+    """Return the area that two boxes share."""
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    return max(width, 0.0) * max(height, 0.0)

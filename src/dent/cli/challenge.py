@@ -9,12 +9,10 @@ import typer
 
 from dent.cli import early, options
 from dent.cli.console import OUT, print_json
-from dent.support.plural import counted
 from dent.support.printable import one_line
 
 if TYPE_CHECKING:
     from dent.evaluation import Challenged
-    from dent.evaluation.results.result import ChallengeSummary
 
 
 def challenge_command(
@@ -114,25 +112,14 @@ def _tell(found: "Challenged", *, dry_run: bool) -> None:
         )
     for name, summary in found.summaries.items():
         defense = found.result.defenses[name]
-        gain = wording.difference(defense.difference)
+        gain = wording.bound(wording.difference(defense.difference), defense.decided)
+        worst = wording.bound(wording.count(defense.worst.served), defense.decided)
         against = f", against static {gain}" if gain else ""
         OUT.print(
             one_line(
-                f"{name}: {_said(summary)} Worst case "
-                f"{wording.count(defense.worst.served)}{against}."
+                f"{name}: {wording.challenged(summary, defense.decided)} Worst case "
+                f"{worst}{against}."
             ),
             markup=False,
             soft_wrap=True,
         )
-
-
-def _said(summary: "ChallengeSummary") -> str:
-    """Return the outcome of a challenge. If the worst case fell, the amount comes first."""
-    from dent.report import wording
-
-    said = wording.challenged(summary)
-    if not summary.lowered:
-        return said
-    name = f"Broken by {summary.by}"
-    fell = f"{name}, lowered by {counted(summary.lowered, 'sample')}"
-    return said.replace(name, fell, 1)

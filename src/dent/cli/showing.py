@@ -61,7 +61,8 @@ def _column(row: Row, columns: Sequence[Column]) -> list[str]:
 def _cell(key: str, cell: Cell) -> str:
     """Return the text of a figure, with interval and flags if it is one of the main figures."""
     if key not in (WORST, DIFFERENCE, OVER_VIEWS):
-        return f"{cell.text} / {cell.beside}" if cell.beside else cell.text
+        text = f"{cell.text} *" if cell.carried else cell.text
+        return f"{text} / {cell.beside}" if cell.beside else text
     return cell.full + (_marks(cell.marks) if cell.full else "")
 
 
@@ -83,6 +84,8 @@ def _explain(result: EvaluationResult, *, mixed: bool) -> None:
         markup=False,
         soft_wrap=True,
     )
+    if carried := wording.carried(result):
+        OUT.print(f"* {one_line(carried)}", markup=False, soft_wrap=True)
     for sentence in limits(result):
         OUT.print(f"- {one_line(sentence)}", markup=False, soft_wrap=True)
 

@@ -17,10 +17,11 @@ def line(run: RunSummary) -> None:
         about = f"{run.status} {done}, {run.model}, {run.samples} of {run.dataset}, {run.threat}"
     OUT.print(f"[bold]{escape(one_line(run.path))}[/]  {escape(one_line(about))}", soft_wrap=True)
     for line in run.defenses:
-        gained = wording.difference(line.difference)
+        gained = wording.bound(wording.difference(line.difference), line.decided)
+        worst = wording.bound(wording.count(line.worst), line.decided)
         OUT.print(
             f"    {one_line(line.name)}: clean {wording.percent(line.natural.share)}, "
-            f"worst case {wording.count(line.worst)}"
+            f"worst case {worst}"
             + (f", against static {gained}" if gained else "")
             + (f": {line.ruling}" if line.ruling else ""),
             markup=False,
@@ -28,7 +29,7 @@ def line(run: RunSummary) -> None:
         )
         if line.broken_by:
             makers = one_line(", ".join(line.broken_by))
-            OUT.print(f"        broken by: {makers}", markup=False, soft_wrap=True)
+            OUT.print(f"        lowered by: {makers}", markup=False, soft_wrap=True)
         if line.flags:
             OUT.print(f"        flags: {', '.join(line.flags)}", markup=False, soft_wrap=True)
 

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from dent.evaluation.results.result import Count, Difference
+from dent.evaluation.results.result import Count, Decision, Difference
 from dent.storage.canonical import Record
 
 Interval = tuple[float, float]
@@ -84,6 +84,8 @@ class SuiteResult(Record):
     command: str
     as_in: str | None
     """An earlier cell with the same run, if any."""
+    decided: Decision | None = None
+    """Where the run stopped early, so that `worst` and `difference` are upper bounds; else null."""
 
 
 class TableResult(Record):

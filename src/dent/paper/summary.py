@@ -212,4 +212,5 @@ def _suites(plan: PaperPlan, folder: _Folder, said: Path) -> Iterator[SuiteResul
             run=f"{RUNS}/{run.folder}",
             command=run.command(said),
             as_in=None if first == key else first,
+            decided=None if defense is None else defense.decided,
         )

@@ -16,7 +16,8 @@ class PlaygroundVerdict:
     Attributes:
         headline: Whether the static model and the defense hold or fall, in the worst case of all
             runs on the page.
-        sentences: The reasons, and the limits of the result.
+        sentences: The reasons, and the limits of the result. The batch comes first if the defense
+            holds where the static model falls, but not in the batch.
         static_falls: Whether the static model falls.
         defense_falls: Whether the defense falls.
     """
@@ -42,16 +43,19 @@ def verdict(outcome: PlaygroundOutcome, before: Sequence[Entry] = ()) -> Playgro
     defense = bool(now.broken["defense"] or earlier["defense"])
     headline = {
         (False, False): f"Both hold: static and {name}",
-        (False, True): f"{name} falls where static holds",
-        (True, False): f"{name} holds where static falls",
+        (False, True): f"On this image, {name} falls where static holds",
+        (True, False): f"On this image, {name} holds where static falls",
         (True, True): f"Both fall: static and {name}",
     }[static, defense]
-    sentences = (
+    of_image = (
         _of_image("Static", now, earlier["static"], "static"),
         _of_image(name, now, earlier["defense"], "defense"),
-        *_of_batch(outcome, before, now),
-        _reach(outcome.setup, defense_falls=defense),
     )
+    of_batch = tuple(_of_batch(outcome, before, now))
+    left = {who: least_right(before, now, who) for who in now.broken}
+    contradicts = static and not defense and left["defense"] <= left["static"]
+    reasons = of_batch + of_image if contradicts else of_image + of_batch
+    sentences = (*reasons, _reach(outcome.setup, defense_falls=defense))
     return PlaygroundVerdict(headline, sentences, static, defense)
 
 

@@ -58,7 +58,8 @@ def figure(run: Path | EvaluationResult, out: Path) -> Path:
     On the left are the clean and worst-case robust accuracy of every defense, with their confidence
     intervals. On the right is the entropy of defenses that report their steps, on natural batches
     and under the strongest attack. Flags are letters beside the names. They are explained below,
-    with the first sentences of `limits`. Equal results give an equal file.
+    with the first sentences of `limits`. The worst case of a defense on which the run stopped early
+    points to lower values, and is labeled *at most*. Equal results give an equal file.
 
     Args:
         run: A run folder, or a result.
@@ -196,21 +197,28 @@ def _accuracies(
     axes.grid(axis="x", color="#d5dae0", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.set_xlabel(f"accuracy, with {LEVEL_TEXT} intervals")
+    kinds = [("clean", "o", "white"), ("worst case", "o", _SOFT)]
+    if any(row.cells[WORST].bound for row in table.rows):
+        kinds.append(("worst case, at most", "<", _SOFT))
     handles = [
-        Line2D([], [], marker="o", color=_SOFT, linestyle="", mfc=fill) for fill in ("white", _SOFT)
+        Line2D([], [], marker=marker, color=_SOFT, linestyle="", mfc=fill)
+        for _, marker, fill in kinds
     ]
-    _legend(axes, handles, ["clean", "worst case"])
+    _legend(axes, handles, [name for name, *_ in kinds])
 
 
 def _figure(axes: Any, cell: Cell, y: float, colour: str, *, hollow: bool) -> None:
     if cell.value is None or cell.interval is None:
         axes.text(0.01, y, cell.text, va="center", fontsize=7.5, color=_SOFT)
         return
-    axes.plot(cell.interval, (y, y), color=colour, linewidth=3.5, alpha=0.4)
+    low, high = cell.interval
+    # Of an upper bound, the marker points to where the value may be.
+    low, marker = (cell.value, "<") if cell.bound else (low, "o")
+    axes.plot((low, high), (y, y), color=colour, linewidth=3.5, alpha=0.4)
     fill = "white" if hollow else colour
-    axes.plot([cell.value], [y], marker="o", color=colour, markerfacecolor=fill, zorder=3)
+    axes.plot([cell.value], [y], marker=marker, color=colour, markerfacecolor=fill, zorder=3)
     axes.annotate(
-        cell.text + _marks(cell.marks),
+        cell.shown + _marks(cell.marks),
         (cell.value, y),
         xytext=(0, 5),
         textcoords="offset points",
@@ -271,7 +279,7 @@ def _legend(axes: Any, handles: Sequence[Line2D], labels: Sequence[str]) -> None
         labels,
         loc="lower left",
         bbox_to_anchor=(-0.02, 1.0),
-        ncols=2,
+        ncols=len(labels),
         frameon=False,
         fontsize=8,
         borderaxespad=0.2,
@@ -284,12 +292,15 @@ def _footnotes(result: EvaluationResult, flags: Flags) -> list[str]:
     for name, defense in result.defenses.items():
         units.setdefault(defense.worst.unit, []).append(name)
     per = "; ".join(f"per {unit}: {', '.join(names)}" for unit, names in units.items())
-    sentences = [f"Worst case over all submissions, {per}. Colors are as on the left."]
+    sentences = [f"Worst case over all submissions, {per}."]
+    if _curves(result):
+        sentences[0] += " Colors are as on the left."
     sentences += [
         f"[{flag.letter}] {flag.name} ({', '.join(flag.raised_by)}): {flag.sentence}"
         for flag in flags.all
     ]
-    sentences += limits(result)[: 3 if result.status == "partial" else 2]
+    stopped = any(defense.decided is not None for defense in result.defenses.values())
+    sentences += limits(result)[: 2 + (result.status == "partial") + stopped]
     return [line for sentence in sentences for line in textwrap.wrap(sentence, _CHARACTERS)]
 
 

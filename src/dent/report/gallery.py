@@ -9,7 +9,7 @@ from typing import Final
 from torch import Tensor
 
 from dent.evaluation.records.plan import Batch
-from dent.evaluation.records.schema import UnitRecord
+from dent.evaluation.records.schema import TENSORS, UnitRecord
 from dent.evaluation.records.spec import STATIC
 from dent.evaluation.results.recorded_run import RecordedRun, SampleAnswer
 from dent.evaluation.results.result import EvaluationResult
@@ -17,12 +17,16 @@ from dent.report import pictures, wording
 from dent.report.natural import NaturalImages, natural_images
 from dent.report.plots import strongest
 from dent.report.story import class_name
+from dent.storage.disk import is_there
 from dent.storage.errors import RecordError
 
 SAMPLES: Final = 6
 """Number of samples that a page shows for each run."""
 _EACH: Final = 2
 _UNPERTURBED: Final = "no perturbation"
+_WITHOUT: Final = (
+    "These records come without the adversarial images, so only natural ones are shown."
+)
 _LARGEST: Final = 2**29
 """Largest number of values in a tensor that is read: 2 GiB of float32."""
 _OUTCOMES: Final = (
@@ -119,10 +123,12 @@ class Gallery:
     Attributes:
         exhibits: The samples; empty if nothing can be shown.
         missing: Sentences about what is missing, and why.
+        note: A sentence about what is left out on purpose; empty if nothing is.
     """
 
     exhibits: tuple[Exhibit, ...]
     missing: tuple[str, ...]
+    note: str = ""
 
 
 def gallery(loaded: RecordedRun, data_root: Path | None = None) -> Gallery:
@@ -139,7 +145,7 @@ def gallery(loaded: RecordedRun, data_root: Path | None = None) -> Gallery:
     drawing = _Drawing(loaded, images)
     exhibits = tuple(drawing.exhibit(batch, member, why) for batch, member, why in chosen)
     missing = [f"Natural images are missing: {images.missing}."] if images.missing else []
-    return Gallery(exhibits, (*missing, *drawing.missing))
+    return Gallery(exhibits, (*missing, *drawing.missing), _WITHOUT if drawing.without else "")
 
 
 def _choose(loaded: RecordedRun) -> list[tuple[Batch, int, str]]:
@@ -229,6 +235,9 @@ class _Drawing:
             for spec in loaded.run.spec.defenses
         }
         self.missing: list[str] = []
+        kept = loaded.run.spec.settings.tensors != "drop" and bool(loaded.kept())
+        self.without = kept and not is_there(loaded.path / TENSORS)
+        """Whether the folder of images, which the run kept, is not there: they are not shipped."""
 
     def exhibit(self, batch: Batch, member: int, why: str) -> Exhibit:
         sample = batch.ids[member]
@@ -267,7 +276,8 @@ class _Drawing:
         )
         words = ""
         if after is not None and shown is not None:
-            words = wording.submitted(*shown, by=self._makers.get(shown[1] or ""))
+            by = self._makers.get(shown[1] or "")
+            words = wording.submitted(*shown, by=by, is_static=name == STATIC)
         return ExhibitAttempt(
             defense=name,
             submitted=words,
@@ -315,7 +325,7 @@ class _Drawing:
         return self._tensors[record.key]
 
     def _load(self, record: UnitRecord) -> Tensor | None:
-        if record.tensor is None:
+        if record.tensor is None or self.without:
             return None
         if self._loaded.run.spec.settings.tensors == "drop" and record.kind != "challenge":
             self._miss("Adversarial images are missing: the run did not keep them.")

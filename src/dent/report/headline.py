@@ -15,7 +15,7 @@ from typing import Final
 
 from dent.evaluation import AttackSummary, Count, DefenseResult, Difference, EvaluationResult
 from dent.evaluation.records.spec import STATIC, EvaluationSpec
-from dent.evaluation.results.result import OverViews
+from dent.evaluation.results.result import Decision, OverViews
 from dent.report import wording
 from dent.report.flags import Flag, Flags, of_one
 from dent.support import rounding
@@ -62,6 +62,8 @@ class Cell:
         of: The counts of a share: `112 of 256`.
         beside: The accuracy of the clean members as text, if only part of the batch is attacked.
         marks: The flags of the figure.
+        bound: Whether it is an upper bound, because the run stopped early on the defense.
+        carried: Of an attack, whether it left out members that earlier attacks broke.
     """
 
     text: str = ""
@@ -71,11 +73,18 @@ class Cell:
     of: str = ""
     beside: str = ""
     marks: tuple[Flag, ...] = ()
+    bound: bool = False
+    carried: bool = False
+
+    @property
+    def shown(self) -> str:
+        """The figure: `43.8%`, or `at most 43.8%`."""
+        return f"{wording.AT_MOST}{self.text}" if self.bound and self.text else self.text
 
     @property
     def full(self) -> str:
-        """The figure with its interval: `43.8% [38.1, 49.6]`."""
-        return " ".join(filter(None, (self.text, self.interval_text)))
+        """The figure with its interval: `43.8% [38.1, 49.6]`, or `at most 43.8% [38.1, 49.6]`."""
+        return " ".join(filter(None, (self.shown, self.interval_text)))
 
 
 @dataclass(frozen=True)
@@ -177,15 +186,17 @@ def submitted(
     """Return the submissions to a defense, by kind and attack, as tables show them.
 
     With the schedule `by-attack`, batches are assembled after every attack, and the last ones
-    count. Attacks that did not run there, because nothing was left to decide, have no column.
+    count. Attacks that did not run there, because nothing was left to decide, are left out.
     """
     if spec.schedule == "by-batch":
         return {(each.kind, each.attack): each for each in defense.attacks}
-    return {
-        (each.kind, None if each.kind == "assembled" else each.attack): each
-        for each in defense.attacks
-        if each.batches
-    }
+    shown: dict[tuple[str, str | None], AttackSummary] = {}
+    for each in defense.attacks:
+        key = (each.kind, None if each.kind == "assembled" else each.attack)
+        if each.batches:
+            shown.pop(key, None)  # the last assembled batch keeps its place
+            shown[key] = each
+    return shown
 
 
 def _cells(
@@ -199,8 +210,9 @@ def _cells(
         yield BYSTANDERS, of_count(defense.bystanders, marks)
     for (kind, name), attack in submitted(defense, spec).items():
         yield _key(kind, name), _of_attack(attack, marks)
-    yield WORST, of_count(defense.worst.served, marks)
-    yield DIFFERENCE, of_difference(defense.difference, marks_of_both)
+    decided = defense.decided
+    yield WORST, replace(of_count(defense.worst.served, marks), bound=decided is not None)
+    yield DIFFERENCE, of_difference(defense.difference, marks_of_both, decided)
     if defense.over_views is not None:
         yield OVER_VIEWS, _of_views(defense.over_views, marks_of_both)
     if defense.verdict is not None:
@@ -224,8 +236,18 @@ def of_count(count: Count, marks: tuple[Flag, ...] = ()) -> Cell:
     )
 
 
-def of_difference(difference: Difference | None, marks: tuple[Flag, ...] = ()) -> Cell:
-    """Return the cell of a difference; empty if there is none."""
+def of_difference(
+    difference: Difference | None,
+    marks: tuple[Flag, ...] = (),
+    decided: Decision | None = None,
+) -> Cell:
+    """Return the cell of a difference; empty if there is none.
+
+    Args:
+        difference: The difference.
+        marks: Its flags.
+        decided: Where the run stopped early, so that it is an upper bound; None if it did not.
+    """
     if difference is None:
         return Cell()
     return Cell(
@@ -234,6 +256,7 @@ def of_difference(difference: Difference | None, marks: tuple[Flag, ...] = ()) -
         interval=difference.interval,
         interval_text=wording.points_interval(difference.interval),
         marks=marks,
+        bound=decided is not None,
     )
 
 
@@ -244,7 +267,7 @@ def _of_views(compared: OverViews, marks: tuple[Flag, ...]) -> Cell:
 
 def _of_attack(summary: AttackSummary, marks: tuple[Flag, ...]) -> Cell:
     beside = wording.percent(summary.bystanders.share) if summary.bystanders.total else ""
-    return replace(of_count(summary.served, marks), beside=beside)
+    return replace(of_count(summary.served, marks), beside=beside, carried=summary.carried > 0)
 
 
 def _of_cost(relative: float | None, marks: tuple[Flag, ...]) -> Cell:

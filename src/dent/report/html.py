@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
-from dent.evaluation.records.spec import STATIC
+from dent.evaluation.records.spec import STATIC, EvaluationSpec
 from dent.evaluation.results.intervals import LEVEL_TEXT, OF_MEDIAN, OF_PROPORTION
 from dent.evaluation.results.result import DefenseResult, Diagnostic
 from dent.evaluation.subject import threat_of
@@ -18,23 +18,38 @@ from dent.report.charts import Chart, nice_ticks
 from dent.report.commands import Commands, commands
 from dent.report.flags import Flags
 from dent.report.gallery import Gallery, gallery
-from dent.report.headline import Headline, headline, of_difference
+from dent.report.headline import Headline, headline, of_difference, submitted
 from dent.report.limits import limits
-from dent.report.loading import NamedRun
+from dent.report.loading import NamedRun, status_of
 from dent.report.pictures import smoothing_of
 from dent.report.plots import (
     accuracy_chart,
     colour_of,
     entropy_chart,
+    own_curve,
     sigma_chart,
     success_chart,
     traces,
 )
 from dent.report.series import Series, differing, find_series
+from dent.support import ranges
 from dent.support.plural import counted
 from dent.support.printable import printable
 
 _HALF_POINTS: Final = (0.1, 0.25, 0.5, 1.0)
+_SECTIONS: Final = (
+    ("headline", "Headline"),
+    ("flags", "Flags"),
+    ("attacks", "Robust accuracy by attack"),
+    ("progress", "Progress of the attacks"),
+    ("adaptation", "Adaptation"),
+    ("cost", "Cost"),
+    ("diagnostics", "Diagnostics"),
+    ("gallery", "Samples"),
+    ("spec", "What was run"),
+    ("provenance", "Provenance"),
+)
+"""Sections of the page of one run, by the end of their HTML id."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +106,7 @@ def to_html(runs: Sequence[NamedRun], *, data_root: Path | None = None) -> str:
             ],
             differing=differing(runs),
             span=_span(runs),
+            SECTIONS=_SECTIONS,
             STATIC=STATIC,
         )
     )
@@ -137,6 +153,7 @@ def environment(*packages: str) -> Environment:
         "LEVEL": LEVEL_TEXT,
         "OF_PROPORTION": OF_PROPORTION,
         "OF_MEDIAN": OF_MEDIAN,
+        "AT_MOST": wording.AT_MOST,
     }
     templates.filters |= {
         "percent": wording.percent,
@@ -151,20 +168,28 @@ def environment(*packages: str) -> Environment:
         "submission": wording.submission,
         "findings": wording.findings,
         "indicators": wording.indicators,
-        "decided": wording.decided,
+        "attacked_and_broken": wording.attacked_and_broken,
         "seconds": wording.seconds,
         "nats": wording.nats,
         "short": wording.short,
         "sigma": wording.sigma,
         "title_of": wording.title,
+        "attacks_of": wording.attacks,
         "tojson_plain": json.dumps,
         "tojson_indented": partial(json.dumps, indent=1),
     }
     templates.globals |= {
         "READINGS": wording.READINGS,
         "few_batches": wording.few_batches,
+        "carried": wording.carried,
+        "deciders": wording.deciders,
+        "not_run": wording.not_run,
+        "own_curve": own_curve,
+        "submitted": submitted,
         "colour_of": colour_of,
         "traces": traces,
+        "settings_of": _settings,
+        "status_of": status_of,
         "threat_of": threat_of,
         "smoothing_of": smoothing_of,
         "diagnostic": _diagnostic,
@@ -191,6 +216,13 @@ def _span(runs: Sequence[NamedRun]) -> float:
     ]
     widest = max(edges, default=0.0)
     return next((half for half in _HALF_POINTS if half >= widest), nice_ticks(widest)[-1])
+
+
+def _settings(spec: EvaluationSpec) -> dict[str, Any]:
+    """Return the settings of a run as plain JSON values, with the ids of samples as ranges."""
+    plain = spec.settings.to_json()
+    ids = spec.settings.ids
+    return plain if ids is None else {**plain, "ids": ranges.written(ids)}
 
 
 def _diagnostic(defense: DefenseResult, name: str) -> Diagnostic | None:

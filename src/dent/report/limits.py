@@ -8,6 +8,7 @@ from dent.evaluation.records.spec import STATIC, AttackSpec, EvaluationSpec
 from dent.evaluation.results.intervals import LEVEL_TEXT
 from dent.evaluation.results.result import EvaluationResult
 from dent.evaluation.suites import budget_of
+from dent.report import wording
 from dent.support.plural import agreeing, counted
 from dent.support.rounding import PLACES
 
@@ -18,7 +19,10 @@ _KNOWN_TO_BREAK: Final[dict[str, Callable[[AttackSpec], bool]]] = {
 
 
 def limits(result: EvaluationResult) -> tuple[str, ...]:
-    """Return sentences about what was not run and what follows from that; at least one."""
+    """Return sentences about what was not run and what follows from that; at least one.
+
+    What is missing because the run is not finished, or stopped early, comes first.
+    """
     return tuple(_limits(result))
 
 
@@ -31,6 +35,8 @@ def _limits(result: EvaluationResult) -> Iterator[str]:
             "recorded, and every count uses only these. Worst cases and differences use only the "
             "batches with all planned submissions."
         )
+    if any(defense.decided is not None for defense in result.defenses.values()):
+        yield _stopped(result)
     yield ("Robust accuracy is an upper bound: a stronger attack can only lower it.")
     if not spec.attacks:
         yield "No attack was run: all numbers are clean accuracies."
@@ -51,6 +57,18 @@ def _limits(result: EvaluationResult) -> Iterator[str]:
                 f"{100 * widest:{PLACES}} points wide. It accounts for the choice of samples, not "
                 "for stronger attacks."
             )
+
+
+def _stopped(result: EvaluationResult) -> str:
+    where = "; ".join(
+        f"{name}: {wording.stop(defense.decided)}"
+        for name, defense in result.defenses.items()
+        if defense.decided is not None
+    )
+    return (
+        f"The run stopped early, because a gain can no longer be shown ({where}). There, worst "
+        "case and difference are upper bounds."
+    )
 
 
 def _attacked(result: EvaluationResult) -> str:

@@ -9,8 +9,9 @@ from dent.errors import DentError
 from dent.evaluation.records.folder import LARGEST_JSON, RUN
 from dent.evaluation.records.schema import RunStatus
 from dent.evaluation.results.recorded_run import RecordedRun, load_run
-from dent.evaluation.results.result import Count, Difference
+from dent.evaluation.results.result import Count, Decision, Difference
 from dent.evaluation.subject import threat_of
+from dent.report.loading import status_of
 from dent.storage.canonical import Record
 from dent.storage.disk import read, unreadable
 from dent.storage.errors import RecordError
@@ -26,6 +27,9 @@ class DefenseLine(Record):
     unit: Literal["sample", "batch"]
     """Whether the worst case is per sample or per batch."""
     difference: Difference | None
+    decided: Decision | None = None
+    """Where the run stopped early, so that worst case and difference are upper bounds; else
+    null."""
     ruling: str | None = None
     """The verdict of the dynamic suite, such as `no gain`; null without the whole suite."""
     broken_by: tuple[str, ...] = ()
@@ -107,18 +111,12 @@ def _summarize(path: Path) -> RunSummary:
         return RunSummary(path=str(path), error=f"unreadable: {type(error).__name__}: {error}")
 
 
-def _status(loaded: RecordedRun) -> RunStatus:
-    """Return the status in `run.json`, or `partial` if a complete run has since lost records."""
-    status = loaded.run.status
-    return "partial" if status == "complete" != loaded.result.status else status
-
-
 def _of(loaded: RecordedRun) -> RunSummary:
     result, run = loaded.result, loaded.run
     of_run = tuple(flag.name for flag in result.diagnostics if flag.raised)
     return RunSummary(
         path=str(loaded.path),
-        status=_status(loaded),
+        status=status_of(loaded),
         started=run.sessions[0].started if run.sessions else None,
         model=run.spec.model.name,
         dataset=run.spec.dataset.name,
@@ -134,6 +132,7 @@ def _of(loaded: RecordedRun) -> RunSummary:
                 worst=defense.worst.served,
                 unit=defense.worst.unit,
                 difference=defense.difference,
+                decided=defense.decided,
                 ruling=None if defense.verdict is None else defense.verdict.ruling,
                 broken_by=tuple(dict.fromkeys(entry.by for entry in defense.broken_by)),
                 flags=tuple(flag.name for flag in defense.raised) + of_run,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dent.errors import ConfigError
 from dent.evaluation.records.folder import RUN
+from dent.evaluation.records.schema import RunStatus
 from dent.evaluation.records.sweep import SWEEP, read_sweep
 from dent.evaluation.results.recorded_run import RecordedRun, load_run
 from dent.evaluation.results.result import EvaluationResult
@@ -86,3 +87,14 @@ def _names(folders: Sequence[Path]) -> list[str]:
         if len(set(names)) == len(names):
             return names
     return [str(folder) for folder in folders]
+
+
+def status_of(loaded: RecordedRun) -> RunStatus:
+    """Return `complete` if nothing of the run is left to do, and else the status in `run.json`.
+
+    A run whose process ended before it wrote its last status may be complete, and a complete run
+    that has since lost records is `partial`.
+    """
+    if loaded.result.status == "complete":
+        return "complete"
+    return "partial" if loaded.run.status == "complete" else loaded.run.status

@@ -9,7 +9,7 @@ from dent.evaluation.results.result import AttackSummary, DefenseResult, Evaluat
 from dent.report import wording
 from dent.report.commands import commands
 from dent.report.flags import Flag, Flags
-from dent.report.headline import VERDICT, WORST, Cell, headline
+from dent.report.headline import VERDICT, WORST, Cell, headline, submitted
 from dent.report.limits import limits
 from dent.report.loading import NamedRun
 from dent.report.plots import traces
@@ -17,7 +17,7 @@ from dent.report.series import Series, differing, find_series
 from dent.support.plural import counted
 from dent.support.printable import printable
 
-_SPECIAL: Final = re.compile(r"([\\`*_\[\]|~$])")
+_SPECIAL: Final = re.compile(r"([\\`*_\[\]|~${}])")
 
 
 def to_markdown(runs: Sequence[NamedRun]) -> str:
@@ -79,8 +79,11 @@ def _run(run: NamedRun, flags: Flags, level: str) -> Iterator[str]:
     yield ""
     yield f"{level} Robust accuracy by attack"
     yield ""
+    if said := wording.carried(result):
+        yield escape(said)
+        yield ""
     for name, defense in result.defenses.items():
-        yield from _attacks(name, defense, flags.marks(result, name))
+        yield from _attacks(result, name, flags.marks(result, name))
         yield from _indicators(defense)
     yield f"{level} Entropy (nats) and sigma (pixels)"
     yield ""
@@ -95,10 +98,9 @@ def _run(run: NamedRun, flags: Flags, level: str) -> Iterator[str]:
 
 def _title(result: EvaluationResult) -> str:
     spec = result.spec
-    attacks = ", ".join(f"{attack.name} ({attack.protocol})" for attack in spec.attacks) or "none"
     return escape(
         f"{wording.title(spec)}: {counted(result.samples, 'sample')} in {wording.batches(result)}, "
-        f"attacks: {attacks}"
+        f"attacks: {wording.attacks(spec)}"
     )
 
 
@@ -115,7 +117,7 @@ def _headline(result: EvaluationResult, flags: Flags) -> Iterator[str]:
         if defense.difference is not None:
             yield (
                 f"- **{escape(name)}** is {wording.READINGS[wording.reading(defense.difference)]} "
-                f"({wording.difference(defense.difference)} points"
+                f"({wording.bound(wording.difference(defense.difference), defense.decided)} points"
                 f"{_marks(flags.marks_of_difference(result, name))}). "
                 f"{wording.interval_of(defense.difference, wording.few_batches(result, defense))}"
             )
@@ -141,24 +143,30 @@ def _cell(key: str, cell: Cell) -> str:
     return f"{cell.full}{_marks(cell.marks)}{of}"
 
 
-def _attacks(name: str, defense: DefenseResult, flagged: Sequence[Flag]) -> Iterator[str]:
-    marks = _marks(flagged)
+def _attacks(result: EvaluationResult, name: str, flagged: Sequence[Flag]) -> Iterator[str]:
+    defense, marks = result.defenses[name], _marks(flagged)
     yield f"**{escape(name)}**{marks}"
     yield ""
-    yield from _header(
-        "submitted", "correct", "claimed", "claimed fooled, but correct", "wrong, but not claimed"
-    )
-    yield _row("natural images", f"{wording.count(defense.natural)}{marks}", "", "", "")
-    ran = [attack for attack in defense.attacks if attack.batches or defense.decided is None]
-    for attack in ran:
+    columns = ["claimed", "claimed fooled, but correct", "wrong, but not claimed"]
+    if carries := bool(wording.carried(result)):
+        columns.insert(0, "attacked, broken")
+    blank = [""] * len(columns)
+    yield from _header("submitted", "correct", *columns)
+    yield _row("natural images", f"{wording.count(defense.natural)}{marks}", *blank)
+    for attack in submitted(defense, result.spec).values():
+        own = wording.attacked_and_broken(attack) + marks if attack.kind == "attack" else ""
         yield _row(
-            escape(wording.submission(attack)),
+            escape(wording.submission(attack, name)),
             f"{wording.count(attack.served)}{marks}",
+            *([own] if carries else []),
             *_claimed(attack, marks),
         )
-    worst = f"{wording.count(defense.worst.served)}{marks}"
-    yield _row(f"**worst case, per {defense.worst.unit}**", worst, "", "", "")
+    worst = f"{wording.bound(wording.count(defense.worst.served), defense.decided)}{marks}"
+    yield _row(f"**worst case, per {defense.worst.unit}**", worst, *blank)
     yield ""
+    if said := wording.not_run(result, name):
+        yield escape(said)
+        yield ""
 
 
 def _indicators(defense: DefenseResult) -> Iterator[str]:
@@ -180,15 +188,15 @@ def _claimed(attack: AttackSummary, marks: str) -> tuple[str, str, str]:
 
 def _adaptation(result: EvaluationResult, flags: Flags) -> Iterator[str]:
     yield from _header("defense", "batches of", "entropy by step", "sigma by step")
-    for name, defense in result.defenses.items():
+    for name in result.defenses:
         marks = _marks(flags.marks(result, name))
-        for submitted, trace in traces(defense):
+        for what, trace in traces(result, name):
             steps = " → ".join(map(wording.nats, trace.entropy or ()))
             sigmas = trace.sigma_by_step or ([trace.sigma] if trace.sigma else [])
             sigma = " → ".join(map(wording.sigma, sigmas))
             yield _row(
                 f"{escape(name)}{marks}",
-                escape(submitted),
+                escape(what),
                 f"{steps}{marks}" if steps else "not recorded",
                 f"{sigma}{marks}" if sigma else "",
             )
@@ -241,9 +249,10 @@ def _series(series: Series, flags: Flags) -> Iterator[str]:
         yield _row(
             escape(place.text),
             *(
-                f"{wording.count(result.defenses[name].worst.served)}"
+                f"{wording.bound(wording.count(found.worst.served), found.decided)}"
                 f"{_marks(flags.marks(result, name))}"
                 for name in series.defenses
+                for found in (result.defenses[name],)
             ),
         )
     yield ""

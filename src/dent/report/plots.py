@@ -4,10 +4,17 @@ from collections.abc import Sequence
 
 from dent.evaluation.records.schema import Trace
 from dent.evaluation.records.spec import STATIC
-from dent.evaluation.results.result import AttackSummary, Count, DefenseResult, EvaluationResult
+from dent.evaluation.results.result import (
+    AttackCurve,
+    AttackSummary,
+    Count,
+    DefenseResult,
+    EvaluationResult,
+)
 from dent.report import wording
 from dent.report.charts import COLOURS, Chart, Curve, Value, chart, thin, whole_ticks
 from dent.report.flags import Flag, Flags
+from dent.report.headline import submitted
 from dent.report.series import Series
 from dent.support.plural import counted
 
@@ -72,7 +79,7 @@ def entropy_chart(result: EvaluationResult, defense: str, flags: Flags) -> Chart
     """
     curves = [
         _by_step(result, defense, flags, name, natural, trace.entropy, "nats")
-        for name, trace, natural in _shown(result.defenses[defense])
+        for name, trace, natural in _shown(result, defense)
         if trace.entropy is not None and len(trace.entropy) > 1
     ]
     return _step_chart(f"{defense}: entropy by step", curves, "mean entropy in nats")
@@ -81,7 +88,7 @@ def entropy_chart(result: EvaluationResult, defense: str, flags: Flags) -> Chart
 def sigma_chart(result: EvaluationResult, defense: str, flags: Flags) -> Chart | None:
     """Draw sigma of the input smoothing by step; None if it is not learned or not reported."""
     curves = []
-    for name, trace, natural in _shown(result.defenses[defense]):
+    for name, trace, natural in _shown(result, defense):
         steps = trace.sigma_by_step or ()
         if len(steps) < 2:
             continue
@@ -93,12 +100,13 @@ def sigma_chart(result: EvaluationResult, defense: str, flags: Flags) -> Chart |
     return _step_chart(f"{defense}: sigma by step", curves, "mean sigma in pixels")
 
 
-def _shown(defense: DefenseResult) -> list[tuple[str, Trace, bool]]:
+def _shown(result: EvaluationResult, name: str) -> list[tuple[str, Trace, bool]]:
     """Return the traces to draw by step: name, trace, and whether the images are natural."""
+    defense = result.defenses[name]
     worst = strongest(defense)
     shown_traces = [("natural images", defense.trace, True)]
     if worst is not None:
-        shown_traces.append((wording.submission(worst), worst.trace, False))
+        shown_traces.append((wording.submission(worst, name), worst.trace, False))
     return shown_traces
 
 
@@ -138,12 +146,13 @@ def _step_chart(title: str, curves: Sequence[Curve], y_label: str) -> Chart | No
 def success_chart(result: EvaluationResult, defense: str, flags: Flags) -> Chart | None:
     """Draw the share of members that each attack broke, by gradients; None without gradients.
 
-    The chart shows the attacks that broke the most, as many as there are colors.
+    The members are those that the attack did not leave out, because earlier attacks had broken
+    them. The chart shows the attacks that broke the most, as many as there are colors.
     """
     drawn = [
-        (attack.attack or "", attack.curve)
+        (attack.attack or "", curve)
         for attack in result.defenses[defense].attacks
-        if attack.curve is not None
+        if (curve := own_curve(attack)) is not None
     ]
     strongest_first = sorted(drawn, key=lambda pair: -pair[1].broken[-1] / pair[1].total)
     curves = [
@@ -177,11 +186,24 @@ def success_chart(result: EvaluationResult, defense: str, flags: Flags) -> Chart
     )
 
 
-def traces(defense: DefenseResult) -> list[tuple[str, Trace]]:
+def own_curve(attack: AttackSummary) -> AttackCurve | None:
+    """Return the curve over the members that an attack did not leave out; None without any."""
+    curve = attack.curve
+    if curve is None or curve.total <= attack.carried:
+        return None
+    broken = tuple(max(count - attack.carried, 0) for count in curve.broken)
+    return curve.model_copy(update={"broken": broken, "total": curve.total - attack.carried})
+
+
+def traces(result: EvaluationResult, name: str) -> list[tuple[str, Trace]]:
     """Return the traces of a defense's adaptation: on natural batches, and under each attack."""
+    defense = result.defenses[name]
     return [
         ("natural images", defense.trace),
-        *((wording.submission(attack), attack.trace) for attack in defense.attacks),
+        *(
+            (wording.submission(attack, name), attack.trace)
+            for attack in submitted(defense, result.spec).values()
+        ),
     ]
 
 

@@ -31,13 +31,16 @@ COLUMNS: Final = (
     "only_static",
     "claimed_but_served",
     "served_wrong_unclaimed",
+    "carried",
     "flags",
     "verdict",
+    "stopped_after",
 )
 """`value` is a share between 0 and 1 with its interval, `low` to `high`. For `difference` and
 `over-views` it is a difference of shares. For `cost` it is the median time of a prediction,
-relative to a static forward. A value that does not apply or was not scored is empty (in JSON:
-null)."""
+relative to a static forward. `stopped_after` is the number of attacks on the defense that had run
+when the run stopped on it: `worst` and `difference` are then upper bounds. A value that does not
+apply or was not scored is empty (in JSON: null)."""
 
 Row = dict[str, str | int | float | None]
 
@@ -80,7 +83,12 @@ def _about(run: NamedRun) -> Row:
 def _of_defense(run: NamedRun, name: str, defense: DefenseResult, flags: Flags) -> Iterator[Row]:
     marks = "; ".join(flag.name for flag in flags.marks(run.result, name))
     marks_of_both = "; ".join(flag.name for flag in flags.marks_of_difference(run.result, name))
-    about: Row = {"defense": name, "flags": marks}
+    decided = defense.decided
+    about: Row = {
+        "defense": name,
+        "flags": marks,
+        "stopped_after": None if decided is None else decided.after,
+    }
     yield about | {"measure": "natural"} | _count(defense.natural)
     if defense.bystanders.total:
         yield about | {"measure": "bystanders"} | _count(defense.bystanders)
@@ -129,6 +137,8 @@ def _of_attack(summary: AttackSummary) -> Iterator[Row]:
             "served_wrong_unclaimed": summary.served_wrong_unclaimed,
         }
     about: Row = {"attack": summary.attack}
+    if summary.kind == "attack":
+        mismatches["carried"] = summary.carried
     yield about | {"measure": summary.kind} | _count(summary.served) | mismatches
     if summary.claimed is not None:
         yield about | {"measure": "claimed"} | _count(summary.claimed)

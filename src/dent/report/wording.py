@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Final, Literal
 
-from dent.evaluation.records.spec import EvaluationSpec
+from dent.evaluation.records.spec import STATIC, EvaluationSpec
+from dent.evaluation.results.intervals import BY_BATCH
 from dent.evaluation.results.result import (
     AttackSummary,
     ChallengeSummary,
     Count,
+    Decision,
     DefenseResult,
     Difference,
     EvaluationResult,
@@ -21,6 +23,17 @@ from dent.support import rounding
 from dent.support.plural import counted
 
 NOT_SCORED: Final = "not scored"
+NOTHING_YET: Final = "nothing to compare yet"
+AT_MOST: Final = "at most "
+
+_METHODS: Final = {
+    "tango": "Tango's score interval for paired samples",
+    "wider of tango on the majority of draws and student on their means": (
+        "the wider of Tango's score interval on the majority of draws and Student's t on their "
+        "means"
+    ),
+}
+"""By the method in a record, the words for it."""
 
 Reading = Literal["above", "below", "level", "unknown"]
 
@@ -62,6 +75,24 @@ def difference(paired: Difference | None) -> str:
     return " ".join(filter(None, (points(paired.value), points_interval(paired.interval))))
 
 
+def bound(text: str, decided: Decision | None) -> str:
+    """Say `at most` before a worst case or difference if the run stopped early on its defense.
+
+    Args:
+        text: The number; empty without one.
+        decided: Where the attacks stopped; None if they did not.
+    """
+    return f"{AT_MOST}{text}" if decided is not None and text else text
+
+
+def stop(decided: Decision) -> str:
+    """Return how many attacks on a defense ran before the run stopped on it."""
+    attacks = f"{counted(decided.of, 'attack')} on it"
+    if decided.after:
+        return f"after {decided.after} of {attacks}"
+    return f"transfers only, 0 of {attacks}"
+
+
 def reading(paired: Difference | None) -> Reading:
     """Return on which side of 0 the interval of a difference lies; `level` if it contains 0."""
     if paired is None or paired.interval is None:
@@ -74,7 +105,7 @@ READINGS: Final[dict[Reading, str]] = {
     "above": "above the static model under these attacks",
     "below": "below the static model under these attacks",
     "level": "not significantly different from the static model",
-    "unknown": "not compared with a static model",
+    "unknown": NOTHING_YET,
 }
 
 
@@ -85,7 +116,7 @@ def findings(result: DefenseResult) -> tuple[str, ...]:
     resubmission risk.
     """
     ladder = () if result.ladder is None else (result.ladder.sentence,)
-    outside = tuple(map(challenged, result.challenges))
+    outside = tuple(challenged(entry, result.decided) for entry in result.challenges)
     return outside + verdict(result.verdict) + ladder + resubmission(result.repeated)
 
 
@@ -110,18 +141,26 @@ def indicators(result: DefenseResult) -> tuple[str, ...]:
     )
 
 
-def challenged(entry: ChallengeSummary) -> str:
-    """Return one sentence about a challenge: who made it, and how far the worst case fell."""
+def challenged(entry: ChallengeSummary, decided: Decision | None) -> str:
+    """Return one sentence about a challenge: who made it, and how far the worst case fell.
+
+    Args:
+        entry: The challenge.
+        decided: Where the attacks on the defense stopped early; None if they did not.
+    """
     day, link = entry.date[:10], f", {entry.url}" if entry.url else ""
     left = f"{entry.correct} of {counted(entry.total, 'sample')} still correct"
     if not entry.lowered:
         return f"Challenged by {entry.by} ({day}{link}): {left}, and the worst case did not fall."
     fell = counted(entry.lowered, "sample")
-    return f"Broken by {entry.by} ({day}{link}): {left}, and the worst case fell by {fell}."
+    what = "the worst case"
+    if decided is not None:
+        what += ", an upper bound because the run stopped early,"
+    return f"Lowered by {entry.by} ({day}{link}): {left}, and {what} fell by {fell}."
 
 
 def verdict(ruling: Verdict | None) -> tuple[str, ...]:
-    """Return a verdict in sentences: the ruling, the clean accuracies, and each gate.
+    """Return a verdict in sentences: the ruling, the clean accuracies, and the doubt of each gate.
 
     The gates are all gates of the defense and the open ones of the static model. Without a verdict,
     there are no sentences.
@@ -129,43 +168,115 @@ def verdict(ruling: Verdict | None) -> tuple[str, ...]:
     if ruling is None:
         return ()
     shown = [(gate, "") for gate in ruling.gates]
-    shown += [(gate, " (static model)") for gate in ruling.static_gates if gate.open]
+    shown += [(gate, ", static model") for gate in ruling.static_gates if gate.open]
     return (
         ruling.sentence,
-        f"Clean accuracy against static: {difference(ruling.natural) or NOT_SCORED} points.",
+        f"Clean accuracy against static: {_in_points(ruling.natural)}.",
         *(
-            f"Gate {gate.name}{owner}, {'open' if gate.open else 'closed'}: {gate.sentence}"
+            f"{'Open' if gate.open else 'Settled'} doubt ({gate.name}{owner}): {gate.sentence}"
             for gate, owner in shown
         ),
     )
 
 
-def submitted(kind: str, attack: str | None, by: str | None = None) -> str:
-    """Return the description of a submission. That of a challenge names who made it."""
+def _in_points(paired: Difference) -> str:
+    return NOTHING_YET if paired.value is None else f"{difference(paired)} points"
+
+
+def submitted(
+    kind: str, attack: str | None, by: str | None = None, *, is_static: bool = False
+) -> str:
+    """Return the description of a submission.
+
+    Args:
+        kind: Its kind, as in `AttackSummary`.
+        attack: Name of the attack. Of an assembled batch: the attack after which it was made.
+        by: Who made the images of a challenge.
+        is_static: Whether it was submitted to the static model.
+    """
+    after = f", after {attack}" if attack else ""
     return {
         "natural": "natural images",
-        "attack": f"{attack} through the defense",
+        "attack": f"{attack} {'on the model' if is_static else 'through the defense'}",
         "transfer": f"{attack} transferred from static",
-        "assembled": "assembled from the images that broke each member",
+        "assembled": f"assembled from the images that broke each member{after}",
         "challenge": f"challenge by {by or attack}",
     }[kind]
 
 
-def submission(summary: AttackSummary) -> str:
-    """Return the description of an attack's submission."""
-    return submitted(summary.kind, summary.attack, summary.by)
+def submission(summary: AttackSummary, defense: str) -> str:
+    """Return the description of an attack's submission to a defense."""
+    return submitted(summary.kind, summary.attack, summary.by, is_static=defense == STATIC)
 
 
-def decided(name: str, challenges: Sequence[ChallengeSummary] = ()) -> str:
+def decided(
+    name: str, challenges: Sequence[ChallengeSummary] = (), *, is_static: bool = False
+) -> str:
     """Return the description of the submission that a key of `WorstCase.by` names.
 
     Args:
-        name: The key, such as `attack/apgd-ce`.
+        name: The key, such as `attack/apgd-ce`. All assembled batches have one description.
         challenges: The challenges of the defense.
+        is_static: Whether it was submitted to the static model.
     """
     kind, _, attack = name.partition("/")
     by = next((entry.by for entry in challenges if entry.key == name), None)
-    return submitted(kind, attack or None, by)
+    attack = "" if kind == "assembled" else attack
+    return submitted(kind, attack or None, by, is_static=is_static)
+
+
+def deciders(result: DefenseResult, defense: str) -> dict[str, int]:
+    """Return how many samples or batches each kind of submission decided, by its description."""
+    counts: dict[str, int] = {}
+    for name, count in result.worst.by.items():
+        what = decided(name, result.challenges, is_static=defense == STATIC)
+        counts[what] = counts.get(what, 0) + count
+    return counts
+
+
+def attacked_and_broken(summary: AttackSummary) -> str:
+    """Return how many members an attack attacked itself, and how many of these it broke: `425, 3`.
+
+    Other members had already fallen to earlier attacks, and count in its accuracy.
+    """
+    served = summary.served
+    broken = served.total - served.correct - summary.carried
+    return f"{served.total - summary.carried}, {max(broken, 0)}"
+
+
+def carries(result: EvaluationResult) -> tuple[str, ...]:
+    """Return the defenses on which attacks left out members that earlier attacks broke."""
+    return tuple(
+        name
+        for name, defense in result.defenses.items()
+        if any(attack.carried for attack in defense.attacks)
+    )
+
+
+def carried(result: EvaluationResult) -> str:
+    """Return a sentence on attacks that left out members; empty if there are none."""
+    names = carries(result)
+    if not names:
+        return ""
+    return (
+        f"On {', '.join(names)}, an attack leaves out members that earlier attacks of its kind "
+        "broke, and its accuracy includes them. So do not compare one attack between defenses: "
+        "compare worst cases."
+    )
+
+
+def not_run(result: EvaluationResult, defense: str) -> str:
+    """Return a sentence with the attacks that did not run on a defense; empty without any."""
+    found = result.defenses[defense]
+    names = [each.attack or "" for each in found.attacks if each.kind == "attack"]
+    missing = [name for name in names if not found.attack(name).batches]
+    if not missing:
+        return ""
+    if found.decided is not None:
+        return f"Not run, because the run stopped: {', '.join(missing)}."
+    if result.status == "partial":
+        return f"Not run yet: {', '.join(missing)}."
+    return f"Not run, because nothing was left to attack: {', '.join(missing)}."
 
 
 def few_batches(result: EvaluationResult, defense: DefenseResult) -> int | None:
@@ -187,13 +298,23 @@ def interval_of(difference: Difference, few_batches: int | None) -> str:
         few_batches: The number of batches if they are too few for an interval over batches.
     """
     if few_batches is not None:
-        method = difference.method
+        method = _method(difference)
         return (
-            f"{method[:1].upper()}{method[1:]} interval. It treats samples as independent, but "
+            f"Interval: {method}. It treats samples as independent, but "
             "members of a batch share an adaptation. A bootstrap over batches needs "
             f"{counted(MIN_CLUSTERS, 'batch')}; this run has {few_batches}."
         )
-    return f"Interval: {difference.method}. It assumes {difference.assumes}."
+    return f"Interval: {_method(difference)}. It assumes {difference.assumes}."
+
+
+def _method(difference: Difference) -> str:
+    """Return the method of an interval in the words of a reader. Records keep shorter ones."""
+    before, after = BY_BATCH.split("{}")
+    inner = difference.method.removeprefix(before).removesuffix(after)
+    method = _METHODS.get(inner, inner)
+    if inner == difference.method:
+        return method
+    return f"the widest of {method}, a bootstrap over batches, and Student's t on batch means"
 
 
 def seconds(value: float | None) -> str:
@@ -212,6 +333,15 @@ def seconds(value: float | None) -> str:
 def nats(value: float) -> str:
     """Format an entropy: `0.935`; `<0.001` if it is small but not 0."""
     return "<0.001" if 0 < value < 0.0005 else f"{value:.3f}"
+
+
+def attacks(spec: EvaluationSpec) -> str:
+    """Return the attacks of a run with their protocol, which is said once if all have the same."""
+    protocols = {attack.protocol for attack in spec.attacks}
+    if len(spec.attacks) > 1 and len(protocols) == 1:
+        names = ", ".join(attack.name for attack in spec.attacks)
+        return f"{names} (all {protocols.pop()})"
+    return ", ".join(f"{attack.name} ({attack.protocol})" for attack in spec.attacks) or "none"
 
 
 def batches(result: EvaluationResult) -> str:

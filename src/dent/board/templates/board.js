@@ -8,6 +8,8 @@
   const compare = (column, numeric, sign) => (a, b) => {
     const left = value(a, column), right = value(b, column);
     if (left === "" || right === "") return (left === "") - (right === "") || a.dataset.order - b.dataset.order;
+    const bound = (row) => row.cells[column].dataset.bound !== undefined;
+    if (bound(a) !== bound(b)) return bound(a) - bound(b);
     const order = numeric ? left - right : left.localeCompare(right);
     return sign * order || a.dataset.order - b.dataset.order;
   };

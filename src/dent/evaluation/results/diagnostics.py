@@ -70,7 +70,7 @@ class _Judgement:
         measure: Returns the value to compare with the threshold, or a sentence that says why there
             is no value.
         raised: The sentence if the value is above the threshold. `{probe}` in it stands for the
-            probe record.
+            probe record, and `{value}` for the value.
         passed: The sentence if the value is not above the threshold.
         threshold: The largest value that passes.
     """
@@ -86,7 +86,7 @@ class _Judgement:
         value = self.measure(defense)
         if isinstance(value, str):
             return Diagnostic.not_run(self.name, value)
-        raised = self.raised.format(probe=defense.probe)
+        raised = self.raised.format(probe=defense.probe, value=value)
         return Diagnostic.judge(self.name, value, self.threshold, raised, self.passed)
 
 
@@ -349,14 +349,16 @@ _JUDGEMENTS: Final = (
     _Judgement(
         "black-box beats white-box",
         _black_box,
-        "A black-box attack broke members that gradient attacks did not. The gradients mislead.",
+        "A black-box attack broke members that gradient attacks did not. Either the gradients "
+        "mislead, or the gradient attacks are too weak.",
         "Gradient attacks broke at least as many members as black-box attacks.",
     ),
     _Judgement(
         "transfer beats white-box",
         _transfer,
-        "Transfer from the static model breaks more than the attacks on the defense itself. Its "
-        "gradients mislead, and the accuracy under its own attacks is too high.",
+        "Transfer from the static model broke {value:.0f} more than the attacks on the defense "
+        "itself. Either its gradients mislead, or these attacks are too weak: the accuracy under "
+        "them is too high.",
         "The attacks on the defense broke at least as many members as the transfer attacks.",
     ),
     _Judgement(

@@ -106,8 +106,8 @@ def conclude(
         static_gates=static_gates,
         natural=differences.natural,
         sentence=(
-            f"{ruling[0].upper()}{ruling[1:]} under the dynamic suite ({budget}): {why}. Suite "
-            f"{version}, rules {RULES}."
+            f"{ruling[0].upper()}{ruling[1:]} under the dynamic suite ({budget}): {why}. "
+            f"Version {version} of the suite, version {RULES} of the rules."
         ),
     )
 
