@@ -12,13 +12,14 @@ import pytest
 from dent.cli import showing, telling
 from dent.cli.console import OUT
 from dent.evaluation import EvaluationResult
+from dent.evaluation.results.recorded_run import RecordedRun, load_run
 from dent.evaluation.results.result import ChallengeSummary, Decision, WorstCase
 from dent.report import figure, list_runs, wording, write_report
 from dent.report.flags import of_one
 from dent.report.formats import to_csv
 from dent.report.headline import headline
 from dent.report.limits import limits
-from dent.report.loading import LoadedRun, NamedRun, load_run
+from dent.report.loading import NamedRun
 from dent.report.markdown import to_markdown
 from dent.report.plots import own_curve, success_chart, traces
 from dent.support import ranges
@@ -35,17 +36,17 @@ NOT_RUN = (
 
 
 @pytest.fixture(scope="module")
-def loaded(stopped_run: Path) -> LoadedRun:
+def loaded(stopped_run: Path) -> RecordedRun:
     return load_run(stopped_run)
 
 
 @pytest.fixture(scope="module")
-def stopped(loaded: LoadedRun) -> EvaluationResult:
+def stopped(loaded: RecordedRun) -> EvaluationResult:
     return loaded.result
 
 
 @pytest.fixture(scope="module")
-def markdown(loaded: LoadedRun) -> str:
+def markdown(loaded: RecordedRun) -> str:
     return to_markdown([NamedRun("dent+", loaded)])
 
 
@@ -107,7 +108,7 @@ def test_transfers_alone_are_told_from_attacks(stopped: EvaluationResult) -> Non
     assert "(dent+: transfers only, 0 of 18 attacks on it)" in said
 
 
-def test_csv_says_after_how_many_attacks_the_run_stopped(loaded: LoadedRun) -> None:
+def test_csv_says_after_how_many_attacks_the_run_stopped(loaded: RecordedRun) -> None:
     rows = list(csv.DictReader(io.StringIO(to_csv([NamedRun("it", loaded)]))))
     assert {row["stopped_after"] for row in rows if row["defense"] == "dent+"} == {"8"}
     assert {row["stopped_after"] for row in rows if row["defense"] == "static"} == {""}
