@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import save_file
 
 from dent import evaluation
-from dent.cli import restore
+from dent.cli import challenging, restore
 from dent.evaluation import Settings, Subject, evaluate, load_run
 from dent.evaluation.records.journal import CHALLENGES
 from dent.report import list_runs, sample_story, write_report
@@ -204,7 +204,7 @@ def test_invalid_challenge_arguments_are_refused(
 def test_code_named_by_a_run_is_refused_without_allow_code(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(restore, "named_code", lambda _: ("their.model:make",))
+    monkeypatch.setattr(challenging, "named_code", lambda _: ("their.model:make",))
     refused = dent("challenge", str(run), "--images", "x.npy", "--by", "Ada")
     assert refused.code == 2
     assert "their.model:make" in refused.err

@@ -243,6 +243,21 @@ def test_repeat_command_contains_the_settings_and_lists_caveats(
     assert "the settings of the attacks, with different iterations each: see the spec" in mixed
 
 
+def test_verify_command_of_a_run_of_own_code_allows_the_code(
+    run_path: Path, tmp_path: Path
+) -> None:
+    """`dent verify` without `--allow-code` refuses such a run."""
+    shutil.copytree(run_path, tmp_path / "own")
+    loaded = load_run(tmp_path / "own")
+    model = loaded.run.spec.model.model_copy(update={"name": "my_code:model"})
+    spec = loaded.run.spec.model_copy(update={"model": model})
+    own = replace(loaded, run=loaded.run.model_copy(update={"spec": spec}))
+    found = commands(own)
+    assert found.verify == f"dent verify {tmp_path / 'own'} --allow-code"
+    assert found.code == ("my_code:model",)
+    assert (commands(loaded).code, "--allow-code" in commands(loaded).verify) == ((), False)
+
+
 @pytest.mark.parametrize(("precision", "caveats"), [("model", 0), ("bfloat16", 1)])
 def test_repeat_command_names_a_configuration_only_in_its_own_precision(
     subject: Subject, tmp_path: Path, precision: Literal["model", "bfloat16"], caveats: int

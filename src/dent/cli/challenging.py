@@ -9,6 +9,7 @@ from dent.cli import durations, resolve, restore, running
 from dent.cli.console import ERR
 from dent.errors import ConfigError
 from dent.evaluation import Challenged, Progress, Subject
+from dent.evaluation.attack_specs import named_code
 
 _Restored = tuple[Path | None, Path | None, str | None, bool]
 """The weights file, the folder of datasets, the device, and whether code may run."""
@@ -53,7 +54,7 @@ def challenge(
     """
     weights, root, device, allow_code = restored
     loaded = report.load_run(folder)
-    code_names = restore.named_code(loaded.run.spec)
+    code_names = named_code(loaded.run.spec)
     if code_names and not allow_code:
         raise ConfigError(
             f"A challenge of {folder} runs code that its records name: {', '.join(code_names)}. "

@@ -11,6 +11,7 @@ from dent.cli import restore
 from dent.cli.console import ERR, OUT, print_table
 from dent.errors import ConfigError
 from dent.evaluation import Reattack, RecordedRun, RecordError, SchemaVersionError, Verification
+from dent.evaluation.attack_specs import named_code
 from dent.evaluation.verification.verify import Check
 from dent.report.loading import is_run
 from dent.support.printable import one_line
@@ -74,7 +75,7 @@ def verify(
     loaded = _readable(folder)
     subject = None
     if loaded is not None and not records_only:
-        code_names = restore.named_code(loaded.run.spec)
+        code_names = named_code(loaded.run.spec)
         if code_names and not allow_code:
             raise ConfigError(
                 f"Submitting the batches of {folder} again runs code that its records name: "

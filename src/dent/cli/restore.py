@@ -12,23 +12,12 @@ from dent.config import DentConfig
 from dent.defenses.dent import Dent
 from dent.errors import ConfigError
 from dent.evaluation import RecordedRun, Subject
-from dent.evaluation.attack_specs import attack_of, attack_spec, is_ours
-from dent.evaluation.records.spec import STATIC, AttackSpec, DefenseSpec, EvaluationSpec
+from dent.evaluation.attack_specs import attack_of, attack_spec
+from dent.evaluation.records.spec import STATIC, AttackSpec, DefenseSpec
 from dent.evaluation.subject import threat_of
 from dent.kinds import recorded_kind
 from dent.performance import Performance
 from dent.threat import ThreatModel
-
-
-def named_code(spec: EvaluationSpec) -> tuple[str, ...]:
-    """Return the `module:factory` names in a record. Restoring it imports and calls them."""
-    names = (
-        spec.model.name,
-        spec.dataset.name,
-        *(defense.name for defense in spec.defenses),
-        *(attack.name for attack in spec.attacks if not is_ours(attack)),
-    )
-    return tuple(dict.fromkeys(name for name in names if ":" in name))
 
 
 def subject(
