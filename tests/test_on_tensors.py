@@ -1,5 +1,6 @@
 """`dent.evaluate` gives the engine's result from a model and tensors of images and labels."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +215,30 @@ def test_a_model_that_returns_a_dict_is_refused_with_a_hint_to_the_adapter() -> 
     with pytest.raises(UnsupportedModelError, match=r"dent\.Logits\(model\)"):
         dent.evaluate(model, *data(), attack=CHEAP)
     dent.evaluate(dent.Logits(model), *data(), defense="static", attack=CHEAP)
+
+
+def test_printed_result_is_a_few_lines() -> None:
+    result = dent.evaluate(net(), *data(), defense="static", attack=CHEAP, batch_size=3)
+    first, second, *others = str(result).splitlines()
+    assert first == "Sequential on 6 of tensors, 2 batches, linf eps 8/255"
+    assert re.fullmatch(r"static: clean 100\.0%, worst case [\d.]+% \[[\d.]+, [\d.]+\]", second)
+    assert len(others) <= 1
+
+
+def test_progress_true_prints_the_cost_and_every_unit(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments: Any = {"defense": "static", "attack": CHEAP, "batch_size": 6}
+    dent.evaluate(net(), *data(), **arguments, progress=True)
+    printed = capsys.readouterr()
+    first, *units = printed.err.splitlines()
+    assert re.fullmatch(r"This run takes about .* early, and less than 1 MB\.", first)
+    assert units[0].startswith("[0/")
+    assert any(CHEAP in line for line in units)
+    assert printed.out == ""
+    for silent in (False, None):
+        dent.evaluate(net(), *data(), **arguments, progress=silent)
+    assert capsys.readouterr() == ("", "")
+    with pytest.raises(ConfigError, match=r"progress must be True, or a function.*got 'bar'"):
+        dent.evaluate(net(), *data(), **arguments, progress="bar")
 
 
 def test_tensor_dataset_does_not_share_memory_with_the_caller() -> None:

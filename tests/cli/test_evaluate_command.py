@@ -165,15 +165,15 @@ def test_a_sweep_and_an_option_for_the_same_setting_are_refused(
 def test_cost_is_printed_before_a_run_but_not_before_a_refusal(dent: Run) -> None:
     asked = (*EVALUATE, "--n", "4", "--batch-size", "4", "--defense", "dent+", "--out", "run")
     first = dent(*asked)
-    assert first.err.index("About") < first.err.index("probe")
+    assert first.err.index("takes about") < first.err.index("probe")
     # For an incomplete run, the message also counts the recorded units.
     journal = Path("run/journal.jsonl")
     journal.write_text("".join(journal.read_text().splitlines(keepends=True)[:3]))
-    assert "for 8 units, 3 of which are already recorded" in dent(*asked).err
+    assert "Of 8 units, 3 are already recorded." in dent(*asked).err
     other = dent(*asked, "--seed", "1")
     assert other.code == 2
     assert "settings.seed" in other.err
-    assert "About" not in other.err
+    assert "takes about" not in other.err
 
 
 def test_verify_runs_code_named_by_a_record_only_with_allow_code(dent: Run) -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from dent.cli import trained
 from dent.cli.console import ERR
-from dent.cli.durations import between, lasting
+from dent.support.durations import between, lasting
 from dent.training import RECIPES, TrainingProgress
 
 

@@ -12,7 +12,7 @@ from dent.config import DentConfig
 from dent.defenses.dent import Dent
 from dent.errors import ConfigError
 from dent.evaluation import RecordedRun, Subject
-from dent.evaluation.attack_specs import attack_of, attack_spec
+from dent.evaluation.attack_specs import attack_of, attack_spec, is_ours
 from dent.evaluation.records.spec import STATIC, AttackSpec, DefenseSpec
 from dent.evaluation.subject import threat_of
 from dent.kinds import recorded_kind
