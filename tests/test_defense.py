@@ -193,7 +193,7 @@ def test_a_configuration_of_another_type_is_refused(config: Any, tiny_cnn: nn.Se
 @pytest.mark.parametrize("config", CONFIGS)
 def test_a_defense_within_a_defense_is_refused(config: DentConfig, tiny_cnn: nn.Sequential) -> None:
     for model in (Dent(tiny_cnn, BATCH), nn.Sequential(Dent(tiny_cnn, config))):
-        with pytest.raises(UnsupportedModelError, match="holds a Dent already"):
+        with pytest.raises(UnsupportedModelError, match="already contains a Dent"):
             Dent(model, config)
 
 

@@ -415,7 +415,7 @@ def test_forged_digest_of_a_challenge_is_found_and_hides_no_other_images(folder:
     challenge(folder, weak(), weaker, by="the author")
     renamed(folder, real.digest)
     before = content(folder)
-    with pytest.raises(RecordError, match=r"by the author of .* but holds others"):
+    with pytest.raises(RecordError, match=r"by the author of .* but has others"):
         challenge(folder, weak(), path, by="Ada")
     assert content(folder) == before
     checked = verify(folder, weak())

@@ -145,7 +145,7 @@ def run_command(
 
 @board_app.command("page")
 def page_command(
-    folder: Annotated[Path, typer.Argument(help="Folder that holds rows.", metavar="FOLDER")],
+    folder: Annotated[Path, typer.Argument(help="Folder with rows.", metavar="FOLDER")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The page.")] = Path("board.html"),
     reports: Annotated[
         bool,
@@ -169,7 +169,7 @@ def page_command(
 
 @board_app.command("export")
 def export_command(
-    folder: Annotated[Path, typer.Argument(help="Folder that holds rows.", metavar="FOLDER")],
+    folder: Annotated[Path, typer.Argument(help="Folder with rows.", metavar="FOLDER")],
     to: Annotated[str, typer.Option(help="huggingface or every-eval-ever.", metavar="PLACE")],
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder for the files; existing ones are replaced.")

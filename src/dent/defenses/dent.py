@@ -96,8 +96,8 @@ class Dent(nn.Module):
         check_supported(model, config)
         if any(isinstance(module, Dent) for module in model.modules()):
             raise UnsupportedModelError(
-                f"Dent cannot wrap a {type(model).__name__} that holds a Dent already: wrap what "
-                "its unwrap() returns."
+                f"Dent cannot wrap a {type(model).__name__} that already contains a Dent: wrap "
+                "what its unwrap() returns."
             )
         missed = unadapted(eager(model)) if config.adapt_affine and config.steps else None
         if missed:

@@ -167,12 +167,13 @@ def _check_arrived(
         )
     broken = [name for name, value in parameters.items() if not value.isfinite().all()]
     if broken:
-        raise WeightsError(_unfit(files, entry, f"{broken[0]} holds NaN or infinite values"))
+        raise WeightsError(_unfit(files, entry, f"{broken[0]} contains NaN or infinite values"))
 
 
 def _unfit(files: list[Path], entry: dict[str, Any], reason: str) -> str:
     return (
-        f"{', '.join(map(str, files))} does not hold the weights of RobustBench's {entry['name']} "
+        f"{', '.join(map(str, files))} does not contain the weights of RobustBench's "
+        f"{entry['name']} "
         f"({entry['dataset']}, {entry['threat']}): {reason}\nDelete it and download it again, or "
         "name its own model"
     )

@@ -73,10 +73,10 @@ def load_run(path: Path) -> LoadedRun:
         raise unreadable(path, error) from error
     if is_file:
         raise RecordError(
-            f"{path} is a file, and a run is a folder: name the folder that holds {RUN}"
+            f"{path} is a file, and a run is a folder: name the folder that contains {RUN}"
         )
     if is_folder and not is_run(path):
-        raise RecordError(f"{path} is no run folder: it holds no {RUN}{_instead(path)}")
+        raise RecordError(f"{path} is not a run folder: it has no {RUN}{_instead(path)}")
     return _load_run(path)
 
 

@@ -209,7 +209,7 @@ def load_run(path: Path) -> RecordedRun:
     except OSError as error:
         raise RecordError(f"cannot read {path}: {error.strerror}") from error
     if not exists:
-        raise RecordError(f"{path} is no run folder: there is no such folder")
+        raise RecordError(f"{path} does not exist")
     run = read_run(path)
     plan = read_plan(path, run)
     records, challenges = read_records(path, run, plan), read_outside(path, run, plan)
