@@ -59,7 +59,9 @@ def reattack() -> Any:
 
 def nonce() -> Any:
     """Return `--nonce` of a check, which draws the attacks that it runs again."""
-    return typer.Option(help="Draws the K attacks. Fix it after the run was handed over.")
+    return typer.Option(
+        help="Random text that selects the K attacks. Choose it after you receive the run."
+    )
 
 
 def records_only() -> Any:

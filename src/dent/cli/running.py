@@ -1,5 +1,6 @@
 """Run an evaluation in a terminal: print its cost first, then show its progress."""
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Final
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from dent import distributed
-from dent.cli.console import ERR
+from dent.cli.console import ERR, QUIET
 from dent.distributed import Cluster
 from dent.evaluation import EvaluationResult, Settings, Subject, evaluate, sweep
 from dent.evaluation import Progress as State
@@ -148,6 +149,22 @@ class _RunReport:
         self._bar = bar
         self._task = bar.add_task("starting", total=1.0, left="", robust="")
         self._lines = UnitLines(_say)
+        self._said: float | None = None
+
+    def clean(self, done: int, total: int) -> None:
+        """Show how many images of a dataset are measured; without a terminal, in a line a minute.
+
+        Args:
+            done: Number of measured images.
+            total: Number of images to measure.
+        """
+        doing = f"Measuring clean accuracy on {total:,} images"
+        self._bar.update(self._task, description=doing, completed=done / max(total, 1))
+        if ERR.is_terminal or done == total:
+            return
+        if self._said is None or time.monotonic() - self._said >= QUIET:
+            self._said = time.monotonic()
+            _say(f"{doing}, {done:,} done" if done else doing)
 
     def __call__(self, state: State, where: str = "", left_in: str = "") -> None:
         robust = ", ".join(f"{name} {a}/{b}" for name, (a, b) in state.robust.items())

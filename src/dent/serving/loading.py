@@ -62,7 +62,10 @@ def _engine(options: ServerOptions, device: torch.device) -> tuple[Engine, Tenso
 def _images(options: ServerOptions) -> tuple[Tensor, tuple[str, ...]]:
     """Return images like those that will be served, and the names of classes, empty if unknown."""
     if options.dataset is not None:
-        dataset = data.load(options.dataset, root=options.data_root)
+        if ":" in options.dataset:
+            dataset = data.from_factory(options.dataset)
+        else:
+            dataset = data.load(options.dataset, root=options.data_root)
         images, _ = dataset.batch(range(min(_REFERENCE, len(dataset))))
         return images, dataset.classes
     shape = options.shape or (3, 32, 32)
