@@ -119,4 +119,4 @@ def test_tracks_are_listed_with_their_identity() -> None:
     assert listed["toy-v1"]["fixed_ids"] == list(range(8))
     shown = dent("board", "tracks").out
     assert all(name in shown for name in listed)
-    assert "weights to be fixed" in shown
+    assert "the digest of the weights is not recorded yet" in shown

@@ -46,7 +46,7 @@ def tracks_command(
         return
     for track in tracks().values():
         OUT.print(f"[bold]{escape(track.name)}[/]", soft_wrap=True)
-        fixed = "" if track.weights else "; weights to be fixed"
+        fixed = "" if track.weights else "; the digest of the weights is not recorded yet"
         OUT.print(
             f"    {track.label} ({track.model}{fixed})\n    {track.half} fixed samples and "
             f"{track.half} drawn by a nonce, in batches of {track.batch_size}; dynamic suite "

@@ -37,8 +37,8 @@ def data(panel: str | None = None, *others: str) -> Any:
         "--data",
         "--data-root",
         *others,
-        help="Folder of datasets. For imagefolder: the folder itself. Default: $DENT_DATA or "
-        "~/.cache/torch-dent/data.",
+        help="Folder of datasets. For imagefolder: the folder itself. Default: $DENT_DATA, or "
+        "data in ~/.cache/torch-dent",
         rich_help_panel=panel,
     )
 

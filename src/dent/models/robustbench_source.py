@@ -101,8 +101,9 @@ class RobustBench:
         classes = _CLASSES[entry["dataset"]]
         if num_classes not in (None, classes):
             raise ConfigError(
-                f"{name!r} has {counted(classes, 'class')} ({entry['dataset']}), got "
-                f"num_classes={num_classes}: choose a model trained for your dataset"
+                f"{name!r} has {counted(classes, 'class')}, but the data has {num_classes} "
+                f"(num_classes). Choose a model trained for this data, or the dataset "
+                f"{entry['dataset']}"
             )
         utils = import_robustbench("robustbench.utils")
         downloads = _downloads(name, entry)
