@@ -52,6 +52,17 @@ def test_default_eps_depends_on_the_norm(monkeypatch: pytest.MonkeyPatch) -> Non
         dent.evaluate(net(), *data(), norm="l1", defense="static", attack=CHEAP)
 
 
+def test_a_subject_refuses_datasets_of_torch_and_a_list_of_defenses() -> None:
+    model, threat = net(), ThreatModel("linf", "8/255")
+    dataset: Any = torch.utils.data.TensorDataset(*data())
+    message = r"got torch\.utils\.data\.dataset\.TensorDataset\. For tensors, call dent\.evaluate\("
+    with pytest.raises(InputError, match=message):
+        engine(Subject(model, dataset, {"a": model}, [make("pgd")], threat))
+    defenses: Any = [Dent(model)]
+    with pytest.raises(InputError, match=r"defenses must be a dict by name.*got list"):
+        engine(Subject(model, TensorDataset(*data(), 3), defenses, [make("pgd")], threat))
+
+
 def test_a_subject_refuses_names_instead_of_a_defense_or_model() -> None:
     dataset, threat = TensorDataset(*data(), 3), ThreatModel("linf", "8/255")
     model: Any = net()

@@ -58,10 +58,13 @@ def _table(title: str, defense: DefenseStory) -> None:
         )
         for answer in defense.answers
     ]
-    columns = ("submitted", "batch", "attacked", "served", "is", "claim")
+    table: list[tuple[str, ...]] = [
+        ("submitted", "batch", "attacked", "served", "is", "claim"),
+        *rows,
+    ]
     title = f"{title}, {defense.defense}"
-    batches = {row[1] for row in rows}
+    batches = {answer.batch for answer in defense.answers}
     if len(batches) == 1:
         title = f"{title}, batch {batches.pop()}"
-        columns, rows = (columns[0], *columns[2:]), [(row[0], *row[2:]) for row in rows]
-    print_table(title, columns, rows)
+        table = [(row[0], *row[2:]) for row in table]
+    print_table(title, table[0], table[1:])

@@ -12,6 +12,7 @@ from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
+from torch._C import _functorch
 
 from dent.adaptation.adaptation import Adaptation
 from dent.adaptation.adapted_model import AdaptedModel, eager, norm_parameters
@@ -409,6 +410,10 @@ def _listed(names: Iterable[str]) -> str:
 def _check_batch(x: Tensor) -> None:
     if not isinstance(x, Tensor):
         raise InputError(f"Dent expected a torch.Tensor, got {type(x).__name__}.")
+    if _functorch.is_batchedtensor(x) or _functorch.is_gradtrackingtensor(x):
+        raise InputError(
+            "torch.func (vmap, grad, jacrev, jvp) cannot pass through a Dent: use torch.autograd."
+        )
     if x.layout != torch.strided or x.is_nested or x.is_meta:
         kind = "nested" if x.is_nested else "meta" if x.is_meta else str(x.layout)
         raise InputError(
