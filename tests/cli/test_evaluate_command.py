@@ -111,7 +111,7 @@ def test_flags_mark_the_headline_numbers_and_appear_in_show_and_list(dent: Run) 
     flagged = [row for row in table.splitlines() if "(a,b)" in row]
     for row, title in zip(flagged, ("defense", "worst case", "against static"), strict=True):
         assert title in row
-    assert "(a) own_evaluated:InPlace: Earlier queries change the answers" in table
+    assert "(a) own_evaluated:InPlace: Earlier queries change the predictions" in table
     assert "(b) the run: The last batch is smaller" in table
     assert "upper bound" in table
     assert dent("show", "run").out == table
