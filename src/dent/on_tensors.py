@@ -15,7 +15,7 @@ from dent.attacks import Attack, Defense, make_from
 from dent.data.tensors import TensorDataset, as_images
 from dent.errors import ConfigError
 from dent.evaluation import EvaluationResult, Settings, Subject
-from dent.evaluation.engine.announcement import PlannedRun, UnitLines, announcement
+from dent.evaluation.engine.announcement import AnnouncedRun, UnitLines, announcement
 from dent.evaluation.engine.progress import OnProgress
 from dent.evaluation.records.spec import STATIC
 from dent.evaluation.suite_attacks import Budget, SuiteName
@@ -111,7 +111,7 @@ def evaluate(
             f"{progress!r}"
         )
     if report is True:
-        for sentence in announcement(PlannedRun(subject, settings, folder)):
+        for sentence in announcement(AnnouncedRun(subject, settings, folder)):
             _say(sentence)
         report = UnitLines(_say)
     return evaluation.evaluate(subject, settings, out=folder, progress=report)

@@ -43,8 +43,8 @@ def test_clean_accuracy_without_a_terminal_prints_a_line_every_minute(
             report.clean(done, 9984)
             now += 10
     assert capsys.readouterr().err.splitlines()[:2] == [
-        "Measuring clean accuracy on 9,984 images",
-        "Measuring clean accuracy on 9,984 images, 1,536 done",
+        "Measuring clean accuracy, 0 of 9984 images",
+        "Measuring clean accuracy, 1536 of 9984 images",
     ]
 
 

@@ -15,7 +15,7 @@ from dent.distributed import Cluster
 from dent.evaluation import EvaluationResult, Settings, Subject, evaluate, sweep
 from dent.evaluation import Progress as State
 from dent.evaluation.engine.announcement import (
-    PlannedRun,
+    AnnouncedRun,
     UnitLines,
     announcement,
     announcement_of_runs,
@@ -26,6 +26,7 @@ from dent.evaluation.engine.progress import OnProgress
 from dent.evaluation.records.shard import Shard
 from dent.evaluation.remote import Place
 from dent.evaluation.sweeps import Over, Value, folder_name, variants
+from dent.support.plural import counted
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def run_sweep(
 
 def announce(subject: Subject, settings: Settings, out: Path) -> None:
     """Print the largest cost of a run before it starts; nothing if it will not start."""
-    for sentence in announcement(PlannedRun(subject, settings, out)):
+    for sentence in announcement(AnnouncedRun(subject, settings, out)):
         _say(sentence)
 
 
@@ -121,7 +122,7 @@ def announce_sweep(
 ) -> None:
     """Print the largest cost of all runs of a sweep together."""
     runs = [
-        PlannedRun(variant, chosen, out / folder_name(over, value))
+        AnnouncedRun(variant, chosen, out / folder_name(over, value))
         for value, (variant, chosen) in variants(subject, settings, over, values).items()
     ]
     for sentence in announcement_of_runs(runs):
@@ -158,13 +159,13 @@ class _RunReport:
             done: Number of measured images.
             total: Number of images to measure.
         """
-        doing = f"Measuring clean accuracy on {total:,} images"
-        self._bar.update(self._task, description=doing, completed=done / max(total, 1))
+        text = f"Measuring clean accuracy, {done} of {counted(total, 'image')}"
+        self._bar.update(self._task, description=text, completed=done / max(total, 1))
         if ERR.is_terminal or done == total:
             return
         if self._said is None or time.monotonic() - self._said >= QUIET:
             self._said = time.monotonic()
-            _say(f"{doing}, {done:,} done" if done else doing)
+            _say(text)
 
     def __call__(self, state: State, where: str = "", left_in: str = "") -> None:
         robust = ", ".join(f"{name} {a}/{b}" for name, (a, b) in state.robust.items())

@@ -17,7 +17,7 @@ from dent.support.plural import counted
 from dent.support.rounding import points
 
 
-class PlannedRun(NamedTuple):
+class AnnouncedRun(NamedTuple):
     """A run before it starts, with its output folder; None records nothing."""
 
     subject: Subject
@@ -25,7 +25,7 @@ class PlannedRun(NamedTuple):
     out: Path | None
 
 
-def announcement(planned: PlannedRun) -> Iterator[str]:
+def announcement(planned: AnnouncedRun) -> Iterator[str]:
     """Yield sentences about the largest cost of a run, and about the gain that it can show.
 
     Yields nothing if the run will not start, because it is complete or will be refused.
@@ -37,7 +37,7 @@ def announcement(planned: PlannedRun) -> Iterator[str]:
         yield from _power_text(planned, cost)
 
 
-def announcement_of_runs(runs: Sequence[PlannedRun]) -> Iterator[str]:
+def announcement_of_runs(runs: Sequence[AnnouncedRun]) -> Iterator[str]:
     """Yield sentences about the largest cost of several runs together."""
     costs, recorded = [], 0
     for planned in runs:
@@ -93,7 +93,7 @@ class UnitLines:
         self._write(f"{line}  {time_left(state, left_in)}".rstrip())
 
 
-def _recorded(planned: PlannedRun) -> int | None:
+def _recorded(planned: AnnouncedRun) -> int | None:
     """Return how many units are recorded; None if the run is complete or will be refused."""
     out = planned.out
     if out is None or not out.exists():
@@ -124,7 +124,7 @@ def _cost_text(costs: Sequence[CostEstimate], done: int, these: str) -> str:
     return " ".join(sentences)
 
 
-def _power_text(planned: PlannedRun, cost: CostEstimate) -> Iterator[str]:
+def _power_text(planned: AnnouncedRun, cost: CostEstimate) -> Iterator[str]:
     """Yield, for a whole suite, which gain its samples can show, and when it may stop early."""
     spec = describe(planned.subject, planned.settings)
     if spec.schedule == "by-batch":
