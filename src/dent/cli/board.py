@@ -176,7 +176,7 @@ def export_command(
     ] = Path("exported"),
     url: Annotated[
         str | None,
-        typer.Option("--board-url", help="Where the board is online; named as the source."),
+        typer.Option("--board-url", help="Address of the board, which is named as the source."),
     ] = None,
     benchmark: Annotated[
         str | None,
@@ -211,16 +211,16 @@ def submit_command(
         Path | None,
         typer.Option("--from", help="JSON file with fields of the submission; options add to it."),
     ] = None,
-    name: Annotated[str | None, typer.Option(help="What the row is called.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the row.")] = None,
     repository: Annotated[str | None, typer.Option(help="URL of the defense's code.")] = None,
     commit: Annotated[
         str | None,
-        typer.Option(help="Of the repository: the full hash, 40 digits (`git rev-parse HEAD`)."),
+        typer.Option(help="Commit: the full hash, 40 digits (`git rev-parse HEAD`)."),
     ] = None,
     paper: Annotated[str | None, typer.Option(help="URL of the paper.")] = None,
     contact: Annotated[str | None, typer.Option(help="Who answers questions.")] = None,
     license_: Annotated[
-        str | None, typer.Option("--license", help="Of the code, as SPDX writes it.")
+        str | None, typer.Option("--license", help="License of the code, by its SPDX identifier.")
     ] = None,
     evaluated_by: Annotated[str | None, typer.Option(help="Who ran the evaluation.")] = None,
     records_only: Annotated[bool, options.records_only()] = False,

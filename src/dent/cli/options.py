@@ -109,7 +109,7 @@ def eps(panel: str | None = None) -> Any:
 def allow_code(panel: str | None = None) -> Any:
     """Return `--allow-code`, which allows code that records name."""
     return typer.Option(
-        help="Import and call module:factory names, those that the run records included.",
+        help="Import and call module:factory names, including those in the records of the run.",
         rich_help_panel=panel,
     )
 
