@@ -1,6 +1,7 @@
 """The `Adaptation` that `adapt` returns: its shapes and values, and its samples selected."""
 
 import math
+import re
 from dataclasses import FrozenInstanceError, replace
 
 import pytest
@@ -157,6 +158,17 @@ def test_sigma_by_step_is_nan_for_non_finite_samples() -> None:
     nobody = Dent(make_toy(KIND), config).adapt(torch.full_like(x, math.nan)).sigma_by_step
     assert nobody is not None
     assert nobody.shape == (3, 4)
+
+
+def test_repr_of_an_adaptation_is_one_short_line_without_tensors() -> None:
+    assert re.fullmatch(
+        r"Adaptation\(4 samples, 4 parameters, entropy \d\.\d\d( -> \d\.\d\d)?, all adapted\)",
+        repr(adapted(4, sample_wise=True)),
+    )
+    x = make_batch(KIND, 4)
+    x[1, 0, 0, 0] = math.nan
+    config = DentConfig(steps=0, lr=1e-3)
+    assert repr(Dent(make_toy(KIND), config).adapt(x)).endswith("3 adapted, 1 input non finite)")
 
 
 def test_adaptation_is_frozen() -> None:

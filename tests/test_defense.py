@@ -170,6 +170,18 @@ def test_invalid_batches_are_refused(
         defense(bad)
 
 
+@pytest.mark.parametrize("transform", ["grad", "vmap", "jacrev"])
+def test_transforms_of_torch_func_are_refused(transform: str, tiny_cnn: nn.Sequential) -> None:
+    defended = Dent(tiny_cnn)
+
+    def call(x: Tensor) -> Tensor:
+        logits = defended(x if x.ndim == 4 else x[None])
+        return logits.sum() if transform == "grad" else logits
+
+    with pytest.raises(InputError, match=r"cannot pass through a Dent: use torch\.autograd"):
+        getattr(torch.func, transform)(call)(torch.rand(2, 3, 16, 16))
+
+
 @pytest.mark.parametrize("config", [SAMPLE, ALONE])
 def test_a_sample_wise_adaptation_is_refused_for_a_batch_of_another_size(
     config: DentConfig, tiny_cnn: nn.Sequential, x: Tensor
@@ -193,7 +205,7 @@ def test_a_configuration_of_another_type_is_refused(config: Any, tiny_cnn: nn.Se
 @pytest.mark.parametrize("config", CONFIGS)
 def test_a_defense_within_a_defense_is_refused(config: DentConfig, tiny_cnn: nn.Sequential) -> None:
     for model in (Dent(tiny_cnn, BATCH), nn.Sequential(Dent(tiny_cnn, config))):
-        with pytest.raises(UnsupportedModelError, match="holds a Dent already"):
+        with pytest.raises(UnsupportedModelError, match="already contains a Dent"):
             Dent(model, config)
 
 

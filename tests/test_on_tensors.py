@@ -1,5 +1,6 @@
 """`dent.evaluate` gives the engine's result from a model and tensors of images and labels."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,17 @@ def test_default_eps_depends_on_the_norm(monkeypatch: pytest.MonkeyPatch) -> Non
     assert seen == ["linf 8/255", "l2 0.5"]
     with pytest.raises(ConfigError, match="eps has no default in l1: pass one, such as 12"):
         dent.evaluate(net(), *data(), norm="l1", defense="static", attack=CHEAP)
+
+
+def test_a_subject_refuses_datasets_of_torch_and_a_list_of_defenses() -> None:
+    model, threat = net(), ThreatModel("linf", "8/255")
+    dataset: Any = torch.utils.data.TensorDataset(*data())
+    message = r"got torch\.utils\.data\.dataset\.TensorDataset\. For tensors, call dent\.evaluate\("
+    with pytest.raises(InputError, match=message):
+        engine(Subject(model, dataset, {"a": model}, [make("pgd")], threat))
+    defenses: Any = [Dent(model)]
+    with pytest.raises(InputError, match=r"defenses must be a dict by name.*got list"):
+        engine(Subject(model, TensorDataset(*data(), 3), defenses, [make("pgd")], threat))
 
 
 def test_a_subject_refuses_names_instead_of_a_defense_or_model() -> None:
@@ -214,6 +226,30 @@ def test_a_model_that_returns_a_dict_is_refused_with_a_hint_to_the_adapter() -> 
     with pytest.raises(UnsupportedModelError, match=r"dent\.Logits\(model\)"):
         dent.evaluate(model, *data(), attack=CHEAP)
     dent.evaluate(dent.Logits(model), *data(), defense="static", attack=CHEAP)
+
+
+def test_printed_result_is_a_few_lines() -> None:
+    result = dent.evaluate(net(), *data(), defense="static", attack=CHEAP, batch_size=3)
+    first, second, *others = str(result).splitlines()
+    assert first == "Sequential on 6 of tensors, 2 batches, linf eps 8/255"
+    assert re.fullmatch(r"static: clean 100\.0%, worst case [\d.]+% \[[\d.]+, [\d.]+\]", second)
+    assert len(others) <= 1
+
+
+def test_progress_true_prints_the_cost_and_every_unit(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments: Any = {"defense": "static", "attack": CHEAP, "batch_size": 6}
+    dent.evaluate(net(), *data(), **arguments, progress=True)
+    printed = capsys.readouterr()
+    first, *units = printed.err.splitlines()
+    assert re.fullmatch(r"This run takes about .* early, and less than 1 MB\.", first)
+    assert units[0].startswith("[0/")
+    assert any(CHEAP in line for line in units)
+    assert printed.out == ""
+    for silent in (False, None):
+        dent.evaluate(net(), *data(), **arguments, progress=silent)
+    assert capsys.readouterr() == ("", "")
+    with pytest.raises(ConfigError, match=r"progress must be True, or a function.*got 'bar'"):
+        dent.evaluate(net(), *data(), **arguments, progress="bar")
 
 
 def test_tensor_dataset_does_not_share_memory_with_the_caller() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dent import DENT_PLUS, Dent, Logits, ThreatModel, models
 from dent.attacks import make
-from dent.errors import DentError, UnsupportedModelError
+from dent.errors import DentError, InputError, UnsupportedModelError
 from dent.outputs import described
 from tests.small_models import make_tiny_cnn
 
@@ -91,6 +91,15 @@ def test_ambiguous_outputs_need_the_name_of_the_part_with_the_logits(
 def test_a_missing_part_is_refused(wrap: Any, part: str | int) -> None:
     with pytest.raises(UnsupportedModelError, match="no such part in the output of Wrapped"):
         Logits(Wrapped(wrap).eval(), part)(images())
+
+
+def test_the_adapter_refuses_a_class_and_what_is_not_a_module() -> None:
+    wrong: Any = nn.Linear
+    with pytest.raises(InputError, match="got the class Linear: pass an instance of it"):
+        Logits(wrong)
+    wrong = "resnet"
+    with pytest.raises(InputError, match=r"expected a torch\.nn\.Module, got str"):
+        Logits(wrong)
 
 
 def test_the_adapter_keeps_plain_logits_and_the_training_mode() -> None:

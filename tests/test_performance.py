@@ -222,7 +222,7 @@ def test_a_model_whose_logits_change_with_channels_last_gets_contiguous_batches(
         torch.manual_seed(1)
         answers.append(Dent(model, config, performance)(x))
     assert torch.equal(*answers)
-    with pytest.raises(ConfigError, match="answers otherwise where images lie channels-last"):
+    with pytest.raises(ConfigError, match="gives other logits where images lie channels-last"):
         Dent(model, config, Performance(memory_format="channels-last"))(x)
 
 

@@ -58,11 +58,11 @@ def test_commands_refuse_to_replace_a_record(command: str, name: str, run: Path)
 def test_functions_refuse_to_replace_a_record(owner: str, tmp_path: Path) -> None:
     (tmp_path / owner).write_text("a record")
     out = tmp_path / "result.json"
-    with pytest.raises(ConfigError, match="holds the records of a run"):
+    with pytest.raises(ConfigError, match="has the records of a run"):
         write_report([tmp_path], out)
-    with pytest.raises(ConfigError, match="holds the records of a run"):
+    with pytest.raises(ConfigError, match="has the records of a run"):
         write_board_page([], out)
-    with pytest.raises(ConfigError, match="holds the records of a run"):
+    with pytest.raises(ConfigError, match="has the records of a run"):
         write_paper_page([], [], tmp_path, out)
     assert not out.exists()
 

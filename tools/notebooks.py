@@ -21,6 +21,7 @@ TUTORIALS: Final = ROOT / "docs" / "tutorials"
 FOLDER: Final = ROOT / "docs" / "notebooks"
 NAMES: Final = ("break-a-defense", "evaluate")
 """Names of the tutorials that become notebooks; any tutorial can."""
+CLONE: Final = "# Before the release on PyPI, in a clone of torch-dent: %pip install ../.."
 
 _BADGE: Final = re.compile(r"^\[!\[[^\]]*\]\([^)]*\)\]\([^)]*\.ipynb\)\n+", re.MULTILINE)
 _CODE: Final = re.compile(r"^```python\n(.*?)^```\n?", re.MULTILINE | re.DOTALL)
@@ -41,7 +42,7 @@ def notebook(page: str) -> nbformat.NotebookNode:
         raise ValueError("the tutorial has no block of Python, so that it makes no notebook")
     # The text between the blocks of Python is at the even places.
     cells = [_cell(piece, is_code=bool(place % 2)) for place, piece in enumerate(pieces)]
-    install = nbformat.v4.new_code_cell(f"%{installing('torch-dent')}")
+    install = nbformat.v4.new_code_cell(f"%{installing('torch-dent')}\n{CLONE}")
     cells = [cell for cell in [cells[0], install, *cells[1:]] if cell.source]
     for place, cell in enumerate(cells):
         cell.id = f"cell-{place}"  # otherwise it is drawn at random each time

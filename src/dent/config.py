@@ -217,8 +217,8 @@ class DentConfig(JSONConfig):
             )
         elif self.beta3 is not None:
             raise ConfigError(
-                f"beta3={self.beta3!r} belongs to optimizer='adamod', which this is not "
-                f"({self.optimizer!r}). Remove beta3 or choose 'adamod'."
+                f"beta3={self.beta3!r} needs optimizer='adamod', but the optimizer is "
+                f"{self.optimizer!r}. Remove beta3 or choose 'adamod'."
             )
 
     def _check_smoothing(self) -> None:

@@ -1,5 +1,6 @@
 """Evaluate a defense on tensors in one call, like AutoAttack's `run_standard_evaluation`."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -14,6 +15,7 @@ from dent.attacks import Attack, Defense, make_from
 from dent.data.tensors import TensorDataset, as_images
 from dent.errors import ConfigError
 from dent.evaluation import EvaluationResult, Settings, Subject
+from dent.evaluation.engine.announcement import AnnouncedRun, UnitLines, announcement
 from dent.evaluation.engine.progress import OnProgress
 from dent.evaluation.records.spec import STATIC
 from dent.evaluation.suite_attacks import Budget, SuiteName
@@ -38,7 +40,7 @@ def evaluate(
     batch_size: int = 128,
     seed: int = 0,
     out: str | Path | None = None,
-    progress: OnProgress | None = None,
+    progress: bool | OnProgress | None = None,
 ) -> EvaluationResult:
     """Attack a model with and without a defense, and judge what the defense adds.
 
@@ -65,7 +67,8 @@ def evaluate(
         seed: Seed of all random draws.
         out: A folder for records and adversarial images. The same call with the same folder resumes
             the run.
-        progress: Called before, during and after every unit of the run.
+        progress: True prints the largest cost before the run starts, and a line for each unit, to
+            stderr. A function is called before, during and after every unit.
 
     Returns:
         The result: `result.defenses["dent+"]` has `natural`, `worst`, `difference` and `verdict`.
@@ -100,9 +103,22 @@ def evaluate(
     dataset = TensorDataset(images, labels, _classes(model, images[:2].to(device_of(model))))
     subject = Subject(model, dataset, _defenses(defense, model), chosen, threat)
     settings = Settings(batch_size=batch_size, seed=seed)
-    return evaluation.evaluate(
-        subject, settings, out=None if out is None else Path(out), progress=progress
-    )
+    folder = None if out is None else Path(out)
+    report = None if progress is False else progress
+    if not (report is None or report is True or callable(report)):
+        raise ConfigError(
+            "progress must be True, or a function that takes a dent.evaluation.Progress, got "
+            f"{progress!r}"
+        )
+    if report is True:
+        for sentence in announcement(AnnouncedRun(subject, settings, folder)):
+            _say(sentence)
+        report = UnitLines(_say)
+    return evaluation.evaluate(subject, settings, out=folder, progress=report)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)  # noqa: T201
 
 
 def _classes(model: nn.Module, images: Tensor) -> int:

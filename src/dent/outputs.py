@@ -8,7 +8,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from dent.errors import UnsupportedModelError
+from dent.errors import InputError, UnsupportedModelError
 
 _LOGITS: Final = "logits"
 _SHOWN: Final = 6
@@ -27,10 +27,18 @@ class Logits(nn.Module):
     Args:
         model: Any module that takes a batch.
         part: Key, attribute or position of the logits in its output.
+
+    Raises:
+        InputError: `model` is not a module.
     """
 
     def __init__(self, model: nn.Module, part: str | int | None = None) -> None:
         super().__init__()
+        if not isinstance(model, nn.Module):
+            got = type(model).__name__
+            if isinstance(model, type):
+                got = f"the class {model.__name__}: pass an instance of it"
+            raise InputError(f"Logits expected a torch.nn.Module, got {got}")
         self.model = model
         self.part = part
         self.train(model.training)

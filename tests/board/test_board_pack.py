@@ -73,7 +73,7 @@ def test_declared_digest_ignores_challenges_but_not_changes_of_the_journal(
         ("../out.json", tarfile.REGTYPE, "which no archive does"),
         ("/etc/out.json", tarfile.REGTYPE, "which no archive does"),
         ("headline/run.json", tarfile.SYMTYPE, "which no archive does"),
-        ("headline/other.json", tarfile.REGTYPE, "does not hold what its manifest says"),
+        ("headline/other.json", tarfile.REGTYPE, "does not contain what its manifest says"),
     ],
 )
 def test_archive_with_unsafe_or_unlisted_members_is_refused(
@@ -104,17 +104,17 @@ def test_changed_archives_and_files_that_are_not_archives_are_refused(
     with pytest.raises(RecordError, match=r"row.json is not what its manifest says"):
         unpack(tmp_path / "b.tar.gz", tmp_path / "out")
     (tmp_path / "c.tar.gz").write_bytes(b"nothing")
-    with pytest.raises(RecordError, match="is no archive that `dent pack` wrote"):
+    with pytest.raises(RecordError, match="is not an archive that `dent pack` wrote"):
         unpack(tmp_path / "c.tar.gz", tmp_path / "out")
     packed = bytearray((tmp_path / "a.tar.gz").read_bytes())
     packed[len(packed) // 2 :] = bytes(len(packed) - len(packed) // 2)
     (tmp_path / "zeros.tar.gz").write_bytes(packed)
-    with pytest.raises(RecordError, match="is no archive that `dent pack` wrote"):
+    with pytest.raises(RecordError, match="is not an archive that `dent pack` wrote"):
         unpack(tmp_path / "zeros.tar.gz", tmp_path / "out")
     (tmp_path / "d.tar").write_bytes(content)
-    with pytest.raises(RecordError, match=r"is of images, and holds manifest.json"):
+    with pytest.raises(RecordError, match=r"is of images, and contains manifest.json"):
         add_images(tmp_path / "d.tar", tmp_path / "out")
-    with pytest.raises(RecordError, match=r"holds no run: there is no run.json in it"):
+    with pytest.raises(RecordError, match=r"is not a run folder: it has no run.json"):
         pack(tmp_path / "nothing", tmp_path / "e.tar.gz")
 
 

@@ -48,7 +48,7 @@ def test_run_without_a_nonce_uses_the_fixed_half_and_with_a_nonce_both_halves(
     assert (tmp_path / "row" / "headline" / "journal.jsonl").read_bytes() == before
     other = dent(*RUN, *SHIFTED, "--nonce", "2f", "--out", str(tmp_path / "row"))
     assert other.code == 2
-    assert "nonce: the folder has '1f', this run '2f'" in other.err
+    assert "nonce: the folder has '1f', this run has '2f'" in other.err
 
 
 def test_each_variant_is_a_separate_run_in_the_folder_of_the_row(
@@ -109,7 +109,7 @@ def test_output_folder_that_is_not_a_row_is_refused_and_unchanged(tmp_path: Path
     (tmp_path / "notes.txt").write_text("mine")
     ran = dent(*RUN, *SHIFTED, "--out", str(tmp_path))
     assert ran.code == 2
-    assert "holds something that is no row of the board" in ran.err
+    assert "contains files that are not part of a row of the board" in ran.err
     assert [each.name for each in tmp_path.iterdir()] == ["notes.txt"]
 
 
@@ -119,4 +119,4 @@ def test_tracks_are_listed_with_their_identity() -> None:
     assert listed["toy-v1"]["fixed_ids"] == list(range(8))
     shown = dent("board", "tracks").out
     assert all(name in shown for name in listed)
-    assert "weights to be fixed" in shown
+    assert "the digest of the weights is not recorded yet" in shown

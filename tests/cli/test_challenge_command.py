@@ -121,7 +121,8 @@ def test_challenge_with_an_attack_prints_its_cost_and_progress(
     )
     assert "by Grace Hopper" in told.out
     assert re.match(
-        r"About \d.* early\. A challenge cannot be resumed: if it stops, nothing is recorded\.\n",
+        r"This attack takes about \d.* early\. A challenge cannot be resumed: if it stops, nothing "
+        r"is recorded\.\n",
         told.err,
     )
     attacked = re.findall(r"batch (\d) of 3 attack theirs:strong · mine", told.err)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dent.cli import demo
-from dent.cli.durations import lasting
+from dent.support.durations import lasting
 from tests.cli import here
 
 MODEL = """
@@ -31,7 +31,7 @@ def test_demo_reports_static_and_defended_accuracy_intervals_and_verdict(
     monkeypatch.chdir(tmp_path)
     ran = here.dent("demo")
     assert ran.code == 0, ran.err
-    assert re.search(r"About \d+", ran.err), "what it will take is measured before"
+    assert re.search(r"This run takes about \d+", ran.err), "what it will take is measured before"
     result = json.loads(Path("runs/demo/result.json").read_text())
     static, defended = result["defenses"]["static"], result["defenses"]["dent+"]
     assert len(result["defenses"]) == 2

@@ -112,7 +112,7 @@ def test_flags_mark_the_headline_numbers_and_appear_in_show_and_list(dent: Run) 
     flagged = [row for row in table.splitlines() if "(a,b)" in row]
     for row, title in zip(flagged, ("defense", "worst case", "against static"), strict=True):
         assert title in row
-    assert "(a) own_evaluated:InPlace: Earlier queries change the answers" in table
+    assert "(a) own_evaluated:InPlace: Earlier queries change the predictions" in table
     assert "(b) the run: The last batch is smaller" in table
     assert "upper bound" in table
     assert dent("show", "run").out == table
@@ -166,17 +166,17 @@ def test_a_sweep_and_an_option_for_the_same_setting_are_refused(
 def test_cost_is_printed_before_a_run_but_not_before_a_refusal(dent: Run) -> None:
     asked = (*EVALUATE, "--n", "4", "--batch-size", "4", "--defense", "dent+", "--out", "run")
     first = dent(*asked)
-    assert first.err.index("About") < first.err.index("probe")
+    assert first.err.index("takes about") < first.err.index("probe")
     # For an incomplete run, the message also counts the recorded units.
     journal = Path("run/journal.jsonl")
     journal.write_text("".join(journal.read_text().splitlines(keepends=True)[:3]))
     said = dent(*asked).err
-    assert "for 8 units, 3 of which are already recorded" in said
-    assert re.search(r"present speed, timed on \d+ images?, if no attack stops early", said)
+    assert "Of 8 units, 3 are already recorded." in said
+    assert re.search(r"if no attack stops early \(timed on \d+ images?\)\.", said)
     other = dent(*asked, "--seed", "1")
     assert other.code == 2
     assert "settings.seed" in other.err
-    assert "About" not in other.err
+    assert "takes about" not in other.err
 
 
 def test_verify_runs_code_named_by_a_record_only_with_allow_code(dent: Run) -> None:

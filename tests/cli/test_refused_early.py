@@ -218,15 +218,17 @@ def test_errors_in_the_package_keep_their_traceback(monkeypatch: pytest.MonkeyPa
     ("arguments", "said"),
     [
         (["evaluate", "--out", "taken"], "taken is a file"),
-        (["evaluate", "--out", "taken/run"], "taken is a file, and no folder"),
+        (["evaluate", "--out", "taken/run"], "taken is a file, not a folder"),
         (["demo", "--out", "taken"], "taken is a file"),
         (["train", "--recipe", "fast", "--out", "taken"], "taken is a file"),
-        (["report", "run", "-o", "taken/report.html"], "taken is a file, and no folder"),
+        (["train", "--recipe", "fast", "--dataset", "my:data"], "which has no train split. Use"),
+        (["serve", "--dataset", "my:data", "--data", "x"], "my:data is a factory: leave out"),
+        (["report", "run", "-o", "taken/report.html"], "taken is a file, not a folder"),
         (["report", "run", "-o", "sub"], "sub is a folder"),
         (["merge", "run", "--out", "taken"], "taken is a file"),
         (["paper", "table4", "--publish", "taken"], "taken is a file"),
         (["evaluate", "--weights", "no.pt"], "no weights file at no.pt"),
-        (["evaluate", "--defense", "no.json"], "no.json: there is no such file"),
+        (["evaluate", "--defense", "no.json"], "--defense no.json: no such file"),
         (["serve", "--weights", "no.pt"], "no weights file at no.pt"),
         (["evaluate", "--device", "meta"], "device 'meta' computes no values"),
         (["paper", "--estimate"], "--estimate needs tables: name some, or add --all"),
@@ -301,7 +303,7 @@ def test_empty_results_and_missing_folders_are_reported(
     for command in ("list", "show", "report", "verify", "merge"):
         more = ["--out", "out"] if command == "merge" else []
         assert status(monkeypatch, command, "nofolder", *more) == 2
-        assert "there is no such folder" in capsys.readouterr().err
+        assert "nofolder does not exist" in capsys.readouterr().err
     assert not os.path.exists("out")
 
 

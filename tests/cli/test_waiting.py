@@ -2,9 +2,9 @@
 
 import pytest
 
-from dent.cli import trained
+from dent.cli import running, trained
 from dent.cli.console import ERR
-from dent.cli.durations import between, lasting
+from dent.support.durations import between, lasting
 from dent.training import RECIPES, TrainingProgress
 
 
@@ -30,6 +30,22 @@ def test_duration_range_uses_the_unit_of_its_upper_end() -> None:
     assert between(170.0, 310.0) == "2.8 to 5.2 minutes"
     assert between(40.0, 130.0) == "0.67 to 2.2 minutes"
     assert between(718.0, 722.0) == "12 minutes"
+
+
+def test_clean_accuracy_without_a_terminal_prints_a_line_every_minute(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert not ERR.is_terminal
+    now = 1000.0
+    monkeypatch.setattr(running.time, "monotonic", lambda: now)
+    with running.progress() as report:
+        for done in range(0, 9985, 256):  # ten seconds per batch
+            report.clean(done, 9984)
+            now += 10
+    assert capsys.readouterr().err.splitlines()[:2] == [
+        "Measuring clean accuracy, 0 of 9984 images",
+        "Measuring clean accuracy, 1536 of 9984 images",
+    ]
 
 
 def test_training_without_a_terminal_prints_a_progress_line_every_minute(

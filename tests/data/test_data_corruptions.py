@@ -75,14 +75,14 @@ def test_error_for_an_unknown_corruption_lists_the_available_ones(tmp_path: Path
     ("changes", "said"),
     [
         ({"fog": np.zeros((20, 3, 32, 32), np.uint8)}, "its channels are first, but must be"),
-        ({"fog": np.zeros((20, 32, 32, 3), np.float32)}, "holds float32"),
+        ({"fog": np.zeros((20, 32, 32, 3), np.float32)}, "contains float32"),
         ({"fog": np.zeros((19, 32, 32, 3), np.uint8)}, r"expected uint8 \(20, 32, 32, 3\)"),
         ({"labels": np.zeros(21, np.uint8)}, "as many for each of 5 severities"),
         ({"labels": np.zeros(20, np.float32)}, "expected whole numbers"),
         ({"labels": np.arange(20) % 10}, "different labels at different severities"),
         ({"labels": np.full(20, 10)}, "labels must be in 0 to 9, got 10 to 10"),
         ({"labels": np.zeros(50_000, np.uint8)}, "not have the labels of CIFAR-10's test"),
-        ({"fog": np.array([None] * 20, dtype=object)}, "is no intact .npy file"),
+        ({"fog": np.array([None] * 20, dtype=object)}, "is damaged or not a .npy file"),
     ],
 )
 def test_files_with_invalid_content_are_refused(
@@ -96,7 +96,7 @@ def test_files_with_invalid_content_are_refused(
 def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
     file = lay(tmp_path) / "fog.npy"
     file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(DataError, match=r"fog\.npy is no intact \.npy file"):
+    with pytest.raises(DataError, match=r"fog\.npy is damaged or not a \.npy file"):
         dent.data.load("cifar10-c/fog/1", root=tmp_path)
 
 

@@ -191,7 +191,7 @@ def test_error_names_a_truncated_image(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:60])
     broken = opened(folder)
     with pytest.raises(
-        DataError, match=r"boat/0\.png is no intact image: .*copy it again or delete"
+        DataError, match=r"boat/0\.png is a damaged image: .*copy it again or delete"
     ):
         broken.batch(range(9))
 
@@ -202,7 +202,9 @@ def test_an_eps_file_named_png_is_refused_without_running_ghostscript(
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_: pytest.fail("Ghostscript"))
     picture(7).save(folder / "boat" / "0.eps")
     (folder / "boat" / "0.eps").replace(folder / "boat" / "0.png")
-    with pytest.raises(DataError, match=r"boat/0\.png is no intact image \(JPEG, PNG") as refused:
+    with pytest.raises(
+        DataError, match=r"0\.png is damaged or not an image \(JPEG, PNG"
+    ) as refused:
         opened(folder).batch([3])
     assert "object at" not in str(refused.value)
 
@@ -228,13 +230,13 @@ def test_error_names_an_image_with_too_many_pixels(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(DataError, match=r"boat/0\.png is no intact image: .*decompression bomb"):
+    with pytest.raises(DataError, match=r"boat/0\.png is a damaged image: .*decompression bomb"):
         opened(folder).batch([3])
 
 
 def test_a_named_pipe_is_refused_without_waiting_for_it(folder: Path) -> None:
     os.mkfifo(folder / "boat" / "z.png")
-    with pytest.raises(DataError, match=r"boat/z\.png is no regular file"):
+    with pytest.raises(DataError, match=r"boat/z\.png is not a regular file"):
         opened(folder)
 
 

@@ -70,14 +70,14 @@ def test_any_flipped_bit_in_the_data_is_detected(at: int, bit: int) -> None:
 @given(kept=st.floats(0, 1, exclude_max=True))
 def test_a_file_truncated_anywhere_is_refused(kept: float) -> None:
     content = content_of(SMALL)
-    with pytest.raises(DataError, match="no whole safetensors file"):
+    with pytest.raises(DataError, match="damaged or not a safetensors file"):
         store.decode(content[: int(kept * len(content))], ("pixels", "labels"))
 
 
 @pytest.mark.parametrize(
     ("tensors", "words"),
     [
-        ({"pixels": SMALL.pixels}, r"it holds \['pixels'\], expected \['labels', 'pixels'\]"),
+        ({"pixels": SMALL.pixels}, r"it contains \['pixels'\], expected \['labels', 'pixels'\]"),
         ({"pixels": SMALL.pixels.astype(np.int16), "labels": SMALL.labels}, "int16 pixels"),
         ({"pixels": SMALL.pixels, "labels": SMALL.labels.astype(np.int32)}, "int32 labels"),
     ],

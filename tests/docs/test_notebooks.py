@@ -9,7 +9,7 @@ import nbformat
 import pytest
 
 from tools.docs_hooks import on_page_markdown
-from tools.notebooks import FOLDER, NAMES, TUTORIALS, notebook, written
+from tools.notebooks import CLONE, FOLDER, NAMES, TUTORIALS, notebook, written
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -30,7 +30,7 @@ def test_a_notebook_has_all_code_and_headings_of_its_tutorial(path: Path) -> Non
     made = notebook(page)
     nbformat.validate(made)
     first, *code = [cell.source for cell in made.cells if cell.cell_type == "code"]
-    assert first == "%pip install torch-dent"
+    assert first == f"%pip install torch-dent\n{CLONE}"
     blocks = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     assert code == [block.strip("\n") for block in blocks]
     text = "\n".join(cell.source for cell in made.cells if cell.cell_type == "markdown")

@@ -415,7 +415,7 @@ def test_forged_digest_of_a_challenge_is_found_and_hides_no_other_images(folder:
     challenge(folder, weak(), weaker, by="the author")
     renamed(folder, real.digest)
     before = content(folder)
-    with pytest.raises(RecordError, match=r"by the author of .* but holds others"):
+    with pytest.raises(RecordError, match=r"by the author of .* but has others"):
         challenge(folder, weak(), path, by="Ada")
     assert content(folder) == before
     checked = verify(folder, weak())
@@ -599,7 +599,7 @@ def test_challenges_to_the_defense_alone_do_not_make_it_harmful() -> None:
     assert "only challenges to the defense put the difference below 0" in ruled[-1].sentence
     both = Differences(lower, lower, without_own_challenges=level)
     worse = conclude("small", both, (), (), ground=CERTIFIED)
-    assert (worse.ruling, "natural accuracy is lower" in worse.sentence) == ("harmful", True)
+    assert (worse.ruling, "clean accuracy is lower" in worse.sentence) == ("harmful", True)
 
 
 def test_the_verdict_gets_the_difference_without_challenges_to_the_defense_alone(
@@ -731,8 +731,8 @@ FORGED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "no name": (lambda r: r.update(by="  "), "does not say who made it"),
     "of nothing": (lambda r: r.update(units=[]), "units"),
     "another defense": (lambda r: r.update(defense="dent"), "no defense 'dent'"),
-    "another kind": (lambda r: r["units"][0].update(kind="natural"), "no unit of this challenge"),
-    "another digest": (lambda r: r.update(digest="0" * 64), "no unit of this challenge"),
+    "another kind": (lambda r: r["units"][0].update(kind="natural"), "a unit of this challenge"),
+    "another digest": (lambda r: r.update(digest="0" * 64), "a unit of this challenge"),
     "no such batch": (lambda r: r["units"][0].update(batch=9), "no such batch"),
     "all batches": (lambda r: r["units"][0].update(batch=None), "no such batch"),
     "twice": (lambda r: r["units"].append(r["units"][0]), "submitted twice"),

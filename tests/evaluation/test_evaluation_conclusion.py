@@ -163,8 +163,8 @@ def test_harmful_states_which_accuracy_is_lower() -> None:
         return concluded(difference(side), difference(natural), budget="full").sentence
 
     assert "(full): robust accuracy is lower" in why("below", "level")
-    assert "robust and natural accuracy are lower" in why("below", "below")
-    assert "natural accuracy is lower, and no robust gain" in why("level", "below")
+    assert "robust and clean accuracy are lower" in why("below", "below")
+    assert "clean accuracy is lower, and no robust gain" in why("level", "below")
 
 
 def diagnostic(name: str, state: Any) -> Diagnostic:

@@ -188,12 +188,12 @@ def test_invalid_sweeps_are_refused_and_an_existing_sweep_is_unchanged(tmp_path:
     with pytest.raises(ConfigError, match="needs values"):
         sweep(subject, Settings(n=8), over="batch_size", values=[])
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(RecordError, match="holds something that is no sweep"):
+    with pytest.raises(RecordError, match="contains files that are not part of a sweep"):
         sweep(subject, Settings(n=8), over="n", values=[4], out=tmp_path)
     assert [file.read_text() for file in tmp_path.iterdir()] == ["mine"]
     sweep(subject, Settings(n=4), over="batch_size", values=[4], out=tmp_path / "a")
     before = json.loads((tmp_path / "a" / "sweep.json").read_text())
-    with pytest.raises(RecordError, match="holds a sweep over batch_size, not n"):
+    with pytest.raises(RecordError, match="has a sweep over batch_size, not n"):
         sweep(subject, Settings(n=4), over="n", values=[4], out=tmp_path / "a")
     assert json.loads((tmp_path / "a" / "sweep.json").read_text()) == before
 

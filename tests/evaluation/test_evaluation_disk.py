@@ -133,8 +133,8 @@ def sparse(path: Path) -> None:
 
 
 SPECIAL: dict[str, tuple[Callable[[Path], object], str]] = {
-    "fifo": (os.mkfifo, "it is no regular file"),
-    "folder": (Path.mkdir, "it is no regular file"),
+    "fifo": (os.mkfifo, "it is not a regular file"),
+    "folder": (Path.mkdir, "it is not a regular file"),
     "link": (lambda path: path.symlink_to("/dev/zero"), "it is a symbolic link"),
     "sparse": (sparse, "bytes, and at most"),
 }

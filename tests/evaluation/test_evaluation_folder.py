@@ -107,19 +107,19 @@ REFUSALS: dict[str, tuple[Callable[[], Subject], Settings, str]] = {
     "batch size": (
         make_subject,
         Settings(n=20, batch_size=4),
-        r"settings.batch_size: the folder has 8, this run 4",
+        r"settings.batch_size: the folder has 8, this run has 4",
     ),
     "weights": (changed_weights, SMALL, r"model.weights: the folder has '"),
     "data": (changed_data, SMALL, r"dataset.digest: the folder has '"),
     "attack": (
         lambda: replace(make_subject(), attacks=[Push(0.25, name="nudge"), Push()]),
         SMALL,
-        r"attacks.nudge.settings.strength: the folder has 0.5, this run 0.25",
+        r"attacks.nudge.settings.strength: the folder has 0.5, this run has 0.25",
     ),
     "one attack more": (
         lambda: replace(make_subject(), attacks=[*make_subject().attacks, Push(2, name="shove")]),
         SMALL,
-        r"attacks.shove: the folder has nothing, this run \{",
+        r"attacks: the folder has nothing; this run has shove\n",
     ),
     "order of attacks": (
         lambda: replace(make_subject(), attacks=[Push(), Push(0.5, name="nudge")]),
@@ -129,7 +129,7 @@ REFUSALS: dict[str, tuple[Callable[[], Subject], Settings, str]] = {
     "threat": (
         lambda: replace(make_subject(), threat=ThreatModel("linf", "4/255")),
         SMALL,
-        r"threat.eps: the folder has '8/255', this run '4/255'",
+        r"threat.eps: the folder has '8/255', this run has '4/255'",
     ),
 }
 
@@ -183,7 +183,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
     "no run.json": (
         lambda f: (f / "run.json").unlink(),
         RecordError,
-        r"holds a journal but no run.json",
+        r"has a journal but no run.json",
     ),
     "a damaged line": (
         lambda f: (f / JOURNAL).write_bytes((f / JOURNAL).read_bytes().replace(b"1", b"2", 1)),
@@ -212,7 +212,7 @@ def test_a_damaged_folder_is_refused_and_unchanged(folder: Path, name: str) -> N
 
 def test_folders_and_files_that_are_not_runs_are_not_written_to(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(RecordError, match=r"holds something that is no run \(thesis.tex\)"):
+    with pytest.raises(RecordError, match=r"not part of a run \(thesis.tex\)"):
         evaluate(make_subject(), SMALL, out=tmp_path)
     assert [item.name for item in tmp_path.iterdir()] == ["thesis.tex"]
     with pytest.raises(RecordError, match="is a file: a run is a folder"):
@@ -236,7 +236,7 @@ def closed(request: pytest.FixtureRequest) -> Iterator[Path]:
 def test_a_folder_without_permission_raises_a_record_error(closed: Path) -> None:
     with pytest.raises(RecordError, match=r"cannot write .*run: Permission denied"):
         evaluate(make_subject({}, []), Settings(n=2), out=closed / "run")
-    with pytest.raises(RecordError, match=r"cannot read .*run: Permission denied|no such folder"):
+    with pytest.raises(RecordError, match=r"cannot read .*run: Permission denied|does not exist"):
         load_run(closed / "run")
 
 

@@ -107,7 +107,7 @@ def test_a_damaged_line_is_refused_with_its_number(tmp_path: Path) -> None:
         assert repair(path) == 0
         assert path.read_bytes() == bytes(damaged)
     path.write_bytes(content[: first - 1] + content[first:])
-    with pytest.raises(RecordError, match="line 1 is no record"):
+    with pytest.raises(RecordError, match="line 1 is not a record"):
         list(read_journal(path))
 
 

@@ -322,7 +322,7 @@ def test_reattack_counts_the_units_of_each_defense(honest: Path) -> None:
 
 @pytest.mark.parametrize(
     ("count", "nonce", "says"),
-    [(0, "n", "at least 1"), (3, "", "fix it after the run")],
+    [(0, "n", "at least 1"), (3, "", "Choose it after the run")],
 )
 def test_reattack_of_zero_units_or_with_an_empty_nonce_is_refused(
     count: int, nonce: str, says: str

@@ -214,7 +214,7 @@ def test_random_predictions_are_harmful_and_differ_from_the_claims_of_autoattack
     assert found.repeated.natural == pytest.approx(float(lucky.float().mean()))
     assert found.repeated.natural_always.correct == lucky.all(dim=0).sum()
     assert verdict.ruling == "harmful"
-    assert "natural accuracy" in verdict.sentence
+    assert "clean accuracy" in verdict.sentence
     assert {"randomized", "served differs from claimed"} <= gates.keys()
     # Even under a huge eps, some images are predicted correctly by chance.
     assert {name for name, is_open in gates.items() if is_open} <= {HUGE_EPS}

@@ -482,7 +482,10 @@ def changed(what: str) -> Subject:
     [
         ("weights", "subject: model.weights"),
         ("data", "subject: dataset.digest"),
-        ("defense", "subject: defenses.dent.config.settings.steps: the folder has 2, this run 3"),
+        (
+            "defense",
+            "subject: defenses.dent.config.settings.steps: the folder has 2, this run has 3",
+        ),
     ],
 )
 def test_changed_weights_dataset_or_defense_are_found(
@@ -521,7 +524,7 @@ def test_unfinished_run_is_verified_as_far_as_it_is_recorded(tmp_path: Path) -> 
 def test_verify_of_a_missing_folder_fails(tmp_path: Path) -> None:
     found = verify(tmp_path / "nothing")
     assert (found.status, found.identity) == ("failed", None)
-    assert "there is no such folder" in found.problems[0]
+    assert "does not exist" in found.problems[0]
 
 
 class TwoFaced(Wrapper):

@@ -99,7 +99,7 @@ def test_weights_of_unknown_length_are_kept_only_if_they_are_whole(
 ) -> None:
     whole = WHOLE[name]
     for length in (0, 1, 10, len(whole) // 3, len(whole) // 2, len(whole) - 1):
-        with pytest.raises(WeightsError, match=rf"could not be downloaded.*{name} (is|holds) "):
+        with pytest.raises(WeightsError, match=rf"could not be downloaded.*{name} (is|contains) "):
             download(tmp_path, name, whole[:length])
         assert list(tmp_path.iterdir()) == []
     assert download(tmp_path, name, whole).read_bytes() == whole
@@ -109,7 +109,7 @@ def test_weights_of_unknown_length_are_kept_only_if_they_are_whole(
 @pytest.mark.parametrize("name", ["w.pt", "w.safetensors", "config.json"])
 def test_a_web_page_is_not_kept_as_weights(tmp_path: Path, name: str) -> None:
     page = b"<!DOCTYPE html><html><title>Google Drive - Quota exceeded</title></html>"
-    said = "no intact JSON" if name == "config.json" else r"a web page \(a login, a limit"
+    said = "damaged or not a JSON" if name == "config.json" else r"a web page \(a login, a limit"
     with pytest.raises(WeightsError, match=rf"\(WeightsError: {name} .*{said}") as caught:
         download(tmp_path, name, page)
     assert "Delete" not in str(caught.value)

@@ -111,7 +111,7 @@ def test_user_weights_may_have_a_different_number_of_classes(timm: Any, tmp_path
     saved = build(timm, num_classes=7)
     torch.save({"state_dict": saved.state_dict()}, tmp_path / "tuned.pt")
     check(models.load(NAME, weights=tmp_path / "tuned.pt", num_classes=7), saved)
-    with pytest.raises(WeightsError, match=r"does not hold the weights of .* with 1000 classes"):
+    with pytest.raises(WeightsError, match=r"does not contain the weights of .* with 1000 classes"):
         models.load(NAME, weights=tmp_path / "tuned.pt")
 
 

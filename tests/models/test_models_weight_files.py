@@ -96,8 +96,8 @@ STRANGERS: list[tuple[bytes, str]] = [
     ),
     (b"<!DOCTYPE html><html><title>Sign in</title></html>", "web page"),
     (b"\n<HTML>", "web page"),
-    (b'{"error": "rate limited"}', "holds text instead of weights .it begins '{\"error"),
-    (b"/annex/objects/SHA256E-s100--aa.pth\n", "holds text instead of weights"),
+    (b'{"error": "rate limited"}', "contains text instead of weights .it begins '{\"error"),
+    (b"/annex/objects/SHA256E-s100--aa.pth\n", "contains text instead of weights"),
     (gzip.compress(b"x", mtime=0), "is a gzip archive.*unpack"),
     (_tar(), "is a tar archive.*unpack"),
     (
@@ -318,7 +318,7 @@ def test_a_file_with_two_models_is_refused_unless_one_is_named(
     with pytest.raises(WeightsError, match=r"student.*teacher.*Say which one, as in .*#student"):
         loaded(wrap(first, second), tmp_path)
     assert equal(loaded(wrap(first, second), tmp_path, "#teacher"), second)
-    with pytest.raises(WeightsError, match="holds no state dict 'tutor'"):
+    with pytest.raises(WeightsError, match="contains no state dict 'tutor'"):
         loaded(wrap(first, second), tmp_path, "#tutor")
 
 
@@ -326,7 +326,7 @@ def test_a_file_with_an_extra_first_layer_is_refused_unless_a_part_is_named(tmp_
     """Without its normalization, the net of the file would give other predictions."""
     state = dict(small().state_dict())
     content = {"0.mean": torch.ones(3), **prefixed("1.", state)}
-    with pytest.raises(WeightsError, match=r"the file holds 1 more: 0\.mean.*#1"):
+    with pytest.raises(WeightsError, match=r"the file contains 1 more: 0\.mean.*#1"):
         loaded(content, tmp_path)
     assert equal(loaded(content, tmp_path, "#1"), state)
 
@@ -386,5 +386,5 @@ def test_a_safetensors_header_that_does_not_match_the_data_is_refused(tmp_path: 
     header = json.dumps({"a": {"dtype": "F32", "shape": [9], "data_offsets": [0, 36]}}).encode()
     path = tmp_path / "w.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
-    with pytest.raises(WeightsError, match="no intact safetensors file"):
+    with pytest.raises(WeightsError, match="damaged or not a safetensors file"):
         read_weights(path)

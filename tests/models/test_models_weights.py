@@ -94,7 +94,7 @@ def test_digest_of_an_entry_that_is_not_a_tensor_is_refused() -> None:
         def get_extra_state(self) -> object:
             return {"a": 1}
 
-    with pytest.raises(WeightsError, match="holds a dict at '_extra_state'"):
+    with pytest.raises(WeightsError, match="contains a dict at '_extra_state'"):
         models.weights_digest(Extra())
 
 
@@ -194,7 +194,7 @@ def test_content_that_is_not_a_state_dict_is_refused(
 
 def test_a_safetensors_file_without_tensors_is_refused(tmp_path: Path) -> None:
     safetensors.torch.save_file({}, tmp_path / "empty.safetensors")
-    with pytest.raises(WeightsError, match="holds no tensors"):
+    with pytest.raises(WeightsError, match="contains no tensors"):
         read_weights(tmp_path / "empty.safetensors")
 
 
@@ -328,7 +328,7 @@ def test_error_lists_every_mismatch_between_file_and_model() -> None:
 def test_nan_or_infinite_weights_are_refused(value: float) -> None:
     state = dict(small().state_dict())
     state["3.bias"] = torch.full((5,), value)
-    with pytest.raises(WeightsError, match=r"1 tensor holds NaN or infinite values \(3\.bias\)"):
+    with pytest.raises(WeightsError, match=r"1 tensor contains NaN or infinite values \(3\.bias\)"):
         fit_weights(small(), state, "here")
 
 

@@ -60,8 +60,8 @@ def test_write_report_is_deterministic_and_does_not_change_the_run(
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("missing", "there is no such folder"),
-        ("empty", "holds no run.json"),
+        ("missing", "does not exist"),
+        ("empty", "has no run.json"),
         ("file", "a run is a folder"),
         ("above", "There are runs inside it: first"),
     ],
@@ -185,7 +185,7 @@ def test_list_runs_finds_nested_runs_and_reports_damaged_ones(
     assert dent.worst == load_run(run_path).result.defenses["dent"].worst.served
     assert broken.error is not None
     assert "run.json is damaged" in broken.error
-    with pytest.raises(RecordError, match="there is no such folder"):
+    with pytest.raises(RecordError, match=r"does not exist\. Name a folder"):
         list_runs(tmp_path / "nowhere")
 
 
@@ -224,7 +224,7 @@ def test_printed_sample_story_says_attacked_and_not_perturbed(
 
 
 def test_unknown_sample_id_is_refused_with_examples_of_valid_ids(run_path: Path) -> None:
-    with pytest.raises(RecordError, match=r"no sample with the id 77; it holds 0, 1, .*16 in all"):
+    with pytest.raises(RecordError, match=r"no sample with the id 77; it has 0, 1, .*16 in all"):
         sample_story(load_run(run_path), 77)
 
 
@@ -241,6 +241,21 @@ def test_repeat_command_contains_the_settings_and_lists_caveats(
     ], "sigma is not that of the defense of this name"
     mixed = commands(load_run(run_path)).caveats
     assert "the settings of the attacks, with different iterations each: see the spec" in mixed
+
+
+def test_verify_command_of_a_run_of_own_code_allows_the_code(
+    run_path: Path, tmp_path: Path
+) -> None:
+    """`dent verify` without `--allow-code` refuses such a run."""
+    shutil.copytree(run_path, tmp_path / "own")
+    loaded = load_run(tmp_path / "own")
+    model = loaded.run.spec.model.model_copy(update={"name": "my_code:model"})
+    spec = loaded.run.spec.model_copy(update={"model": model})
+    own = replace(loaded, run=loaded.run.model_copy(update={"spec": spec}))
+    found = commands(own)
+    assert found.verify == f"dent verify {tmp_path / 'own'} --allow-code"
+    assert found.code == ("my_code:model",)
+    assert (commands(loaded).code, "--allow-code" in commands(loaded).verify) == ((), False)
 
 
 @pytest.mark.parametrize(("precision", "caveats"), [("model", 0), ("bfloat16", 1)])

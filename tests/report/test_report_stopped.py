@@ -257,14 +257,16 @@ def test_attacks_with_one_protocol_name_it_once(stopped: EvaluationResult) -> No
 def test_methods_of_intervals_are_named_in_full(stopped: EvaluationResult) -> None:
     difference = stopped.defenses["dent+"].difference
     assert difference is not None
-    assert wording.interval_of(difference).startswith(
+    assert wording.interval_of(difference, None).startswith(
         "Interval: the widest of Tango's score interval for paired samples, a bootstrap over "
         "batches, and Student's t on batch means. It assumes that batches are independent;"
     )
     plain = difference.model_copy(update={"method": "tango", "assumes": "that samples are"})
-    assert wording.interval_of(plain).startswith("Interval: Tango's score interval for paired")
+    assert wording.interval_of(plain, None).startswith(
+        "Interval: Tango's score interval for paired"
+    )
     other = plain.model_copy(update={"method": "another"})
-    assert wording.interval_of(other) == "Interval: another. It assumes that samples are."
+    assert wording.interval_of(other, None) == "Interval: another. It assumes that samples are."
 
 
 def test_few_marks_are_tab_stops_and_ids_are_ranges(page: str, stopped: EvaluationResult) -> None:

@@ -1,11 +1,14 @@
 """`dent serve` without a running server: refused options, loading, metrics and signals."""
 
+import re
 import signal
 import sys
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
+from fastapi.testclient import TestClient
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import RayServeException
 from typer.testing import CliRunner
@@ -88,6 +91,30 @@ def test_load_server_sets_classes_shape_batch_costs_and_drift_reference() -> Non
     images, _ = data.load("cifar10-sample").batch(range(128))
     server.metrics.batch_ends(server.engine.run(images), 1)
     assert server.metrics.drift() == pytest.approx(0, abs=1e-6)  # the reference images
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_asgi_application_on_the_page_loads_without_a_warning() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
+    block = re.search(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert block is not None
+    names: dict[str, Any] = {}
+    exec(block[1], names)  # noqa: S102
+    with TestClient(names["app"]) as client:
+        assert client.get("/v1/model").json()["defense"]["name"] == "dent+"
+
+
+def test_a_server_takes_a_dataset_factory() -> None:
+    dataset = "tests.serving.test_serving_command:pictures"
+    server = loading.load_server(ServerOptions(**STATIC, dataset=dataset, threads=1))
+    assert server.classes[0] == "kind 0"
+    assert server.about()["shape"] == [3, 8, 8]
+
+
+def pictures() -> data.ImageDataset:
+    classes = tuple(f"kind {index}" for index in range(10))
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
+    return data.ArrayDataset("pictures", "test", classes, pixels, np.arange(6))
 
 
 def test_ray_deployment_has_the_configured_replicas_and_limits() -> None:

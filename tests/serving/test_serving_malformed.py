@@ -55,7 +55,7 @@ def test_ten_thousand_malformed_requests_are_refused() -> None:
 def test_error_for_an_invalid_png_does_not_show_a_python_object() -> None:
     with pytest.raises(RefusedError) as caught:
         decode("image/png", b"{}", SHAPE, 4)
-    assert (caught.value.status, caught.value.message) == (400, "the body is no PNG.")
+    assert (caught.value.status, caught.value.message) == (400, "the body is not a PNG.")
 
 
 @pytest.mark.parametrize("kind", ["image/png", "image/jpeg", "application/json"])
@@ -68,6 +68,6 @@ def test_postscript_sent_as_another_type_is_refused_without_ghostscript(
     body = content.getvalue()
     if kind == "application/json":
         body = json.dumps({"encoded": [base64.b64encode(body).decode()]}).encode()
-    with pytest.raises(RefusedError, match=r"is no (PNG|JPEG)\.") as refused:
+    with pytest.raises(RefusedError, match=r"is not a (PNG|JPEG)\.") as refused:
         decode(kind, body, SHAPE, 4)
     assert refused.value.status == 400

@@ -44,6 +44,13 @@ def test_the_card_identifies_its_weights(trained: TrainingResult, card: dict[str
     assert card["best_epoch"] == trained.best_epoch
 
 
+def test_progress_of_the_clean_accuracy_is_reported(trained: TrainingResult) -> None:
+    """With all of CIFAR-10, it takes the longest of a small training on a CPU."""
+    seen: list[tuple[int, int]] = []
+    write_card(trained, halves()[1], CPU, SMALL, on_clean=lambda *of: seen.append(of))
+    assert seen == [(0, 32), (32, 32)]
+
+
 def test_accuracies_are_measured_on_images_that_were_not_watched(
     trained: TrainingResult, card: dict[str, object]
 ) -> None:

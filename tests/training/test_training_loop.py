@@ -130,4 +130,4 @@ def test_images_of_a_mixed_dataset_are_the_first_and_the_last(tmp_path: Path) ->
     assert "drawn" not in result.spec.to_json()
     drawn = result.spec.model_copy(update={"drawn": True})
     assert TrainingSpec.read(drawn.to_json(), "here") == drawn
-    assert drawn.differences(result.spec) == ("drawn: the folder has nothing, this run True",)
+    assert drawn.differences(result.spec) == ("drawn: the folder has nothing, this run has True",)

@@ -12,6 +12,7 @@ from torch import Tensor
 from dent.adaptation import smoothing
 from dent.adaptation.prefix import Prefix
 from dent.config import Covariance
+from dent.support.plural import counted
 
 
 class Status(IntEnum):
@@ -65,6 +66,19 @@ class Adaptation:
     def __getstate__(self) -> dict[str, Any]:
         """Return the state without the prefix, which can be computed again."""
         return vars(self) | {"_prefix": None}
+
+    def __repr__(self) -> str:
+        names = [Status(value).name.lower().replace("_", " ") for value in self.status.tolist()]
+        counts = {name: names.count(name) for name in names}
+        statuses = (
+            [f"all {next(iter(counts))}"]
+            if len(counts) == 1
+            else [f"{number} {name}" for name, number in counts.items()]
+        )
+        steps = [f"{value:.2f}" for value in self.entropy.nanmean(1).tolist()]
+        course = [f"entropy {' -> '.join(dict.fromkeys((steps[0], steps[-1])))}"] if steps else []
+        sizes = counted(len(names), "sample"), counted(len(self.parameters), "parameter")
+        return f"Adaptation({', '.join((*sizes, *course, *statuses))})"
 
     @property
     def batch_size(self) -> int:

@@ -82,7 +82,7 @@ class MemoryFormatChoice:
         elif alike is not None:
             if self._performance.memory_format != "auto":
                 raise ConfigError(
-                    f"{type(self._model).__name__} answers otherwise where images lie "
+                    f"{type(self._model).__name__} gives other logits where images lie "
                     "channels-last in memory: it reads strides, or draws random numbers in the "
                     'order of memory. Use memory_format="preserve".'
                 )

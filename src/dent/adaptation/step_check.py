@@ -130,8 +130,9 @@ def _check_registered(model: nn.Module, x: Tensor, logits: Tensor) -> None:
     if not torch.allclose(logits, want, rtol=0, atol=bound, equal_nan=True):
         kind_names = ", ".join(sorted(kind.__name__ for kind in kinds))
         raise UnsupportedModelError(
-            f"With the trained scales and shifts, {type(model).__name__} answers otherwise than "
-            f"without a defense, by {distance(logits, want):.2g}: a registered kind ({kind_names}) "
+            f"With the trained scales and shifts, {type(model).__name__} gives other logits "
+            f"than without a defense, by {distance(logits, want):.2g}: a registered kind "
+            f"({kind_names}) "
             "does not compute normalized * scale + shift along the axis that dent.register_norm "
             "was told. Correct its channels, scale and shift, or adapt batch-wise."
         )

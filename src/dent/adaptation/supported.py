@@ -112,7 +112,8 @@ def _check_layers(model: nn.Module, layers: dict[str, nn.Module], config: DentCo
     if config.last_layers is not None and config.last_layers > affine_count:
         raise UnsupportedModelError(
             f"last_layers={config.last_layers}, but {type(model).__name__} has {affine_count} "
-            "normalization layers with a scale or shift: set at most so many, or None for all."
+            f"normalization layers with a scale or shift: set at most {affine_count}, or None "
+            "for all."
         )
     test_statistics = config.statistics == "test" and not config.steps
     statistics_only = test_statistics and not config.smoothing and not config.views

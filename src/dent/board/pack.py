@@ -227,7 +227,7 @@ def unpack(archive: Path, folder: Path) -> Manifest:
     expected = {name for name, file in manifest.files.items() if not file.images}
     unlike = sorted(content.keys() ^ expected)
     if unlike:
-        raise RecordError(f"{archive} does not hold what its manifest says: {unlike[0]}")
+        raise RecordError(f"{archive} does not contain what its manifest says: {unlike[0]}")
     for name, data in content.items():
         if hashlib.sha256(data).hexdigest() != manifest.files[name].sha256:
             raise RecordError(f"{archive}: {name} is not what its manifest says")
@@ -245,7 +245,7 @@ def add_images(archive: Path, folder: Path) -> None:
     for name in content:
         path = PurePosixPath(name)
         if path.parent.name != TENSORS or path.suffix != _IMAGES:
-            raise RecordError(f"{archive} is of images, and holds {name}")
+            raise RecordError(f"{archive} is of images, and contains {name}")
     _write(content, folder)
 
 
@@ -265,7 +265,7 @@ def _names(folder: Path) -> Iterator[str]:
             if file in _RECORDS or is_image:
                 name = path.relative_to(folder).as_posix()
                 if not _NAME.fullmatch(name):
-                    raise RecordError(f"{path} is no file that torch-dent writes into a run")
+                    raise RecordError(f"{path} is not a file that torch-dent writes into a run")
                 yield name
 
 
@@ -277,7 +277,7 @@ def _names_of_runs(folder: Path) -> list[str]:
     """
     names = sorted(_names(folder))
     if not any(PurePosixPath(name).name == RUN for name in names):
-        raise RecordError(f"{folder} holds no run: there is no {RUN} in it")
+        raise RecordError(f"{folder} is not a run folder: it has no {RUN}")
     return names
 
 
@@ -325,7 +325,7 @@ def _members(archive: Path, *, compressed: bool) -> dict[str, bytes]:
             for member in opened:
                 total += member.size
                 if not member.isreg() or not _NAME.fullmatch(member.name) or member.name in found:
-                    raise RecordError(f"{archive} holds {member.name!r}, which no archive does")
+                    raise RecordError(f"{archive} contains {member.name!r}, which no archive does")
                 if total > LARGEST:
                     raise RecordError(f"{archive} is larger than {counted(LARGEST, 'byte')}")
                 if len(found) >= _MOST_FILES:
@@ -333,7 +333,7 @@ def _members(archive: Path, *, compressed: bool) -> dict[str, bytes]:
                 file = opened.extractfile(member)
                 found[member.name] = b"" if file is None else file.read()
     except (tarfile.TarError, zlib.error, OSError, EOFError, ValueError) as error:
-        raise RecordError(f"{archive} is no archive that `dent pack` wrote: {error}") from None
+        raise RecordError(f"{archive} is not an archive that `dent pack` wrote: {error}") from None
     return found
 
 

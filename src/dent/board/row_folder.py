@@ -46,8 +46,8 @@ def begin(folder: Path, chosen: Track, nonce: str | None) -> None:
         return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RecordError(
-            f"{folder} holds something that is no row of the board: nothing was changed; choose a "
-            "new or empty folder"
+            f"{folder} contains files that are not part of a row of the board: nothing was "
+            "changed; choose a new or empty folder"
         )
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,7 @@ def read_row(folder: Path) -> RowRecord:
     """
     if not is_there(folder / ROW):
         raise RecordError(
-            f"{folder} is no row of the board: it holds no {ROW}, which `dent board run` writes"
+            f"{folder} is not a row of the board: it has no {ROW}, which `dent board run` writes"
         )
     return read_record(folder / ROW, RowRecord)
 

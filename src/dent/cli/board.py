@@ -46,7 +46,7 @@ def tracks_command(
         return
     for track in tracks().values():
         OUT.print(f"[bold]{escape(track.name)}[/]", soft_wrap=True)
-        fixed = "" if track.weights else "; weights to be fixed"
+        fixed = "" if track.weights else "; the digest of the weights is not recorded yet"
         OUT.print(
             f"    {track.label} ({track.model}{fixed})\n    {track.half} fixed samples and "
             f"{track.half} drawn by a nonce, in batches of {track.batch_size}; dynamic suite "
@@ -147,7 +147,7 @@ def run_command(
 
 @board_app.command("page")
 def page_command(
-    folder: Annotated[Path, typer.Argument(help="Folder that holds rows.", metavar="FOLDER")],
+    folder: Annotated[Path, typer.Argument(help="Folder with rows.", metavar="FOLDER")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The page.")] = Path("board.html"),
     reports: Annotated[
         bool,
@@ -171,14 +171,14 @@ def page_command(
 
 @board_app.command("export")
 def export_command(
-    folder: Annotated[Path, typer.Argument(help="Folder that holds rows.", metavar="FOLDER")],
+    folder: Annotated[Path, typer.Argument(help="Folder with rows.", metavar="FOLDER")],
     to: Annotated[str, typer.Option(help="huggingface or every-eval-ever.", metavar="PLACE")],
     out: Annotated[
         Path, typer.Option("--out", "-o", help="Folder for the files; existing ones are replaced.")
     ] = Path("exported"),
     url: Annotated[
         str | None,
-        typer.Option("--board-url", help="Where the board is online; named as the source."),
+        typer.Option("--board-url", help="Address of the board, which is named as the source."),
     ] = None,
     benchmark: Annotated[
         str | None,
@@ -213,16 +213,16 @@ def submit_command(
         Path | None,
         typer.Option("--from", help="JSON file with fields of the submission; options add to it."),
     ] = None,
-    name: Annotated[str | None, typer.Option(help="What the row is called.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the row.")] = None,
     repository: Annotated[str | None, typer.Option(help="URL of the defense's code.")] = None,
     commit: Annotated[
         str | None,
-        typer.Option(help="Of the repository: the full hash, 40 digits (`git rev-parse HEAD`)."),
+        typer.Option(help="Commit: the full hash, 40 digits (`git rev-parse HEAD`)."),
     ] = None,
     paper: Annotated[str | None, typer.Option(help="URL of the paper.")] = None,
     contact: Annotated[str | None, typer.Option(help="Who answers questions.")] = None,
     license_: Annotated[
-        str | None, typer.Option("--license", help="Of the code, as SPDX writes it.")
+        str | None, typer.Option("--license", help="License of the code, by its SPDX identifier.")
     ] = None,
     evaluated_by: Annotated[str | None, typer.Option(help="Who ran the evaluation.")] = None,
     records_only: Annotated[bool, options.records_only()] = False,

@@ -59,15 +59,12 @@ def none(word: str | None, source: str | None) -> str:
 
 
 def about(entry: ModelInfo) -> str:
-    """Return what is known about a model, in one line."""
+    """Return what is known about a model: a line of facts, and one for each set of images."""
     size = "" if entry.size is None else f" ({entry.size / 1e6:.1f} MB)"
-    facts = [
-        entry.dataset,
-        entry.threat or "nominal",
-        f"here{size}" if entry.present else f"not here{size}",
-        *(_describe(accuracies, entry.threat) for accuracies in by_images(entry.accuracies)),
-    ]
-    return ", ".join(facts) + ("" if entry.accuracies else ", accuracy not stated")
+    place = "on this machine" if entry.present else "not downloaded"
+    facts = ", ".join((entry.dataset, entry.threat or "nominal", f"{place}{size}"))
+    accuracies = [_describe(of_images, entry.threat) for of_images in by_images(entry.accuracies)]
+    return "\n".join([facts, *(accuracies or ["accuracy not stated"])])
 
 
 def print_sources(entries: list[ModelInfo]) -> None:

@@ -37,9 +37,11 @@ def challenge_command(
     ] = None,
     defense: Annotated[
         str | None,
-        typer.Option(help="Which defense they were made for, or static.", metavar="NAME"),
+        typer.Option(help="Name of the attacked defense, or static.", metavar="NAME"),
     ] = None,
-    url: Annotated[str | None, typer.Option(help="Where to read more.", metavar="LINK")] = None,
+    url: Annotated[
+        str | None, typer.Option(help="Page with more information.", metavar="LINK")
+    ] = None,
     note: Annotated[str | None, typer.Option(help="What else to record.", metavar="TEXT")] = None,
     weights: Annotated[
         Path | None, typer.Option(help="The model's weights file, if it needs one.")

@@ -5,10 +5,11 @@ from typing import Any
 
 from dent import evaluation, names, report
 from dent.attacks import Attack
-from dent.cli import durations, resolve, running
+from dent.cli import resolve, running
 from dent.cli.console import ERR
 from dent.errors import ConfigError
 from dent.evaluation import Challenged, Progress, Subject
+from dent.support.durations import between
 
 _Restored = tuple[Path | None, Path | None, str | None, bool]
 """The weights file, the folder of datasets, the device, and whether code may run."""
@@ -85,8 +86,8 @@ def _announce(folder: Path, subject: Subject, attack: Attack, defense: str | Non
     except ConfigError:  # there is no estimate, or the challenge will be refused
         pass
     else:
-        time = durations.between(cost.least, cost.seconds)
-        text = f"About {time} at this machine's present speed, if it does not stop early. {text}"
+        time = between(cost.least, cost.seconds)
+        text = f"This attack takes about {time} if it does not stop early. {text}"
     ERR.print(text, soft_wrap=True, markup=False)
 
 

@@ -41,8 +41,10 @@ def reattack(count: str | None, nonce: str | None, *, records_only: bool) -> Rea
         raise ConfigError(f"--reattack expected a number or all, got {count!r}.")
     if not nonce:
         raise ConfigError(
-            f"--reattack {count} needs --nonce TEXT, which draws the attacks: fix it after the "
-            "run, so that its maker could not know them. Or use --reattack all."
+            f"--reattack {count} needs --nonce TEXT, a random text that selects the attacks. "
+            "Choose it "
+            "after the run is finished, so that its author cannot know which attacks you will "
+            "check. Or use --reattack all."
         )
     return Reattack(int(count), nonce)
 

@@ -4,7 +4,7 @@ import json
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import Any, Final, TextIO
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
@@ -37,6 +37,9 @@ OUT = _Plain()
 
 ERR = _Plain(stderr=True)
 """For progress, warnings and errors, on standard error."""
+
+QUIET: Final = 60.0
+"""Seconds between two lines of progress if the output is a file or a pipe."""
 
 
 @contextmanager

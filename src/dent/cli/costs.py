@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from dent.cli.console import ERR, OUT, print_json, print_table
-from dent.cli.durations import lasting
 from dent.evaluation.records.folder import RESULT
 from dent.paper import PaperPlan, PlannedRun
 from dent.paper.estimate import (
@@ -21,6 +20,7 @@ from dent.paper.estimate import (
 from dent.paper.foreseen import SENTENCES, Foreseen, foreseen
 from dent.paper.planning import RUNS
 from dent.paper.scales import Chosen
+from dent.support.durations import lasting
 from dent.support.plural import counted
 
 Timer = Callable[[Chosen], float | None]

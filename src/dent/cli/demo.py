@@ -31,11 +31,11 @@ def demo_command(
     """
     early.folder(out)
     from dent.cli import resolve, running, showing
-    from dent.cli.durations import lasting
     from dent.evaluation import Settings, suite
     from dent.evaluation.restoration import checked_model
     from dent.report import figure, write_report
     from dent.support.devices import usable_device
+    from dent.support.durations import lasting
     from dent.threat import ThreatModel
 
     ERR.print(

@@ -74,7 +74,7 @@ def given(weights: Path | None, defenses: Iterable[str] = ()) -> None:
             )
     for spec in defenses:
         if spec.lower().endswith(".json") and not Path(spec).expanduser().is_file():
-            raise ConfigError(f"{spec}: there is no such file, which --defense names")
+            raise ConfigError(f"--defense {spec}: no such file")
 
 
 def model(name: str) -> None:
@@ -126,6 +126,6 @@ def reachable(address: str | None = None) -> None:
 def _writable(path: Path, typed: str | Path) -> None:
     existing = next(ancestor for ancestor in (path, *path.absolute().parents) if ancestor.exists())
     if not existing.is_dir():
-        raise ConfigError(f"{typed} cannot be written: {existing} is a file, and no folder")
+        raise ConfigError(f"{typed} cannot be written: {existing} is a file, not a folder")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise ConfigError(f"{typed} cannot be written: you may not write to {existing}")

@@ -39,9 +39,8 @@ def evaluate_command(
     dataset: Annotated[
         str,
         typer.Option(
-            help="cifar10, cifar10-sample, cifar100, imagenet or imagenet-288, imagefolder or "
-            "imagefolder-288 (with --data FOLDER), cifar10-c/CORRUPTION/SEVERITY, or "
-            "module:factory.",
+            help="cifar10, cifar10-sample, cifar100, imagenet, imagenet-288, cifar10-c/fog/3, "
+            "imagefolder or imagefolder-288 (with --data FOLDER), or module:factory.",
             autocompletion=completing.datasets,
             rich_help_panel=_INPUT,
         ),
@@ -88,7 +87,7 @@ def evaluate_command(
         list[str] | None,
         typer.Option(
             help="Repeatable. apgd-ce, apgd-t, fab-t, square, standard (AutoAttack), plus, pgd, "
-            "pgd-imagenet, ...; with settings: pgd:iterations=30,step=0.1,restarts=5; or "
+            "pgd-imagenet, ...; with settings: pgd:iterations=30; or "
             "module:factory. Default: apgd-ce.",
             autocompletion=completing.attacks,
             rich_help_panel=_THREAT,

@@ -37,8 +37,8 @@ def data(panel: str | None = None, *others: str) -> Any:
         "--data",
         "--data-root",
         *others,
-        help="Folder of datasets. For imagefolder: the folder itself. Default: $DENT_DATA or "
-        "~/.cache/torch-dent/data.",
+        help="Folder of datasets. For imagefolder: the folder itself. Default: $DENT_DATA, or "
+        "data in ~/.cache/torch-dent",
         rich_help_panel=panel,
     )
 
@@ -59,7 +59,9 @@ def reattack() -> Any:
 
 def nonce() -> Any:
     """Return `--nonce` of a check, which draws the attacks that it runs again."""
-    return typer.Option(help="Draws the K attacks. Fix it after the run was handed over.")
+    return typer.Option(
+        help="Random text that selects the K attacks. Choose it after you receive the run."
+    )
 
 
 def records_only() -> Any:
@@ -107,7 +109,7 @@ def eps(panel: str | None = None) -> Any:
 def allow_code(panel: str | None = None) -> Any:
     """Return `--allow-code`, which allows code that records name."""
     return typer.Option(
-        help="Import and call module:factory names, those that the run records included.",
+        help="Import and call module:factory names, including those in the records of the run.",
         rich_help_panel=panel,
     )
 

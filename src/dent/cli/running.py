@@ -1,5 +1,6 @@
 """Run an evaluation in a terminal: print its cost first, then show its progress."""
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,31 +10,24 @@ from typing import Final
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from dent import distributed
-from dent.cli.console import ERR
-from dent.cli.durations import between, lasting
+from dent.cli.console import ERR, QUIET
 from dent.distributed import Cluster
-from dent.evaluation import (
-    CostEstimate,
-    EvaluationResult,
-    RecordError,
-    Settings,
-    Subject,
-    describe,
-    estimate,
-    evaluate,
-    load_run,
-    sweep,
-)
+from dent.evaluation import EvaluationResult, Settings, Subject, evaluate, sweep
 from dent.evaluation import Progress as State
+from dent.evaluation.engine.announcement import (
+    AnnouncedRun,
+    UnitLines,
+    announcement,
+    announcement_of_runs,
+    doing,
+    time_left,
+)
 from dent.evaluation.engine.progress import OnProgress
 from dent.evaluation.records.shard import Shard
 from dent.evaluation.records.sweep import Over
 from dent.evaluation.remote import Place
-from dent.evaluation.results.decision import left
-from dent.evaluation.results.power import detectable_gain
 from dent.evaluation.sweeps import Value, folder_name, variants
 from dent.support.plural import counted
-from dent.support.rounding import points
 
 
 @dataclass(frozen=True)
@@ -79,7 +73,7 @@ class How:
             progress=progress,
             shard=self.shard,
             static_from=self.static_from,
-            notice=lambda text: ERR.print(text, markup=False, soft_wrap=True),
+            notice=_say,
         )
 
 
@@ -120,80 +114,20 @@ def run_sweep(
 
 def announce(subject: Subject, settings: Settings, out: Path) -> None:
     """Print the largest cost of a run before it starts; nothing if it will not start."""
-    done = _recorded(subject, settings, out)
-    if done is not None:
-        cost = estimate(subject, settings)
-        _say([cost], done, "")
-        _say_power(subject, settings, cost)
+    for sentence in announcement(AnnouncedRun(subject, settings, out)):
+        _say(sentence)
 
 
 def announce_sweep(
     subject: Subject, settings: Settings, over: Over, values: Sequence[Value], out: Path
 ) -> None:
     """Print the largest cost of all runs of a sweep together."""
-    costs, recorded = [], 0
-    for value, (variant, chosen) in variants(subject, settings, over, values).items():
-        done = _recorded(variant, chosen, out / folder_name(over, value))
-        if done is not None:
-            costs.append(estimate(variant, chosen))
-            recorded += done
-    if costs:
-        _say(costs, recorded, f" of {counted(len(costs), 'run')}")
-
-
-def _recorded(subject: Subject, settings: Settings, out: Path) -> int | None:
-    """Return how many units are recorded; None if the run is complete or will be refused."""
-    if not out.exists():
-        return 0
-    try:
-        recorded = load_run(out)
-    except RecordError:
-        return 0 if out.is_dir() and not any(out.iterdir()) else None
-    is_other_evaluation = recorded.run.spec.newest != describe(subject, settings)
-    if is_other_evaluation or not left(recorded.run.spec, recorded.plan, recorded.records):
-        return None
-    return len(recorded.records)
-
-
-def _say(costs: Sequence[CostEstimate], done: int, runs: str) -> None:
-    largest = max(costs, key=lambda cost: cost.seconds)
-    costs_per_answer = ", ".join(
-        f"{name} {defense.relative:.0f}x"
-        for name, defense in largest.defenses.items()
-        if name != "static"
-    )
-    least, most = sum(cost.least for cost in costs), sum(cost.seconds for cost in costs)
-    size = sum(cost.tensor_bytes for cost in costs)
-    ERR.print(
-        f"About {between(least, most)} at this machine's present speed, timed on "
-        f"{counted(largest.measured_on, 'image')}, if no attack stops early, and "
-        f"{size / 1e6:.0f} MB, for {counted(sum(cost.units for cost in costs), 'unit')}{runs}"
-        + (f", {done} of which are already recorded" if done else "")
-        + (
-            f"; one prediction in static forwards: {costs_per_answer}." if costs_per_answer else "."
-        ),
-        soft_wrap=True,
-        markup=False,
-    )
-
-
-def _say_power(subject: Subject, settings: Settings, cost: CostEstimate) -> None:
-    """Print, for a whole suite, which gain its samples can show, and when it may stop early."""
-    spec = describe(subject, settings)
-    if spec.schedule == "by-batch":
-        return
-    gain = detectable_gain(spec.samples)
-    samples = counted(spec.samples, "sample")
-    text = f"{samples} cannot show any gain: take more (--n)."
-    if gain is not None:
-        text = f"A true gain of {points(gain)} points or more shows on {samples} in 4 runs of 5."
-    if settings.until == "decided":
-        text += " Attacks on a defense stop when a gain can no longer be shown"
-        if cost.first_decision is not None:
-            soonest = between(cost.first_decision / 2, cost.first_decision)
-            text += f", at the earliest after about {soonest}"
-        text += "."
-    ERR.print(text, soft_wrap=True, markup=False)
+    runs = [
+        AnnouncedRun(variant, chosen, out / folder_name(over, value))
+        for value, (variant, chosen) in variants(subject, settings, over, values).items()
+    ]
+    for sentence in announcement_of_runs(runs):
+        _say(sentence)
 
 
 @contextmanager
@@ -216,41 +150,40 @@ class _RunReport:
     def __init__(self, bar: Progress) -> None:
         self._bar = bar
         self._task = bar.add_task("starting", total=1.0, left="", robust="")
-        self._unit = ""
+        self._lines = UnitLines(_say)
+        self._said: float | None = None
+
+    def clean(self, done: int, total: int) -> None:
+        """Show how many images of a dataset are measured; without a terminal, in a line a minute.
+
+        Args:
+            done: Number of measured images.
+            total: Number of images to measure.
+        """
+        text = f"Measuring clean accuracy, {done} of {counted(total, 'image')}"
+        self._bar.update(self._task, description=text, completed=done / max(total, 1))
+        if ERR.is_terminal or done == total:
+            return
+        if self._said is None or time.monotonic() - self._said >= QUIET:
+            self._said = time.monotonic()
+            _say(text)
 
     def __call__(self, state: State, where: str = "", left_in: str = "") -> None:
-        unit = state.unit
-        doing = f"{where} done".strip()
-        if unit is not None:
-            doing = " ".join(filter(None, (where, unit.kind, unit.attack, "·", unit.defense)))
-        time_left = ""
-        if unit is not None and state.least is not None and state.remaining is not None:
-            left = f"{between(state.least, state.remaining)} left {left_in}".rstrip()
-            time_left = f"about {left}"
-            if state.decision is not None:
-                time_left = f"at most {left}"
-                if state.decision > 0:
-                    time_left += f", a decision in {lasting(state.decision)} at the soonest"
         robust = ", ".join(f"{name} {a}/{b}" for name, (a, b) in state.robust.items())
         self._bar.update(
             self._task,
-            description=doing,
+            description=doing(state, where),
             completed=state.share,
-            left=time_left,
+            left=time_left(state, left_in),
             robust=f"robust: {robust}" if robust else "",
         )
-        if not ERR.is_terminal and doing != self._unit:
-            self._unit = doing
-            line = f"[{state.done}/{state.total}] {doing}"
-            if where:  # with several runs, the run comes before its unit
-                line = f"{doing} [unit {state.done} of {state.total}]"
-            line = f"{line}  {time_left}".rstrip()
-            ERR.print(line, markup=False, soft_wrap=True)
+        if not ERR.is_terminal:
+            self._lines(state, where, left_in)
 
 
 def _stopped(out: str) -> None:
-    ERR.print(
-        f"\nStopped. The records are in {out}. The same command resumes the run.",
-        soft_wrap=True,
-        markup=False,
-    )
+    _say(f"\nStopped. The records are in {out}. The same command resumes the run.")
+
+
+def _say(text: str) -> None:
+    ERR.print(text, markup=False, soft_wrap=True)

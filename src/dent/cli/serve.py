@@ -44,8 +44,8 @@ def serve_command(
     dataset: Annotated[
         str | None,
         typer.Option(
-            help="Dataset of the model: class names, image shape, and the reference for the "
-            "confidence. Default: cifar10-sample, unless --shape.",
+            help="Dataset of the model, or package.module:factory: class names, image shape, and "
+            "the reference for the confidence. Default: cifar10-sample, unless --shape.",
             autocompletion=completing.datasets,
             rich_help_panel=_SERVED,
         ),
@@ -121,13 +121,17 @@ def serve_command(
     POST images to /v1/predict. /openapi.json describes the API. Requests share a batch only if the
     defense is batch-independent. Otherwise every request is a separate batch.
     """
-    names.check(model=model, dataset=dataset, defenses=(defense,))
+    names.check(model=model, dataset=dataset, defenses=(defense,), own=True)
     early.model(model)
     early.given(weights, (defense,))
     check("ray", "serving", extra="ray", package="Ray Serve")
     early.reachable()
     if dataset is not None and shape is not None:
         raise ConfigError("--dataset and --shape exclude each other: leave one out.")
+    if dataset is not None and ":" in dataset and root is not None:
+        raise ConfigError(
+            f"--data is for named datasets, and {dataset} is a factory: leave out --data"
+        )
     options = _options(
         model=model,
         weights=_absolute(weights),

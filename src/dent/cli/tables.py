@@ -6,7 +6,6 @@ from pathlib import Path
 from dent.cli import running
 from dent.cli.console import ERR, OUT, print_json, print_table
 from dent.cli.costs import Timer, announce, seconds_left
-from dent.cli.durations import lasting
 from dent.evaluation import Progress
 from dent.evaluation.results.intervals import LEVEL_TEXT
 from dent.paper import (
@@ -22,6 +21,7 @@ from dent.paper import (
 from dent.paper.figures import figure, interval, measured, printed
 from dent.paper.labels import label, label_of
 from dent.paper.runner import Loader
+from dent.support.durations import lasting
 from dent.support.plural import counted
 
 

@@ -4,6 +4,7 @@ from rich.markup import escape
 
 from dent.cli.console import OUT, print_table
 from dent.report import RunSummary, SampleStory, wording
+from dent.report.story import DefenseStory
 from dent.support.printable import one_line
 
 
@@ -36,9 +37,17 @@ def line(run: RunSummary) -> None:
 
 def story(sample: SampleStory) -> None:
     """Print what every attack did to one sample."""
+    title = f"Sample {sample.sample}, class {sample.label_name}"
+    for defense in sample.defenses:
+        _table(title, defense)
+        if defense.flags:
+            OUT.print(f"(!) {one_line(defense.defense)}: {', '.join(defense.flags)}", markup=False)
+
+
+def _table(title: str, defense: DefenseStory) -> None:
+    """Print what was submitted to one defense; the title names a batch that all rows share."""
     rows = [
         (
-            defense.defense,
             f"challenge by {answer.by}"
             if answer.by
             else " ".join(filter(None, (answer.kind, answer.attack))),
@@ -48,12 +57,15 @@ def story(sample: SampleStory) -> None:
             "correct" if answer.correct else "wrong",
             "" if answer.claimed is None else ("fooled" if answer.claimed else "not fooled"),
         )
-        for defense in sample.defenses
         for answer in defense.answers
     ]
-    title = f"Sample {sample.sample}, class {sample.label_name}"
-    columns = ("defense", "submitted", "batch", "attacked", "served", "is", "attack's claim")
-    print_table(title, columns, rows)
-    for defense in sample.defenses:
-        if defense.flags:
-            OUT.print(f"(!) {one_line(defense.defense)}: {', '.join(defense.flags)}", markup=False)
+    table: list[tuple[str, ...]] = [
+        ("submitted", "batch", "attacked", "served", "is", "claim"),
+        *rows,
+    ]
+    title = f"{title}, {defense.defense}"
+    batches = {answer.batch for answer in defense.answers}
+    if len(batches) == 1:
+        title = f"{title}, batch {batches.pop()}"
+        table = [(row[0], *row[2:]) for row in table]
+    print_table(title, table[0], table[1:])

@@ -8,6 +8,7 @@ import typer
 from dent import names
 from dent.cli import completing, early, options
 from dent.cli.console import ERR, print_json
+from dent.errors import ConfigError
 from dent.support.extras import check
 
 _WHAT = "What is trained"
@@ -46,7 +47,7 @@ def train_command(
         typer.Option(
             "--n",
             min=1,
-            help="Only N images: the first, or of a folder, drawn ones.",
+            help="Use only N training images: the first ones, or random ones of an image folder.",
             rich_help_panel=_WHAT,
         ),
     ] = None,
@@ -95,7 +96,8 @@ def train_command(
         int,
         typer.Option(
             min=1,
-            help="Number of watched images: the last test images, or of a folder, drawn ones.",
+            help="Number of test images that select the best weights: the last ones, or random "
+            "ones of an image folder.",
             rich_help_panel=_RUN,
         ),
     ] = 512,
@@ -114,7 +116,11 @@ def train_command(
         ),
     ] = 256,
     device: Annotated[
-        str | None, typer.Option(help="cpu avoids the GPU.", rich_help_panel=_RUN)
+        str | None,
+        typer.Option(
+            help="cpu. Default: the GPU if there is one. CUDA_VISIBLE_DEVICES selects a GPU.",
+            rich_help_panel=_RUN,
+        ),
     ] = None,
     root: Annotated[Path | None, options.data(_RUN)] = None,
     out: Annotated[
@@ -135,6 +141,11 @@ def train_command(
     Exit status 0: done. 2: refused, or failed with one message. 130: interrupted by Ctrl-C. 143:
     interrupted by SIGTERM.
     """
+    if ":" in dataset:
+        raise ConfigError(
+            f"--dataset {dataset} is a factory, which has no train split. Use --dataset "
+            "imagefolder with --data FOLDER, or call dent.training.train in Python."
+        )
     names.check(dataset=dataset)
     names.check_recipe(recipe, norm)
     early.given(weights)
@@ -189,6 +200,7 @@ def train_command(
                 handle.device,
                 measured,
                 progress=measuring,
+                on_clean=measuring.clean,
             )
     except KeyboardInterrupt:
         ERR.print(

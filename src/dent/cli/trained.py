@@ -5,18 +5,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from dent.cli.console import ERR, OUT
+from dent.cli.console import ERR, OUT, QUIET
 from dent.support.plural import counted
 from dent.support.rounding import percent
 from dent.training import Recipe, TrainingProgress, TrainingResult
 from dent.training.card_page import share
-
-_MINUTE: Final = 60.0
-"""Seconds between two lines if the output is a file or a pipe."""
 
 
 def announce(model: str, recipe: Recipe, images: int, dataset: str, folder: Path) -> None:
@@ -118,4 +114,4 @@ class _TrainingReport:
 
     def _silent(self) -> bool:
         """Return whether no line was printed during the last minute."""
-        return self._said is None or time.monotonic() - self._said >= _MINUTE
+        return self._said is None or time.monotonic() - self._said >= QUIET

@@ -92,7 +92,7 @@ class Corrupted:
             channels_first = pixels.ndim == 4 and pixels.shape[1] == expected[3] != pixels.shape[3]
             hint = ": its channels are first, but must be last" if channels_first else ""
             raise DataError(
-                f"{file} holds {pixels.dtype} {pixels.shape}, expected uint8 {expected}, "
+                f"{file} contains {pixels.dtype} {pixels.shape}, expected uint8 {expected}, "
                 f"{SEVERITIES} severities one after the other{hint}. What to do: copy it again"
             )
         start = (self.severity - 1) * len(labels)
@@ -117,8 +117,8 @@ class Corrupted:
         labels = _array(file)
         if labels.ndim != 1 or labels.dtype.kind not in "iu" or len(labels) % SEVERITIES:
             raise DataError(
-                f"{file} holds {labels.dtype} {labels.shape}, expected whole numbers, as many for "
-                f"each of {SEVERITIES} severities. What to do: copy it again"
+                f"{file} contains {labels.dtype} {labels.shape}, expected whole numbers, as many "
+                f"for each of {SEVERITIES} severities. What to do: copy it again"
             )
         by_severity = labels.astype(np.int64).reshape(SEVERITIES, -1)
         if not (by_severity == by_severity[0]).all():
@@ -163,5 +163,5 @@ def _array(file: Path) -> NDArray[np.generic]:
         # Memory-mapped, so that only one severity of five is read; and never unpickled.
         loaded: NDArray[np.generic] = np.load(file, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{file} is no intact .npy file: {error}. Copy it again") from error
+        raise DataError(f"{file} is damaged or not a .npy file: {error}. Copy it again") from error
     return loaded

@@ -47,7 +47,7 @@ def file_digests(
         raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
     for name, file_stat in zip(files, stats, strict=True):
         if not stat.S_ISREG(file_stat.st_mode):  # reading a FIFO or /dev/zero would never end
-            raise DataError(f"{folder / name} is no regular file: remove it from the folder")
+            raise DataError(f"{folder / name} is not a regular file: remove it from the folder")
     sizes = [file_stat.st_size for file_stat in stats]
     listing = [
         str(folder.resolve()),

@@ -142,9 +142,10 @@ class ImageFolderDataset(ImageDataset):
         except InputError as error:
             raise DataError(_unfit(path, f"is not taken: {error}")) from error
         except UnidentifiedImageError as error:  # its own message only names a Python object
-            raise DataError(_unfit(path, f"is no intact image ({', '.join(FORMATS)})")) from error
+            reason = f"is damaged or not an image ({', '.join(FORMATS)})"
+            raise DataError(_unfit(path, reason)) from error
         except Exception as error:  # Pillow's decoders may raise anything on a damaged file
-            raise DataError(_unfit(path, f"is no intact image: {error}")) from error
+            raise DataError(_unfit(path, f"is a damaged image: {error}")) from error
 
 
 def open_image_folder(

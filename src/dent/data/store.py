@@ -34,9 +34,9 @@ def decode(content: bytes, names: tuple[str, ...]) -> list[NDArray[np.generic]]:
     try:
         tensors = load(content)
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"it is no whole safetensors file ({error})") from error
+        raise DataError(f"it is damaged or not a safetensors file ({error})") from error
     if set(tensors) != set(names):
-        raise DataError(f"it holds {sorted(tensors)}, expected {sorted(names)}")
+        raise DataError(f"it contains {sorted(tensors)}, expected {sorted(names)}")
     return [tensors[name] for name in names]
 
 
@@ -49,7 +49,8 @@ def read_split(path: Path) -> Arrays:
     """
     pixels, labels = decode(path.read_bytes(), ("pixels", "labels"))
     if pixels.dtype != np.uint8 or labels.dtype != np.int64:
-        msg = f"it holds {pixels.dtype} pixels and {labels.dtype} labels, expected uint8 and int64"
+        dtypes = f"{pixels.dtype} pixels and {labels.dtype} labels"
+        msg = f"it contains {dtypes}, expected uint8 and int64"
         raise DataError(msg)
     return Arrays(pixels.astype(np.uint8, copy=False), labels.astype(np.int64, copy=False))
 

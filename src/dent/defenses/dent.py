@@ -12,6 +12,7 @@ from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
+from torch._C import _functorch
 
 from dent.adaptation.adaptation import Adaptation
 from dent.adaptation.adapted_model import AdaptedModel, eager, norm_parameters
@@ -97,8 +98,8 @@ class Dent(nn.Module):
         check_supported(model, config)
         if any(isinstance(module, Dent) for module in model.modules()):
             raise UnsupportedModelError(
-                f"Dent cannot wrap a {type(model).__name__} that holds a Dent already: wrap what "
-                "its unwrap() returns."
+                f"Dent cannot wrap a {type(model).__name__} that already contains a Dent: wrap "
+                "what its unwrap() returns."
             )
         missed = unadapted(eager(model)) if config.adapt_affine and config.steps else None
         if missed:
@@ -410,6 +411,10 @@ def _listed(names: Iterable[str]) -> str:
 def _check_batch(x: Tensor) -> None:
     if not isinstance(x, Tensor):
         raise InputError(f"Dent expected a torch.Tensor, got {type(x).__name__}.")
+    if _functorch.is_batchedtensor(x) or _functorch.is_gradtrackingtensor(x):
+        raise InputError(
+            "torch.func (vmap, grad, jacrev, jvp) cannot pass through a Dent: use torch.autograd."
+        )
     if x.layout != torch.strided or x.is_nested or x.is_meta:
         kind = "nested" if x.is_nested else "meta" if x.is_meta else str(x.layout)
         raise InputError(

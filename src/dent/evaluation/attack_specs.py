@@ -8,7 +8,7 @@ from typing import Any
 from dent.attacks import Attack
 from dent.attacks import make as make_attack
 from dent.errors import ConfigError, DentError
-from dent.evaluation.records.spec import AttackSpec
+from dent.evaluation.records.spec import AttackSpec, EvaluationSpec
 from dent.kinds import class_of, is_registered, kind_of
 from dent.storage.canonical import canonical
 from dent.threat import ThreatModel
@@ -44,6 +44,17 @@ def is_ours(spec: AttackSpec) -> bool:
     return attack_class is not None and issubclass(attack_class, Attack)
 
 
+def named_code(spec: EvaluationSpec) -> tuple[str, ...]:
+    """Return the `module:factory` names in a record. Restoring it imports and calls them."""
+    names = (
+        spec.model.name,
+        spec.dataset.name,
+        *(defense.name for defense in spec.defenses),
+        *(attack.name for attack in spec.attacks if not is_ours(attack)),
+    )
+    return tuple(dict.fromkeys(name for name in names if ":" in name))
+
+
 def attack_of(spec: AttackSpec) -> Attack:
     """Return the attack that a record describes, under its recorded name.
 
@@ -53,8 +64,8 @@ def attack_of(spec: AttackSpec) -> Attack:
     """
     if not is_ours(spec):
         raise ConfigError(
-            f"the attack {spec.name!r} ({spec.kind}) is none of this package: a record alone "
-            "cannot make it again"
+            f"the attack {spec.name!r} ({spec.kind}) is not from this package, so it cannot be "
+            "rebuilt from its record"
         )
     try:
         attack = _made(spec.attack, spec.kind, canonical(spec.settings))

@@ -154,7 +154,9 @@ class _Remote:
             for path in paths:
                 name = str(path)[len(self._root) :].lstrip("/")
                 if not name or ".." in Path(name).parts:
-                    raise RecordError(f"{self._url} is a file, or holds a name {name!r}: no run")
+                    raise RecordError(
+                        f"{self._url} is a file, or contains a name {name!r}: it is not a run"
+                    )
                 if tensors or not name.endswith(_TENSOR):
                     (folder / name).parent.mkdir(parents=True, exist_ok=True)
                     self._files.get_file(path, str(folder / name))

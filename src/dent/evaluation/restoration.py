@@ -13,25 +13,14 @@ from dent.config import DentConfig
 from dent.data import ImageDataset, OnBytes
 from dent.defenses.dent import Dent
 from dent.errors import ConfigError
-from dent.evaluation.attack_specs import attack_of, attack_spec, is_ours
-from dent.evaluation.records.spec import STATIC, AttackSpec, DefenseSpec, EvaluationSpec
+from dent.evaluation.attack_specs import attack_of, attack_spec, is_ours, named_code
+from dent.evaluation.records.spec import STATIC, AttackSpec, DefenseSpec
 from dent.evaluation.results.recorded_run import RecordedRun
 from dent.evaluation.subject import Subject, threat_of
 from dent.kinds import recorded_kind
 from dent.performance import Performance
 from dent.support.devices import usable_device
 from dent.threat import ThreatModel
-
-
-def named_code(spec: EvaluationSpec) -> tuple[str, ...]:
-    """Return the `module:factory` names in a record. Restoring it imports and calls them."""
-    names = (
-        spec.model.name,
-        spec.dataset.name,
-        *(defense.name for defense in spec.defenses),
-        *(attack.name for attack in spec.attacks if not is_ours(attack)),
-    )
-    return tuple(dict.fromkeys(name for name in names if ":" in name))
 
 
 def restore(

@@ -74,6 +74,11 @@ class Subject:
             ConfigError: There is no defense, or a name is not allowed.
             InputError: An object is not a defense, or is a module in training mode.
         """
+        if not isinstance(self.defenses, Mapping):
+            raise InputError(
+                "defenses must be a dict by name, such as {'mine': defense}, got "
+                f"{type(self.defenses).__name__}"
+            )
         defenses = {name: item for name, item in self.defenses.items() if name != STATIC}
         static: dict[str, Defense] = {}
         if settings.static or STATIC in self.defenses:
@@ -114,11 +119,17 @@ def describe(subject: Subject, settings: Settings) -> EvaluationSpec:
     Raises:
         ConfigError: A name is missing or used twice, a combination of settings is not allowed, or
             the radius is larger than any image could use.
-        InputError: The model is not a module, or an object in `defenses` is not a defense or is in
-            training mode.
+        InputError: The model is not a module, the dataset is not an `ImageDataset`, `defenses` is
+            not a dict, or an object in it is not a defense or is in training mode.
         WeightsError: A state dict holds something other than tensors.
     """
     check_is_module(subject.model)
+    if not isinstance(subject.dataset, ImageDataset):
+        got = f"{type(subject.dataset).__module__}.{type(subject.dataset).__name__}"
+        raise InputError(
+            f"dataset must be a dent.data.ImageDataset, got {got}. For tensors, call "
+            "dent.evaluate(model, images, labels)"
+        )
     subject = subject.sized(settings)
     names = [attack.name for attack in subject.attacks]
     for name in names:

@@ -107,14 +107,14 @@ def _register(path: Path, over: Over, runs: dict[str, str]) -> None:
         recorded = read_record(path / SWEEP, SweepRecord)
         if recorded.over != over:
             raise RecordError(
-                f"{path} holds a sweep over {recorded.over}, not {over}; nothing was changed. "
+                f"{path} has a sweep over {recorded.over}, not {over}; nothing was changed. "
                 "Choose another folder"
             )
         runs = recorded.runs | runs
     elif path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise RecordError(
-            f"{path} holds something that is no sweep: nothing was changed; choose a new or empty "
-            "folder"
+            f"{path} contains files that are not part of a sweep: nothing was changed; choose a "
+            "new or empty folder"
         )
     with writing(path):
         path.mkdir(parents=True, exist_ok=True)

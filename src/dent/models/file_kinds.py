@@ -80,7 +80,7 @@ def _archive(data: bytes) -> str | None:
     if any(name.endswith(".npy") for name in names):
         return "is an .npz archive of NumPy arrays: export the weights with torch.save"
     listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-    return f"is a zip archive that torch.save did not write (it holds {listed}): unpack it"
+    return f"is a zip archive that torch.save did not write (it contains {listed}): unpack it"
 
 
 def _text(data: bytes) -> str | None:
@@ -93,7 +93,7 @@ def _text(data: bytes) -> str | None:
         return None
     line = text.strip().splitlines()[0] if text.strip() else ""
     return (
-        f"holds text instead of weights (it begins {line[:_SHOWN]!r}): it is a note about the "
+        f"contains text instead of weights (it begins {line[:_SHOWN]!r}): it is a note about the "
         "file, or the response to a failed download. Download or copy the file itself"
     )
 

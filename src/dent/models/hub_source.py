@@ -314,7 +314,7 @@ def _json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise WeightsError(f"{file} is no intact JSON file ({error})") from error
+        raise WeightsError(f"{file} is damaged or not a JSON file ({error})") from error
     if not isinstance(content, dict):
         raise WeightsError(f"{file}: expected a JSON object, got a {type(content).__name__}")
     return content

@@ -101,8 +101,9 @@ class RobustBench:
         classes = _CLASSES[entry["dataset"]]
         if num_classes not in (None, classes):
             raise ConfigError(
-                f"{name!r} has {counted(classes, 'class')} ({entry['dataset']}), got "
-                f"num_classes={num_classes}: choose a model trained for your dataset"
+                f"{name!r} has {counted(classes, 'class')}, but the data has {num_classes} "
+                f"(num_classes). Choose a model trained for this data, or the dataset "
+                f"{entry['dataset']}"
             )
         utils = import_robustbench("robustbench.utils")
         downloads = _downloads(name, entry)
@@ -167,12 +168,13 @@ def _check_arrived(
         )
     broken = [name for name, value in parameters.items() if not value.isfinite().all()]
     if broken:
-        raise WeightsError(_unfit(files, entry, f"{broken[0]} holds NaN or infinite values"))
+        raise WeightsError(_unfit(files, entry, f"{broken[0]} contains NaN or infinite values"))
 
 
 def _unfit(files: list[Path], entry: dict[str, Any], reason: str) -> str:
     return (
-        f"{', '.join(map(str, files))} does not hold the weights of RobustBench's {entry['name']} "
+        f"{', '.join(map(str, files))} does not contain the weights of RobustBench's "
+        f"{entry['name']} "
         f"({entry['dataset']}, {entry['threat']}): {reason}\nDelete it and download it again, or "
         "name its own model"
     )

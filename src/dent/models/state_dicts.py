@@ -64,7 +64,7 @@ def state_dict_in(loaded: object, path: Path, part: str | None) -> dict[str, Ten
     chosen = _one(plain) or _one(list(dicts))
     if chosen is None and dicts:
         raise WeightsError(
-            f"{path} holds {len(dicts)} state dicts: {', '.join(dicts)}. Say which one, as in "
+            f"{path} contains {len(dicts)} state dicts: {', '.join(dicts)}. Say which one, as in "
             f"{path}#{next(iter(dicts))}"
         )
     if chosen is None:
@@ -74,7 +74,7 @@ def state_dict_in(loaded: object, path: Path, part: str | None) -> dict[str, Ten
         )
     if others := [key for key in dicts if key != chosen]:
         warnings.warn(
-            f"{path} holds {len(dicts)} sets of weights: took {chosen!r}, not "
+            f"{path} contains {len(dicts)} sets of weights: took {chosen!r}, not "
             f"{' or '.join(map(repr, others))}. To take the other, name it: {path}#{others[0]}",
             WeightsWarning,
             stacklevel=3,
@@ -96,7 +96,8 @@ def _part(dicts: Mapping[str, dict[str, Tensor]], path: Path, part: str) -> dict
         if inside:
             return inside
     raise WeightsError(
-        f"{path} holds no state dict {part!r}, and no names that begin with {start!r}; it holds "
+        f"{path} contains no state dict {part!r}, and no names that begin with {start!r}; it "
+        "contains "
         f"{', '.join(key or 'one bare state dict' for key in dicts) or 'no state dict at all'}"
     )
 

@@ -86,7 +86,8 @@ class Timm:
         except Exception as error:
             reason = str(error).replace("\n\t", " ")
             raise WeightsError(
-                f"{file} does not hold the weights of {name!r} with {counted(classes, 'class')}: "
+                f"{file} does not contain the weights of {name!r} with "
+                f"{counted(classes, 'class')}: "
                 f"{type(error).__name__}: {reason}\nName the model, and the number of classes, "
                 "that it was saved from"
             ) from error

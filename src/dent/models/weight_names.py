@@ -64,7 +64,7 @@ def aligned(
     leftover = [name for name in names if not name.startswith((chosen, *others))]
     if unknown := [name for name in leftover if not _of_training(name)]:
         raise WeightsError(
-            f"{origin}: the entries below {chosen!r} fit, but the file holds "
+            f"{origin}: the entries below {chosen!r} fit, but the file contains "
             f"{len(unknown)} more: {_some(unknown)}. If these change the logits (a normalization, "
             "a layer in front), build the model with them. To leave them out, name the part to "
             f"load: {origin}#{chosen.removesuffix('.')}"
@@ -112,7 +112,7 @@ def _choose(prefixes: list[str], origin: str) -> str | None:
     if len(plain) > 1:
         quoted = ", ".join(repr(prefix) for prefix in plain)
         raise WeightsError(
-            f"{origin} holds the model {len(plain)} times, below {quoted}. Say which one, as in "
+            f"{origin} contains the model {len(plain)} times, below {quoted}. Say which one, as in "
             f"{origin}#{plain[0].removesuffix('.')}"
         )
     return plain[0] if plain else None

@@ -123,7 +123,7 @@ def check_download(download: Path, file: Path, digest: str | None = None) -> Non
         try:
             json.loads(download.read_bytes())
         except ValueError as error:
-            raise WeightsError(f"{name} is no intact JSON file: {error}") from error
+            raise WeightsError(f"{name} is damaged or not a JSON file: {error}") from error
     if suffix not in SUFFIXES:
         return
     data = download.read_bytes()
@@ -154,11 +154,11 @@ def _from_safetensors(data: bytes, path: Path) -> dict[str, Tensor]:
         state = safetensors.torch.load(data)
     except SafetensorError as error:
         raise WeightsError(
-            f"{path} is no intact safetensors file ({error}): copy or download it again; if "
+            f"{path} is damaged or not a safetensors file ({error}): copy or download it again; if "
             "torch.save wrote it, name it .pt"
         ) from error
     if not state:
-        raise WeightsError(f"{path} holds no tensors")
+        raise WeightsError(f"{path} contains no tensors")
     # safetensors writes a shared tensor once, and its other names into the metadata.
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     shared = {
@@ -177,7 +177,7 @@ def _from_torch(data: bytes, path: Path) -> object:
         raise _refusal(path, data, error) from error
     except Exception as error:  # damaged bytes surface as almost any exception
         raise WeightsError(
-            f"{path} is not an intact file of torch.save "
+            f"{path} is damaged or not a file of torch.save "
             f"({type(error).__name__}: {str(error).split('. ')[0]}): expected a state dict saved "
             "with torch.save(model.state_dict(), ...); copy or download it again"
         ) from error
@@ -188,7 +188,7 @@ def _refusal(path: Path, data: bytes, error: pickle.UnpicklingError) -> WeightsE
     names = globals_in(data) or ([match[1]] if match else [])
     if not names:
         return WeightsError(
-            f"{path} is no file of torch.save, or a damaged one, and nothing in it was run: "
+            f"{path} is damaged or not a file of torch.save, and nothing in it was run: "
             "expected a state dict saved with torch.save(model.state_dict(), ...); copy or "
             "download it again"
         )
@@ -314,7 +314,7 @@ def check_finite(model: nn.Module, origin: str) -> None:
     broken += [name for name, b in model.named_buffers() if b.isnan().any()]
     if broken:
         raise WeightsError(
-            f"{origin}: {counted(len(broken), 'tensor')} {agreeing(len(broken), 'hold')} NaN "
+            f"{origin}: {counted(len(broken), 'tensor')} {agreeing(len(broken), 'contain')} NaN "
             f"or infinite values ({_some(broken)}): the "
             "training diverged, overflowed half precision, or the file is damaged"
         )
@@ -341,7 +341,7 @@ def weights_digest(model: nn.Module) -> str:
     for name, tensor in sorted(model.state_dict().items()):
         if not isinstance(tensor, Tensor):
             raise WeightsError(
-                f"cannot take the digest of {type(model).__name__}: its state dict holds a "
+                f"cannot take the digest of {type(model).__name__}: its state dict contains a "
                 f"{type(tensor).__name__} at {name!r}, and only tensors have one meaning"
             )
         header = [name, str(tensor.dtype), list(tensor.shape)]

@@ -146,8 +146,9 @@ def _load_registered(name: str, path: Path | None, num_classes: int | None) -> n
 def _check_classes(entry: ModelInfo, num_classes: int | None) -> None:
     if num_classes not in (None, entry.num_classes):
         raise ConfigError(
-            f"{entry.name!r} has {counted(entry.num_classes, 'class')} ({entry.dataset}), got "
-            f"num_classes={num_classes}: choose a model trained for your dataset"
+            f"{entry.name!r} has {counted(entry.num_classes, 'class')}, but the data has "
+            f"{num_classes} (num_classes). Choose a model trained for this data, or the dataset "
+            f"{entry.dataset}"
         )
 
 

@@ -55,10 +55,10 @@ def run_profile(plan: PaperPlan, path: Path, device: torch.device = _CPU) -> Pro
     """
     profile = plan.profile
     if profile is None:
-        raise ConfigError(f"{plan.table.id} is no table of computation")
+        raise ConfigError(f"{plan.table.id} is not a table of computation")
     record = read_profile(path)
     if record is not None and record.configurations != plan.profiled:
-        raise ConfigError(f"{path} holds another profile: choose another folder")
+        raise ConfigError(f"{path} has another profile: choose another folder")
     if record is not None and len(record.seconds) >= profile.rounds:
         return record
     defenses, x = _subjects(plan, profile, device)

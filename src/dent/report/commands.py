@@ -8,7 +8,7 @@ from typing import Any
 from dent import attacks, data, models
 from dent import defenses as reference
 from dent.errors import DentError
-from dent.evaluation.attack_specs import attack_spec
+from dent.evaluation.attack_specs import attack_spec, named_code
 from dent.evaluation.records.spec import STATIC, AttackSpec, DefenseSpec, EvaluationSpec, Settings
 from dent.evaluation.results.recorded_run import RecordedRun
 from dent.evaluation.subject import threat_of
@@ -25,12 +25,14 @@ class Commands:
     Attributes:
         again: The command that repeats the evaluation in a new folder.
         verify: The command that checks the records.
+        code: The `module:factory` names whose code `verify` runs.
         caveats: The parts that `again` cannot express, because they were made in Python or from
             files that are not in the records. Empty if `again` is complete.
     """
 
     again: str
     verify: str
+    code: tuple[str, ...]
     caveats: tuple[str, ...]
 
 
@@ -43,9 +45,11 @@ def commands(loaded: RecordedRun) -> Commands:
         words += piece
         caveats += caveat
     folder = str(loaded.path)
+    code = named_code(spec)
     return Commands(
         again=shlex.join([*words, "--out", f"{folder.rstrip('/')}-again"]),
-        verify=shlex.join(["dent", "verify", folder]),
+        verify=shlex.join(["dent", "verify", folder, *(["--allow-code"] if code else [])]),
+        code=code,
         caveats=tuple(caveats),
     )
 

@@ -75,8 +75,8 @@ def list_runs(root: Path) -> list[RunSummary]:
     except OSError as error:
         raise unreadable(root, error) from error
     if not exists:
-        problem = "is a file" if root.exists() else "there is no such folder"
-        raise RecordError(f"{root}: {problem}. Name a folder that holds runs")
+        problem = "is a file" if root.exists() else "does not exist"
+        raise RecordError(f"{root} {problem}. Name a folder that contains runs")
     unread: list[OSError] = []
     summaries = [_summarize(path) for path in _run_folders(root, unread)]
     return summaries + [

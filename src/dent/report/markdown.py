@@ -226,6 +226,8 @@ def _provenance(run: NamedRun) -> Iterator[str]:
     for caveat in typed.caveats:
         yield f"  - you must supply {escape(caveat)}"
     yield f"- verify the records: {code(typed.verify)}"
+    if typed.code:
+        yield f"  - only if you trust this code: {', '.join(map(code, typed.code))}"
     yield f"- model {escape(spec.model.name)}, weights {code(spec.model.weights)}"
     yield f"- dataset {escape(spec.dataset.name)}, digest {code(spec.dataset.digest)}"
     yield f"- specification {code(run.result.identity)}, plan {code(run.loaded.run.plan)}"

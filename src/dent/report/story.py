@@ -72,9 +72,7 @@ def sample_story(run: RecordedRun, sample_id: int) -> SampleStory:
     """
     places = [batch for batch in run.plan.batches if sample_id in batch.ids]
     if not places:
-        raise RecordError(
-            f"{run.path} holds no sample with the id {sample_id}; it holds {_held(run)}"
-        )
+        raise RecordError(f"{run.path} has no sample with the id {sample_id}; it has {_held(run)}")
     label = places[0].labels[places[0].ids.index(sample_id)]
     answers = run.sample(sample_id)
     spec, result = run.run.spec, run.result

@@ -27,7 +27,7 @@ def check(options: ServerOptions) -> None:
 
 
 def load_server(options: ServerOptions) -> Server:
-    """Load everything, then answer one image and the reference images to warm up.
+    """Load everything, then answer two images and the reference images to warm up.
 
     Raises:
         DentError: the model, the defense or the dataset cannot be loaded, or they do not fit
@@ -37,7 +37,7 @@ def load_server(options: ServerOptions) -> Server:
     # Ray would limit the threads to the CPUs that it reserves for the replica, a separate option.
     torch.set_num_threads(options.threads or max(1, (os.cpu_count() or 1) // options.replicas))
     engine, images, classes = _engine(options, torch.device(name))
-    engine.run(images[:1])
+    engine.run(images[:2])  # a single image is not adapted by every defense, which then warns
     # One step is enough: the confidence before the first step does not depend on their number.
     steps = min(engine.steps, 1)
     confidences: list[float] = []
@@ -62,7 +62,10 @@ def _engine(options: ServerOptions, device: torch.device) -> tuple[Engine, Tenso
 def _images(options: ServerOptions) -> tuple[Tensor, tuple[str, ...]]:
     """Return images like those that will be served, and the names of classes, empty if unknown."""
     if options.dataset is not None:
-        dataset = data.load(options.dataset, root=options.data_root)
+        if ":" in options.dataset:
+            dataset = data.from_factory(options.dataset)
+        else:
+            dataset = data.load(options.dataset, root=options.data_root)
         images, _ = dataset.batch(range(min(_REFERENCE, len(dataset))))
         return images, dataset.classes
     shape = options.shape or (3, 32, 32)

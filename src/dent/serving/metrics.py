@@ -99,7 +99,7 @@ class Metrics:
         )
         self._non_finite = Total(
             "dent_non_finite_inputs",
-            "Requests refused because an image holds NaN or infinity.",
+            "Requests refused because an image contains NaN or infinity.",
             registry=registry,
         )
         self._entropy_before = Histogram(

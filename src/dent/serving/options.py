@@ -19,9 +19,9 @@ class ServerOptions(BaseModel):
         model: name of the model, as for `dent.models.load`.
         weights: a weights file, or None.
         defense: a name from docs/defenses.md, a JSON file, or module:factory.
-        dataset: the dataset that the model was trained for. It gives the names of classes, the
-            shape of images, and the confidence that later inputs are compared with. It excludes
-            `shape`.
+        dataset: the dataset that the model was trained for, or module:factory. It gives the names
+            of classes, the shape of images, and the confidence that later inputs are compared
+            with. It excludes `shape`.
         data_root: folder of datasets, or None.
         shape: channels, height and width of images, if there is no dataset.
         device: for example cpu, cuda or cuda:1; by default the GPU if there is one.

@@ -153,7 +153,7 @@ def _from_base64(text: str, shape: Shape, index: int) -> NDArray[np.uint8]:
     try:
         content = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise malformed(f"image {index} is no base64: {error}.", index) from None
+        raise malformed(f"image {index} is not base64: {error}.", index) from None
     kind = "PNG" if content.startswith(b"\x89PNG") else "JPEG"
     return _from_picture(content, kind, shape, index)
 
@@ -181,9 +181,9 @@ def _from_picture(content: bytes, kind: str, shape: Shape, index: int | None) ->
     except RefusedError:
         raise
     except UnidentifiedImageError:  # its message is the name of a Python object
-        raise malformed(f"{source} is no {kind}.", index) from None
+        raise malformed(f"{source} is not a {kind}.", index) from None
     except Exception as error:  # on a broken file Pillow's decoders may raise any exception
-        raise malformed(f"{source} is no intact {kind}: {_shown(str(error))}.", index) from None
+        raise malformed(f"{source} is a damaged {kind}: {_shown(str(error))}.", index) from None
     return pixels.reshape(height, width, channels).transpose(2, 0, 1)
 
 
@@ -221,7 +221,7 @@ def _from_npy(body: bytes, shape: Shape, max_images: int) -> NDArray[Any]:
     expected = dims[0] * int(np.prod(shape)) * dtype.itemsize
     if len(content) != expected:
         raise malformed(
-            f"the .npy file holds {counted(len(content), 'byte')} of pixels, not {expected}."
+            f"the .npy file has {counted(len(content), 'byte')} of pixels, not {expected}."
         )
     return np.frombuffer(content, dtype).reshape(dims)
 
@@ -235,7 +235,7 @@ def _checked(pixels: NDArray[Any], shape: Shape, max_images: int) -> Tensor:
     finite = np.isfinite(rows).all(axis=1)
     if not finite.all():
         index = int(np.argmin(finite))
-        raise non_finite(f"image {index} holds NaN or infinity.", index)
+        raise non_finite(f"image {index} contains NaN or infinity.", index)
     inside = ((rows >= 0) & (rows <= 1)).all(axis=1)
     if not inside.all():
         index = int(np.argmin(inside))

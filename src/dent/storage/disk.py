@@ -113,7 +113,7 @@ def _refuse(status: os.stat_result, in_place: bool) -> None:
     if stat.S_ISLNK(status.st_mode):
         raise OSError(errno.ELOOP, "it is a symbolic link, and links are not followed here")
     if not stat.S_ISREG(status.st_mode):
-        raise OSError(errno.EINVAL, "it is no regular file")
+        raise OSError(errno.EINVAL, "it is not a regular file")
     if in_place and status.st_nlink > 1:
         raise OSError(errno.EMLINK, "it has another name (a hard link): copy it first")
 

@@ -67,4 +67,4 @@ def _finite(text: str) -> float:
 
 
 def _not_finite(text: str) -> float:
-    raise ValueError(f"{text} is no number of JSON")
+    raise ValueError(f"{text} is not a number of JSON")

@@ -32,9 +32,9 @@ def refuse_record(out: Path) -> None:
     folder = out.absolute().parent.resolve()
     images = next((each for each in (folder, *folder.parents) if each.name == _IMAGES), None)
     if out.name in _RECORDS and _has_records(folder):
-        reason = f"{folder} holds the records of a run, and {out.name} is one of them"
+        reason = f"{folder} has the records of a run, and {out.name} is one of them"
     elif images is not None and _has_records(images.parent):
-        reason = f"{images} holds the images of a run"
+        reason = f"{images} has the images of a run"
     else:
         return
     raise ConfigError(f"{out} is not written: {reason}. Choose another name or folder")

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from dent.data import ImageDataset
     from dent.evaluation.engine.progress import OnProgress
     from dent.training.spec import DataIdentity, TrainingSpec
+    from dent.training.watch import OnMeasured
 
 CARD: Final = "card.json"
 PAGE: Final = "card.md"
@@ -75,6 +76,7 @@ def write_card(
     device: torch.device,
     measured: Measured = Measured(),
     progress: OnProgress | None = None,
+    on_clean: OnMeasured | None = None,
 ) -> Path:
     """Measure the best weights of a training run, and write the card beside them.
 
@@ -84,6 +86,15 @@ def write_card(
     PGD-20 is also measured on AutoAttack's images, so that numbers on the same images can be
     compared. The measurements are kept in folders beside the weights, so that an interrupted call
     can be resumed.
+
+    Args:
+        result: The training run.
+        test: The dataset of the watched images.
+        device: The device to compute on.
+        measured: What is measured under attack.
+        progress: Called before, during and after every unit of a measurement under attack.
+        on_clean: Called while clean accuracy is measured, with the number of measured images and
+            of all.
 
     Returns:
         The card's path; a readable page is beside it.
@@ -98,7 +109,9 @@ def write_card(
     free = check_measured(measured, test, spec.watched)
     model = models.build(spec.model, spec.train.classes, weights=result.best).to(device).eval()
     order = spec.arranged(len(test))
-    natural = measure(model, test, order[:free], None, None, device=device, seed=0)
+    natural = measure(
+        model, test, order[:free], None, None, device=device, seed=0, progress=on_clean
+    )
     threat = spec.read_recipe().threat or NOMINAL_THREAT
     accuracies = [_accuracy(natural.natural, natural.total, _whose(test, spec, natural.total))]
     for count in sorted({measured.pgd, measured.autoattack} - {0}, reverse=True):

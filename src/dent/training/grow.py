@@ -110,7 +110,9 @@ def _split(weight: Tensor, sources: Tensor) -> Tensor:
 def _grown(source: str, name: str) -> ResNet:
     small = models.load(source)
     if not isinstance(small, ResNet):
-        raise ConfigError(f"{source} is no resnet-DEPTH-WIDTH of this package, so it cannot grow.")
+        raise ConfigError(
+            f"{source} is not a resnet-DEPTH-WIDTH of this package, so it cannot grow."
+        )
     return grow(small, name)
 
 

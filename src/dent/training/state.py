@@ -205,8 +205,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         }
     except (SafetensorError, OSError, ValueError) as error:
         raise RecordError(
-            f"{path} is no intact checkpoint ({error}): delete it to train from the start, or "
-            "restore it from a copy"
+            f"{path} is damaged or not a checkpoint ({error}): delete it to train from the "
+            "start, or restore it from a copy"
         ) from error
     return metadata, tensors
 

@@ -198,7 +198,7 @@ def read_spec(folder: Path) -> TrainingSpec:
         values = parse(read(path))
         return TrainingSpec.read(values["spec"], str(path))
     except (RecordError, ValueError, KeyError, TypeError) as error:
-        raise RecordError(f"{path} holds no training that can be read: {error}") from error
+        raise RecordError(f"{path} has no training that can be read: {error}") from error
 
 
 def _claim(spec: TrainingSpec, folder: Path, device: torch.device) -> None:
@@ -211,13 +211,13 @@ def _claim(spec: TrainingSpec, folder: Path, device: torch.device) -> None:
         theirs = read_spec(folder)
         if differences := spec.differences(theirs):
             raise SpecMismatchError(
-                f"{folder} holds another training:\n  " + "\n  ".join(differences) + "\nChoose "
+                f"{folder} has another training:\n  " + "\n  ".join(differences) + "\nChoose "
                 "another folder (--out), or use the same settings to resume this one.",
                 differences,
             )
         sittings = parse(read(path)).get("sittings", [])
     elif any(entry.name not in (LOCK, HOLDER) for entry in folder.iterdir()):
-        raise RecordError(f"{folder} holds other files: choose a folder that is new or empty.")
+        raise RecordError(f"{folder} contains other files: choose a folder that is new or empty.")
     sittings.append(new_session(device).to_json())
     content = {
         "kind": "training",

@@ -1,6 +1,6 @@
 """Measure clean and PGD accuracy during training, and detect catastrophic overfitting."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,6 +13,8 @@ from dent.threat import ThreatModel
 from dent.training.modes import evaluating
 
 BATCH: Final = 256
+OnMeasured = Callable[[int, int], None]
+"""Called with the number of measured images and of all."""
 _FALL: Final = 0.5
 """A PGD accuracy below this share of the best one is a collapse, not noise."""
 _FLOOR: Final = 0.02
@@ -44,6 +46,7 @@ def measure(
     *,
     device: torch.device,
     seed: int,
+    progress: OnMeasured | None = None,
 ) -> Watched:
     """Count correct predictions of a model in eval mode, on natural images and under an attack.
 
@@ -55,10 +58,14 @@ def measure(
         attack: the attack; given if and only if `threat` is.
         device: the device of the model.
         seed: seed of the attack's random draws.
+        progress: called before the first batch and after each one, with the number of measured
+            images and of all.
     """
-    natural = robust = 0
+    natural = robust = done = 0
     with evaluating(model):
         for batch in _batches(indices):
+            if progress is not None:
+                progress(done, len(indices))
             images, labels = data.batch(batch)
             x, y = images.to(device), labels.to(device)
             with torch.no_grad():
@@ -68,6 +75,9 @@ def measure(
                 # Misclassified images already count as wrong, so attack only the others.
                 result = attack(model, x[correct], y[correct], threat, seed=seed)
                 robust += int((~result.fooled).sum())
+            done += len(batch)
+    if progress is not None:
+        progress(done, len(indices))
     return Watched(len(indices), natural, natural if threat is None else robust)
 
 

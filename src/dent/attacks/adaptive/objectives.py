@@ -77,7 +77,7 @@ def ask(
         (gradient,) = torch.autograd.grad(total, leaf, allow_unused=True)
     if gradient is None:
         name = name_of(target.defense)
-        raise NoGradientError(f"{name} returned logits that its input has no part in")
+        raise NoGradientError(f"{name} returned logits that do not depend on its input")
     if aim.on_the_way is not None:
         aim.on_the_way.clear()  # to free the graph, too
     return logits.detach(), Evaluation(loss.detach(), gradient)

@@ -237,7 +237,7 @@ def _refuse_taken(
         if entry.short == short and images != sums:
             raise RecordError(
                 f"the challenge by {entry.by} of {entry.date} has the digest of these images, "
-                f"{short}, but holds others: its record was edited. Nothing was written. Delete "
+                f"{short}, but has others: its record was edited. Nothing was written. Delete "
                 "its line in challenges.jsonl, and submit these images again"
             )
 

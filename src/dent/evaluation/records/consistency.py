@@ -206,7 +206,7 @@ def _of_outside(
 ) -> Iterator[str]:
     """Yield the problems of a unit of a challenge."""
     if unit.kind != "challenge" or unit.attack != challenge.short or unit.defense not in names:
-        yield "it is no unit of this challenge"
+        yield "it is not a unit of this challenge"
         return
     if unit.batch is None or unit.batch >= len(plan.batches):
         yield "there is no such batch"

@@ -313,8 +313,8 @@ def read_records(path: Path, run: RunRecord, plan: Plan) -> dict[str, JournalRec
         if record.key in records:
             raise RecordError(
                 f"{location} is recorded twice; nothing was changed. Two processes wrote here at "
-                "once, which takes that the lock was deleted: if both lines say the same but for "
-                "their times, delete one of them"
+                "once, which can happen only if somebody deleted the lock: if both lines say the "
+                "same but for their times, delete one of them"
             )
         _refuse_first(location, consistency.of_record(run.spec, plan, record))
         records[record.key] = record
@@ -361,9 +361,9 @@ def load_tensor(path: Path, record: UnitRecord) -> Tensor:
     try:
         tensor = load(content)[ENTRY]
     except (SafetensorError, KeyError, ValueError) as error:
-        raise RecordError(f"{path / ref.file} does not hold {ENTRY!r}: {error}") from None
+        raise RecordError(f"{path / ref.file} does not contain {ENTRY!r}: {error}") from None
     if tensor.dtype != torch.float32 or tuple(tensor.shape) != ref.shape:
-        raise RecordError(f"{path / ref.file} holds {tensor.dtype} {tuple(tensor.shape)}")
+        raise RecordError(f"{path / ref.file} contains {tensor.dtype} {tuple(tensor.shape)}")
     return tensor
 
 
@@ -440,13 +440,13 @@ def _refuse_what_is_no_run(path: Path) -> None:
     journal = path / JOURNAL
     if journal.exists() and journal.stat().st_size:
         raise RecordError(
-            f"{path} holds a journal but no {RUN}: restore {RUN}, or choose another folder. "
+            f"{path} has a journal but no {RUN}: restore {RUN}, or choose another folder. "
             "Nothing was changed"
         )
     if foreign:
         raise RecordError(
-            f"{path} holds something that is no run ({', '.join(foreign[:4])}): nothing was "
-            "changed; choose a new or empty folder"
+            f"{path} contains files that are not part of a run ({', '.join(foreign[:4])}): nothing "
+            "was changed; choose a new or empty folder"
         )
 
 
@@ -455,8 +455,8 @@ def _refuse_another(path: Path, run: RunRecord, spec: EvaluationSpec, plan: Plan
     if mismatches:
         listed = "\n  ".join(mismatches)
         raise SpecMismatchError(
-            f"{path} holds another evaluation; nothing was changed. They differ in\n  {listed}\n"
-            "Choose another folder, or ask for the same again.",
+            f"{path} has another evaluation, and nothing was changed. They differ in\n  {listed}\n"
+            "Choose another folder (--out), or repeat the command that started this run.",
             mismatches,
         )
     if run.identity != run.spec.identity:

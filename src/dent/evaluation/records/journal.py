@@ -119,7 +119,7 @@ def _parse(path: Path, number: int, line: bytes, kind: type[_Any]) -> _Any:
         record, recorded = plain["record"], str(plain.get("sha256"))
         computed = digest(record)
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise RecordError(f"{location} is no record: {_ADVICE}") from None
+        raise RecordError(f"{location} is not a record: {_ADVICE}") from None
     if recorded != computed:
         raise RecordError(
             f"{location} does not match its checksum (it says {recorded[:64]}, its content "

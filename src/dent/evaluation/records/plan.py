@@ -389,7 +389,7 @@ def _chosen(settings: Settings, dataset: "ImageDataset") -> list[int]:
     missing = [id_ for id_ in settings.ids if id_ not in position_of]
     if missing:
         raise ConfigError(
-            f"{counted(len(missing), 'id')} of {len(settings.ids)} asked for are not in "
+            f"{counted(len(missing), 'id')} of {len(settings.ids)} given ones are not in "
             f"{dataset.name!r} ({dataset.split}), such as {missing[0]}: its "
             f"{counted(size, 'image')} have ids from {min(position_of)} to {max(position_of)}"
         )

@@ -240,9 +240,11 @@ def differences(
     recorded: Any,
     requested: Any,
     path: str = "",
-    names: tuple[str, str] = ("the folder has", "this run"),
+    names: tuple[str, str] = ("the folder has", "this run has"),
 ) -> tuple[str, ...]:
     """Return one sentence for each field in which two JSON values differ.
+
+    For lists of objects with a name, one sentence says which names differ.
 
     Args:
         recorded: The value in a run folder.
@@ -265,8 +267,13 @@ def differences(
     elif isinstance(recorded, list) and isinstance(requested, list):
         old = {item["name"]: item for item in recorded}
         new = {item["name"]: item for item in requested}
-        sentences = differences(old, new, path, names)
-        return sentences or (
+        if old.keys() != new.keys():
+            gone = ", ".join(name for name in old if name not in new) or _ABSENT
+            added = ", ".join(name for name in new if name not in old) or _ABSENT
+            sentences = (f"{path}: {names[0]} {gone}; {names[1]} {added}",)
+            common = [name for name in old if name in new]
+            return sentences + _among(common, old, new, path, names)
+        return differences(old, new, path, names) or (
             f"{path}: the order was {', '.join(old)}, and is now {', '.join(new)}",
         )
     return (f"{path}: {names[0]} {_short(recorded)}, {names[1]} {_short(requested)}",)

@@ -304,17 +304,17 @@ _JUDGEMENTS: Final = (
     _Judgement(
         "randomized",
         _of_probe(_randomized),
-        "Another seed changes the answers. Attacks must average over seeds, and one submission is "
-        "not enough.",
-        "The seed does not change the answers.",
+        "Another seed changes the predictions. Attacks must average over seeds, and one "
+        "submission is not enough.",
+        "The seed does not change the predictions.",
         DISTANCE,
     ),
     _Judgement(
         "carries state",
         _state,
-        "Earlier queries change the answers for the same batch and seed, or a memory that copies "
-        "of the defense share. The results depend on the order of the queries.",
-        "Earlier queries do not change the answers.",
+        "Earlier queries change the predictions for the same batch and seed, or a memory that "
+        "copies of the defense share. The results depend on the order of the queries.",
+        "Earlier queries do not change the predictions.",
         DISTANCE,
     ),
     _Judgement(
@@ -385,9 +385,9 @@ _JUDGEMENTS: Final = (
     _Judgement(
         "served differs with gradients",
         lambda defense: defense.apart.get(WITH_GRADIENTS, 0.0),
-        "The answers change when gradients are on, as in attacks. The attacks see another defense "
-        "than the submission.",
-        "No answer changed when gradients were on, as in attacks.",
+        "The predictions change when gradients are on, as in attacks. The attacks see another "
+        "defense than the submission.",
+        "No prediction changed when gradients were on, as in attacks.",
         DISTANCE,
     ),
     _Judgement(
@@ -399,14 +399,14 @@ _JUDGEMENTS: Final = (
     _Judgement(
         "cannot be copied",
         _not_copied,
-        "{probe.uncopied}. So no answer comes from a fresh copy of the defense.",
-        "Fresh copies of the defense gave every answer that counts.",
+        "{probe.uncopied}. So no prediction comes from a fresh copy of the defense.",
+        "Fresh copies of the defense gave every prediction that counts.",
     ),
     _Judgement(
         "non-finite",
         _non_finite,
-        "Some answers were not finite. They count as wrong.",
-        "All answers were finite.",
+        "Some logits were not finite. These predictions count as wrong.",
+        "All logits were finite.",
     ),
 )
 """The diagnostics of every defense, in this order."""

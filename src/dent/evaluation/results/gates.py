@@ -136,7 +136,8 @@ _AHEAD: Final = (
     "for 1% of the samples at most."
 )
 _KNOWN: Final = (
-    "Attacks knew the seed of every submission, and answers under that seed are always the same."
+    "Attacks knew the seed of every submission, and predictions under that seed are always the "
+    "same."
 )
 _CLOSED_BECAUSE: Final[Mapping[str, str]] = {
     "randomized": "Every submission was repeated under several seeds, and eot attacked it.",
@@ -152,7 +153,7 @@ _CLOSED_BECAUSE: Final[Mapping[str, str]] = {
 
 _LOST: Final = (
     "The gradient is exact, but over steps of a quarter or half of eps it does not predict how the "
-    "answers change. Attacks that follow it may be lost."
+    "logits change. Attacks that follow it may be lost."
 )
 _NOT_CHECKED: Final = (
     "An older version did not check the gradient over steps of a quarter or half of eps: run it "
@@ -218,7 +219,7 @@ def evidence_of(
 def _gates(diagnostics: Sequence[Diagnostic], evidence: Evidence) -> Iterator[Gate]:
     if evidence.surplus:
         sentence = (
-            f"It answers {counted(evidence.surplus, 'logit')} more than the dataset has classes. "
+            f"It returns {counted(evidence.surplus, 'logit')} more than the dataset has classes. "
             "Attacks may follow classes that can never win: cut the others off."
         )
         yield Gate(name=MORE_CLASSES, open=True, sentence=sentence)
@@ -257,7 +258,7 @@ def _certificate(
     sentence = diagnostic.sentence
     if ground is not None:
         sentence += (
-            " But over large steps the gradient predicts the answers, no other attack breaks more, "
+            " But over large steps the gradient predicts the logits, no other attack breaks more, "
             "and a huge eps breaks all."
         )
     yield Gate(name=CERTIFICATE, open=ground is None, sentence=sentence)

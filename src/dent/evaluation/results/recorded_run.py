@@ -219,12 +219,12 @@ def load_run(path: Path) -> RecordedRun:
         raise unreadable(path, error) from error
     if is_file:
         raise RecordError(
-            f"{path} is a file, and a run is a folder: name the folder that holds {RUN}"
+            f"{path} is a file, and a run is a folder: name the folder that contains {RUN}"
         )
     if not is_folder:
-        raise RecordError(f"{path} is no run folder: there is no such folder")
+        raise RecordError(f"{path} does not exist")
     if not is_there(path / RUN):
-        raise RecordError(f"{path} is no run folder: it holds no {RUN}{_instead(path)}")
+        raise RecordError(f"{path} is not a run folder: it has no {RUN}{_instead(path)}")
     run = read_run(path)
     plan = read_plan(path, run)
     records, challenges = read_records(path, run, plan), read_outside(path, run, plan)

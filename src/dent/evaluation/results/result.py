@@ -13,6 +13,7 @@ from dent.evaluation.records.spec import (
     SchemaVersion,
     Sha256,
 )
+from dent.evaluation.results.brief import brief
 from dent.evaluation.results.intervals import LEVEL, wilson
 from dent.storage.canonical import Record
 
@@ -400,3 +401,6 @@ class EvaluationResult(OfSpec):
     timing: dict[str, float]
     """`total`, `attack`, `serve` and `probe`: seconds over all sessions. `overhead`: the share of
     the total that is none of these."""
+
+    def __str__(self) -> str:
+        return brief(self)

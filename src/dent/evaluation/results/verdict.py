@@ -139,7 +139,7 @@ def _ruling(
 def _unnatural(opened: Sequence[str]) -> tuple[Ruling, str]:
     if FEW_BATCHES in opened:
         return "inconclusive", f"its clean accuracy is lower, but gates are open: {FEW_BATCHES}"
-    return "harmful", "natural accuracy is lower, and no robust gain was found"
+    return "harmful", "clean accuracy is lower, and no robust gain was found"
 
 
 def _level(difference: Difference) -> tuple[Ruling, str]:
@@ -190,7 +190,7 @@ def _below(
     if doubts:
         return "inconclusive", f"its worst case is lower, but gates are open: {', '.join(doubts)}"
     if natural_side == "below":
-        return "harmful", "robust and natural accuracy are lower than the static model's"
+        return "harmful", "robust and clean accuracy are lower than the static model's"
     return "harmful", "robust accuracy is lower than the static model's"
 
 

@@ -63,8 +63,10 @@ class Reattack:
             raise ConfigError(f"expected at least 1 attack to run again, or all, got {self.count}")
         if self.count is not None and not self.nonce:
             raise ConfigError(
-                f"Reattack({self.count}) needs a nonce, which draws the attacks: fix it after the "
-                "run, so that its maker could not know them. Or use Reattack() to run all again"
+                f"Reattack({self.count}) needs a nonce, a random text that selects the attacks. "
+                "Choose it "
+                "after the run is finished, so that its author cannot know which attacks you will "
+                "check. Or use Reattack() to run all again"
             )
 
     def draw(self, recorded: RecordedRun) -> tuple[Unit, ...]:
