@@ -241,7 +241,9 @@ def test_progress_true_prints_the_cost_and_every_unit(capsys: pytest.CaptureFixt
     dent.evaluate(net(), *data(), **arguments, progress=True)
     printed = capsys.readouterr()
     first, *units = printed.err.splitlines()
-    assert re.fullmatch(r"This run takes about .* early, and less than 1 MB\.", first)
+    assert re.fullmatch(
+        r"This run takes about .* early \(timed on .*\)\. The images need less than 1 MB\.", first
+    )
     assert units[0].startswith("[0/")
     assert any(CHEAP in line for line in units)
     assert printed.out == ""

@@ -127,7 +127,7 @@ def test_several_mix_shares_run_as_a_sweep_and_report_clean_members(dent: Run) -
     asked = (*EVALUATE, "--n", "2", "--batch-size", "4", "--defense", "dent+", "--out", "mixed")
     ran = dent(*asked, "--mix", "0.25,0.5")
     assert ran.code == 0, ran.err
-    assert "for 22 units of 2 runs" in ran.err
+    assert "These 2 runs take about " in ran.err
     assert " / " in ran.out  # attacked members / clean members
     assert "clean members" in ran.out
     for folder, company in (("mix=0.25", 6), ("mix=0.5", 2)):
@@ -135,7 +135,7 @@ def test_several_mix_shares_run_as_a_sweep_and_report_clean_members(dent: Run) -
         assert (found.natural.total, found.bystanders.total) == (2, company)
         assert found.attack("apgd-ce").bystanders.total == company
     again = dent(*asked, "--mix", "0.25,0.5", "--json")
-    assert "units" not in again.err  # nothing will run, so no cost is printed
+    assert "take about" not in again.err  # nothing will run, so no cost is printed
     assert set(json.loads(again.out)) == {"0.25", "0.5"}
     both = dent(*asked, "--mix", "0.25,0.5", "--sweep", "n=1,2")
     assert (both.code, "both make several runs" in both.err) == (2, True)
