@@ -18,6 +18,7 @@ from dent.evaluation.results.gates import (
     GATE_CONDITIONS,
     LARGE_STEPS,
     MORE_CLASSES,
+    UNDECLARED,
     UNFINISHED,
     Evidence,
     Ground,
@@ -398,6 +399,23 @@ def test_a_gain_of_a_batch_dependent_defense_needs_eight_batches(
     shared = declared or measured is True
     assert few.ruling == ("inconclusive" if shared else "robust gain")
     assert [each.name for each in few.gates] == ([FEW_BATCHES] if shared else [])
+
+
+@pytest.mark.parametrize("batches", [7, 8])
+def test_a_dependence_that_randomness_hides_prevents_a_gain(
+    spec: EvaluationSpec, batches: int
+) -> None:
+    hidden = Dependence(declared=False, measured=None, undetermined=True)
+    unmeasured = Diagnostic.not_run(UNDECLARED, "It cannot be measured on a randomized defense.")
+    defended = found().model_copy(update={"dependence": hidden})
+    defended = defended.model_copy(update={"diagnostics": (*defended.diagnostics, unmeasured)})
+    verdict = ruled(spec, defended, batches=batches)
+    opened = [each.name for each in verdict.gates if each.open]
+    assert verdict.ruling == "inconclusive"
+    assert opened == [UNDECLARED] + [FEW_BATCHES] * (batches < 8)
+    assert verdict.natural.assumes.startswith(
+        "that samples are" if batches < 8 else "that batches are"
+    )
 
 
 @pytest.mark.parametrize("decided", [False, True])

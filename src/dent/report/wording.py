@@ -15,7 +15,7 @@ from dent.evaluation.results.result import (
     Repeated,
     Verdict,
 )
-from dent.evaluation.results.worst_case import MIN_CLUSTERS, by_sample
+from dent.evaluation.results.worst_case import MIN_CLUSTERS, independent_members
 from dent.evaluation.subject import threat_of
 from dent.support import rounding
 from dent.support.plural import counted
@@ -174,7 +174,7 @@ def few_batches(result: EvaluationResult, defense: DefenseResult) -> int | None:
     None if they are enough, or if members of a batch are independent. Also None for a run in
     progress, because its difference is over the scored batches alone, and names their number.
     """
-    if by_sample(defense.dependence) or result.status != "complete":
+    if independent_members(defense.dependence) or result.status != "complete":
         return None
     return result.batches if result.batches < MIN_CLUSTERS else None
 

@@ -217,6 +217,9 @@ class Dependence(Record):
     declared: bool
     measured: bool | None
     """Null if it could not be measured: on a single member, or on a randomized defense."""
+    undetermined: bool = False
+    """Whether it is declared independent, its batches have several members, and the dependence
+    could not be measured. Members then do not count as independent."""
 
 
 class LadderRung(Record):

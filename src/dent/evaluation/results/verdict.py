@@ -35,7 +35,7 @@ from dent.support.rounding import points, points_bounds
 
 Ruling = Literal["robust gain", "no gain", "harmful", "inconclusive"]
 
-RULES: Final = 6
+RULES: Final = 7
 """Version of these rules."""
 FEW: Final = 0.05
 """A verdict of no gain states the gain that the samples can show, if it is more than this."""

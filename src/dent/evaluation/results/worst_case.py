@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import comb
 from typing import Final, NamedTuple
 
-from dent.evaluation.records.probe_answers import depends_on_batch
+from dent.evaluation.records.probe_answers import depends_on_batch, hides_dependence
 from dent.evaluation.records.spec import DefenseSpec, EvaluationSpec
 from dent.evaluation.results.intervals import (
     BATCHES_INDEPENDENT,
@@ -26,8 +26,13 @@ INDEPENDENT: Final = Dependence(declared=False, measured=None)
 
 def dependence_of(spec: DefenseSpec, scores: Scores) -> Dependence:
     """Return whether the defense is batch-dependent, as it declares and as was measured."""
-    measured = None if scores.probe is None else depends_on_batch(scores.probe)
-    return Dependence(declared=spec.batch_dependent, measured=measured)
+    if scores.probe is None:
+        return Dependence(declared=spec.batch_dependent, measured=None)
+    return Dependence(
+        declared=spec.batch_dependent,
+        measured=depends_on_batch(scores.probe),
+        undetermined=not spec.batch_dependent and hides_dependence(scores.probe),
+    )
 
 
 def by_sample(dependence: Dependence) -> bool:
@@ -36,6 +41,15 @@ def by_sample(dependence: Dependence) -> bool:
     It may not if the defense declares, or was measured, to be batch-dependent.
     """
     return not dependence.declared and dependence.measured is not True
+
+
+def independent_members(dependence: Dependence) -> bool:
+    """Return whether an interval may treat the members of a batch as independent.
+
+    It may not if the dependence could not be determined: randomness can hide it. The worst case may
+    still be per sample then, because it is the lower one.
+    """
+    return by_sample(dependence) and not dependence.undetermined
 
 
 def worst_of(scores: Scores, dependence: Dependence) -> WorstCase:
@@ -103,7 +117,7 @@ def difference_to(
     """Return the worst case of a defense minus the static model's; see `worst_cases`."""
     ours, theirs = worst_cases(static, defended, dependence, of_static)
     theirs_by_sample = _static_samples(defended, dependence, of_static)
-    independent = by_sample(dependence) and by_sample(of_static)
+    independent = independent_members(dependence) and independent_members(of_static)
     return paired(
         ours, theirs, independent=independent, static_by_sample=theirs_by_sample, seed=seed
     )
@@ -143,7 +157,7 @@ def natural_difference(
     return paired(
         {index: ours[index].attacked for index in batches},
         {index: theirs[index].attacked for index in batches},
-        independent=by_sample(dependence),
+        independent=independent_members(dependence),
         static_by_sample=True,
         seed=seed,
     )
