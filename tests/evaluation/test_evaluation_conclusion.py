@@ -1,5 +1,6 @@
 """The rules of the verdict, case by case, on constructed results."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 from typing import Any, get_args
@@ -9,6 +10,7 @@ import pytest
 from dent.attacks.adaptive import NOT_AVAILABLE
 from dent.evaluation import Settings, describe, suite
 from dent.evaluation.attack_kinds import kind_of_attack
+from dent.evaluation.records.plan import Batch
 from dent.evaluation.records.schema import GradientPoint, GradientRecord, ProbeRecord, UnitRecord
 from dent.evaluation.records.spec import STATIC, EvaluationSpec
 from dent.evaluation.results.certificate import CERTIFICATE
@@ -38,10 +40,11 @@ from dent.evaluation.results.result import (
     Gate,
     Verdict,
 )
-from dent.evaluation.results.scoring import Piece, Scores
+from dent.evaluation.results.scoring import Piece, Scores, piece_of
 from dent.evaluation.results.verdict import RULES, Differences, conclude, with_verdicts
 from dent.evaluation.suite_attacks import VERSION, Budget
 from dent.evaluation.suites import suite_attacks, suite_specs
+from dent.report import wording
 from tests.evaluation.subjects import make_subject
 
 SIDES: dict[str, tuple[float, float] | None] = {
@@ -329,15 +332,18 @@ def found(
     )
 
 
-def scores(batches: int, right: bool = True) -> Scores:
+def scores(batches: int, right: bool = True, clean: Sequence[bool] = ()) -> Scores:
     """Return the scores of a defense with a certified gradient, as far as verdicts use them.
 
     Args:
         batches: The number of batches.
         right: Whether every member is correct in every submission.
+        clean: Whether each clean member is correct in the attacked batches. In the natural ones,
+            all are correct.
     """
-    piece = Piece(attacked=(right,) * 8, clean=(), missing=0)
+    piece = Piece(attacked=(right,) * 8, clean=tuple(clean), missing=0)
     pieces = dict.fromkeys(range(batches), piece)
+    natural = replace(piece, clean=(True,) * len(clean))
     attacked = tuple(
         UnitRecord.model_construct(
             batch=index, backwards=9, gradients=(9,) * 8, zero_gradients=(0,) * 8, draws=()
@@ -346,7 +352,7 @@ def scores(batches: int, right: bool = True) -> Scores:
     )
     point = GradientPoint(members=8, errors=(0.0,) * 8, alike=1, same=8, of=8, coarse=(0.1,) * 8)
     probe = ProbeRecord.model_construct(gradient=GradientRecord(rung="plain", points=(point,)))
-    submissions = {"natural": pieces, "attack/apgd-ce": pieces}
+    submissions = {"natural": dict.fromkeys(pieces, natural), "attack/apgd-ce": pieces}
     return Scores(submissions, {"attack/apgd-ce": attacked}, probe, tuple(range(batches)))
 
 
@@ -376,10 +382,14 @@ def ruled(
     batches: int = 8,
     right: bool = True,
     complete: bool = True,
+    clean: Sequence[bool] = (),
 ) -> Verdict:
     reference = (static or found()).model_copy(update={"difference": None})
     results = {STATIC: reference, "dent": defended}
-    by_name = {STATIC: scores(batches), "dent": scores(batches, right)}
+    by_name = {
+        STATIC: scores(batches, clean=[True] * len(clean)),
+        "dent": scores(batches, right, clean),
+    }
     judged = judge(results, by_name, spec, complete=complete)
     assert judged[STATIC].verdict is None
     verdict = judged["dent"].verdict
@@ -520,6 +530,36 @@ def test_lower_clean_accuracy_without_a_gain_is_harmful(spec: EvaluationSpec) ->
     verdict = ruled(spec, found(side="level"), right=False)
     assert (verdict.ruling, verdict.natural.value) == ("harmful", -1)
     assert ruled(spec, found(side="level")).ruling == "no gain"
+
+
+@pytest.mark.parametrize("side", ["above", "level", "below"])
+def test_a_defense_that_breaks_the_clean_members_of_attacked_batches_is_harmful(
+    spec: EvaluationSpec, side: str
+) -> None:
+    dependent = {"dependence": Dependence(declared=True, measured=True)}
+    defended = found(side=side).model_copy(update=dependent)
+    broken = ruled(spec, defended, clean=[False] * 8)
+    assert (broken.ruling, broken.ground) == ("harmful", None)
+    assert broken.bystanders is not None
+    assert broken.bystanders.value == -1
+    if side != "below":
+        assert "clean members of attacked batches are correct less often: −100.0" in broken.sentence
+    few = ruled(spec, defended, batches=7, clean=[False] * 8)
+    assert (few.ruling, FEW_BATCHES in few.sentence) == ("inconclusive", True)
+    spared = ruled(spec, defended, clean=[True] * 8)
+    assert spared.ruling == {"above": "robust gain", "level": "no gain", "below": "harmful"}[side]
+    if side == "above":
+        assert "clean members of attacked batches: 0.0 [" in spared.sentence
+    lines = wording.verdict(broken)
+    assert any(line.startswith("Clean members of attacked batches against") for line in lines)
+    assert ruled(spec, defended).bystanders is None
+
+
+def test_some_draws_choose_the_worst_submission_for_clean_members_and_others_score_it() -> None:
+    plan = Batch.model_construct(index=0, positions=(0, 1), ids=(0, 1), labels=(1, 1), attacked=1)
+    draws = [[1, 0], [1, 1]]  # the choosing half, then the scoring half
+    piece = piece_of(plan, UnitRecord.model_construct(draws=tuple(map(tuple, draws))))
+    assert (piece.chooses_clean, piece.clean) == ((0.0,), (1.0,))
 
 
 def test_there_is_no_verdict_without_a_static_model_or_the_whole_suite(

@@ -121,7 +121,7 @@ def challenged(entry: ChallengeSummary) -> str:
 
 
 def verdict(ruling: Verdict | None) -> tuple[str, ...]:
-    """Return a verdict in sentences: the ruling, the clean accuracies, and each gate.
+    """Return a verdict in sentences: the ruling, the differences on clean images, and each gate.
 
     The gates are all gates of the defense and the open ones of the static model. Without a verdict,
     there are no sentences.
@@ -133,6 +133,11 @@ def verdict(ruling: Verdict | None) -> tuple[str, ...]:
     return (
         ruling.sentence,
         f"Clean accuracy against static: {difference(ruling.natural) or NOT_SCORED} points.",
+        *(
+            f"Clean members of attacked batches against static: {difference(each)} points."
+            for each in (ruling.bystanders,)
+            if each is not None
+        ),
         *(
             f"Gate {gate.name}{owner}, {'open' if gate.open else 'closed'}: {gate.sentence}"
             for gate, owner in shown

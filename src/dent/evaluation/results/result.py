@@ -298,6 +298,9 @@ class Verdict(Record):
     """Gates of the static model. Open ones prevent the verdict *harmful*."""
     natural: Difference
     """Difference of the clean accuracies, paired by sample."""
+    bystanders: Difference | None = None
+    """Difference of the accuracies on the clean members of attacked batches, in the submission of
+    each batch that leaves the fewest of them correct; null without clean members."""
     sentence: str
 
 

@@ -27,7 +27,11 @@ from dent.evaluation.results.mistakes import AT_CHANCE
 from dent.evaluation.results.power import detectable_gain
 from dent.evaluation.results.result import Decision, DefenseResult, Difference, Gate, Verdict
 from dent.evaluation.results.scoring import Scores
-from dent.evaluation.results.worst_case import bootstrap_seed, natural_difference
+from dent.evaluation.results.worst_case import (
+    bootstrap_seed,
+    bystander_difference,
+    natural_difference,
+)
 from dent.evaluation.suite_attacks import VERSION, Budget
 from dent.evaluation.suites import coverage_of
 from dent.support.plural import counted
@@ -59,12 +63,15 @@ class Differences:
         without_own_challenges: `robust` without the challenges to the defense alone; None if there
             are none. A difference below 0 must also hold without them, because nobody may have
             attacked the static model as hard.
+        bystanders: The difference on the clean members of attacked batches, without challenges;
+            None if batches have none.
     """
 
     robust: Difference
     natural: Difference
     without_static_challenges: Difference | None = None
     without_own_challenges: Difference | None = None
+    bystanders: Difference | None = None
 
 
 def conclude(
@@ -105,6 +112,7 @@ def conclude(
         gates=gates,
         static_gates=static_gates,
         natural=differences.natural,
+        bystanders=differences.bystanders,
         sentence=(
             f"{ruling[0].upper()}{ruling[1:]} under the dynamic suite ({budget}): {why}. Suite "
             f"{version}, rules {RULES}."
@@ -123,23 +131,42 @@ def _ruling(
     if side == "unknown" or UNFINISHED in opened:
         why = "no batch has finished the suite"
         return "inconclusive", why if side == "unknown" else "the suite has not finished"
-    if side == "above":
-        return _above(differences, opened, ground)
     unchallenged = differences.without_own_challenges
     by_challenge = unchallenged is not None and _side(unchallenged) != "below"
-    if side == "below" and not by_challenge:
-        return _below(natural_side, opened, static_gates)
-    if natural_side == "below":
-        return _unnatural(opened)
-    if side == "below":
-        return "no gain", "only challenges to the defense put the difference below 0"
-    return _level(differences.robust)
+    found: tuple[Ruling, str]
+    if side == "above":
+        found = _above(differences, opened, ground)
+    elif side == "below" and not by_challenge:
+        found = _below(natural_side, opened, static_gates)
+    elif natural_side == "below":
+        found = _unnatural(opened)
+    elif side == "below":
+        found = "no gain", "only challenges to the defense put the difference below 0"
+    else:
+        found = _level(differences.robust)
+    if found[0] == "harmful" or _side(differences.bystanders) != "below":
+        return found
+    return _harms_bystanders(differences.bystanders, opened)
 
 
 def _unnatural(opened: Sequence[str]) -> tuple[Ruling, str]:
     if FEW_BATCHES in opened:
         return "inconclusive", f"its clean accuracy is lower, but gates are open: {FEW_BATCHES}"
     return "harmful", "natural accuracy is lower, and no robust gain was found"
+
+
+def _harms_bystanders(difference: Difference | None, opened: Sequence[str]) -> tuple[Ruling, str]:
+    why = f"clean members of attacked batches are correct less often: {_shown(difference)} points"
+    doubts = [name for name in opened if name in _ALSO_PREVENT_HARMFUL]
+    if doubts:
+        return "inconclusive", f"{why}, but gates are open: {', '.join(doubts)}"
+    return "harmful", why
+
+
+def _shown(difference: Difference | None) -> str:
+    if difference is None or difference.value is None or difference.interval is None:
+        return "not scored"
+    return f"{points(difference.value)} {points_bounds(difference.interval)}"
 
 
 def _level(difference: Difference) -> tuple[Ruling, str]:
@@ -175,10 +202,10 @@ def _above(
     if ground is None:
         return "inconclusive", "its worst case is higher, but no gradient is certified"
     why = f"the whole interval of the difference lies above 0 ({ground})"
-    natural = differences.natural
-    if _side(natural) == "below" and natural.interval is not None:
-        lost = f"{points(natural.value or 0.0)} {points_bounds(natural.interval)}"
-        why += f", but clean accuracy is lower: {lost} points"
+    if _side(differences.natural) == "below":
+        why += f", but clean accuracy is lower: {_shown(differences.natural)} points"
+    if differences.bystanders is not None:
+        why += f"; clean members of attacked batches: {_shown(differences.bystanders)} points"
     return "robust gain", why
 
 
@@ -247,6 +274,9 @@ def with_verdicts(
                 natural=natural,
                 without_static_challenges=without_static_challenges.get(name),
                 without_own_challenges=without_own_challenges.get(name),
+                bystanders=bystander_difference(
+                    scores[STATIC], scores[name], result.dependence, bootstrap_seed(spec)
+                ),
             ),
             own_gates,
             doubts,
@@ -263,8 +293,8 @@ def _guesses(result: DefenseResult) -> bool:
     return any(diagnostic.name == AT_CHANCE for diagnostic in result.raised)
 
 
-def _side(difference: Difference) -> Literal["above", "below", "level", "unknown"]:
-    if difference.interval is None:
+def _side(difference: Difference | None) -> Literal["above", "below", "level", "unknown"]:
+    if difference is None or difference.interval is None:
         return "unknown"
     low, high = difference.interval
     return "above" if low > 0 else "below" if high < 0 else "level"

@@ -14,7 +14,14 @@ from dent.evaluation.results.intervals import (
     tango,
 )
 from dent.evaluation.results.result import Count, Dependence, Difference, Repeated, WorstCase
-from dent.evaluation.results.scoring import Rights, Scores, halves, worst_case, worst_submissions
+from dent.evaluation.results.scoring import (
+    Rights,
+    Scores,
+    halves,
+    worst_case,
+    worst_for_clean,
+    worst_submissions,
+)
 from dent.support.plural import agreeing, counted
 
 MIN_CLUSTERS: Final = 8
@@ -159,6 +166,29 @@ def natural_difference(
         {index: theirs[index].attacked for index in batches},
         independent=independent_members(dependence),
         static_by_sample=True,
+        seed=seed,
+    )
+
+
+def bystander_difference(
+    static: Scores, defended: Scores, dependence: Dependence, seed: int
+) -> Difference | None:
+    """Return the difference of the accuracies on the clean members of attacked batches.
+
+    For both, the submission of each batch counts that leaves the fewest clean members correct.
+
+    Returns:
+        None if no scored batch has clean members.
+    """
+    batches = sorted(set(static.whole) & set(defended.whole))
+    ours, theirs = (worst_for_clean(scores, batches) for scores in (defended, static))
+    if not ours:
+        return None
+    return paired(
+        ours,
+        theirs,
+        independent=independent_members(dependence),
+        static_by_sample=False,
         seed=seed,
     )
 
