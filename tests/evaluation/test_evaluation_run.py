@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dent import Dent, DentConfig
-from dent.attacks import make
+from dent.attacks import Defense, make
 from dent.defenses import AntiAdversary, TentOnline
 from dent.errors import ConfigError, DataError, InputError
 from dent.evaluation import (
@@ -27,6 +27,7 @@ from dent.evaluation.records.plan import make_plan
 from dent.evaluation.records.schema import Trace, UnitRecord
 from dent.evaluation.submission.submission import merge_traces, submit
 from dent.storage.canonical import without_timing
+from dent.storage.errors import SpecMismatchError
 from tests.evaluation.subjects import (
     CLASSES,
     SMALL,
@@ -107,6 +108,58 @@ def test_run_in_a_folder_gives_the_same_result_as_in_memory(tmp_path: Path) -> N
     recorded = load_run(tmp_path / "run")
     assert recorded.result == kept
     assert EvaluationResult.model_validate_json((tmp_path / "run/result.json").read_text()) == kept
+
+
+class Held:
+    """A defense that is no module, so that its weights are not in the identity of a run."""
+
+    batch_dependent = False
+
+    def __init__(self, net: nn.Module) -> None:
+        self.net = net
+
+    def adapt(self, x: Tensor) -> None:
+        del x
+
+    def predict(self, x: Tensor, adaptation: None) -> Tensor:
+        del adaptation
+        logits: Tensor = self.net(x)
+        return logits
+
+
+class Shifted(Wrapper):
+    """Its mean is in no state dict."""
+
+    def __init__(self, model: nn.Module, mean: float) -> None:
+        super().__init__(model)
+        self.register_buffer("mean", torch.tensor(mean, device=DEVICE), persistent=False)
+
+    def predict(self, x: Tensor, adaptation: None) -> Tensor:
+        return super().predict(x - self.mean, adaptation)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (Held(make_model()), Held(make_model(seed=3))),
+        (Shifted(make_model(), 0.0), Shifted(make_model(), 0.9)),
+        (Held(make_model()), Held(nn.Sequential(make_model(), nn.Softmax(dim=1)))),
+    ],
+    ids=["weights", "buffer", "only the loss"],
+)
+def test_a_run_is_not_resumed_with_a_defense_that_answers_otherwise(
+    tmp_path: Path, before: Defense, after: Defense
+) -> None:
+    def stop(state: Progress) -> None:
+        if state.done >= 6:
+            raise KeyboardInterrupt
+
+    two = Settings(n=8, batch_size=4)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(make_subject({"it": before}), two, out=tmp_path, progress=stop)
+    with pytest.raises(SpecMismatchError, match=r"it: .* in batch 0: its model, its weights or"):
+        evaluate(make_subject({"it": after}), two, out=tmp_path)
+    assert evaluate(make_subject({"it": before}), two, out=tmp_path).status == "complete"
 
 
 def test_result_counts_predictions_on_submission_and_not_claims() -> None:

@@ -17,6 +17,7 @@ from dent.evaluation.engine.execute import execute
 from dent.evaluation.engine.progress import OnProgress, Tracker
 from dent.evaluation.engine.rehearsal import rehearse
 from dent.evaluation.engine.sessions import OpenSession, Sessions
+from dent.evaluation.engine.unchanged import check_unchanged
 from dent.evaluation.records.folder import ASCENTS, RESULT, RUN, Memory, RunFolder, Store
 from dent.evaluation.records.plan import Group, Plan, Unit, groups, rounds, units
 from dent.evaluation.records.provenance import new_session
@@ -62,7 +63,8 @@ def evaluate(
     Raises:
         ConfigError: The settings or names are not valid, or do not fit the dataset.
         InputError: An object is not a defense, does not return logits, or writes into the model.
-        SpecMismatchError: `out` holds another evaluation. The message lists the fields that differ.
+        SpecMismatchError: `out` holds another evaluation, or a defense no longer gives the answers
+            that are recorded there. The message lists the fields or answers that differ.
         LockedError: Another process is writing to `out`.
         RecordError: `out` is damaged, holds other files, or cannot be written to.
 
@@ -227,6 +229,7 @@ def evaluate_with(
             take_static_part(folder, static_from)
         waiting = left(spec, plan, folder.done) if shard is None else todo
         if any(unit.key not in folder.done for unit in waiting):
+            check_unchanged(prepared, folder.done, folder.run.sessions)
             with Sessions(folder, plan) as sessions, _kept(spec, Path(out), static_from):
                 run_units(work(folder, sessions))
         if folder.run.status != "complete" and not left(spec, plan, folder.done):
