@@ -6,6 +6,7 @@ from itertools import product
 from typing import Any, get_args
 
 import pytest
+from scipy.stats import multinomial
 
 from dent.attacks.adaptive import NOT_AVAILABLE
 from dent.evaluation import Settings, describe, suite
@@ -28,6 +29,7 @@ from dent.evaluation.results.gates import (
     ground_of,
 )
 from dent.evaluation.results.gradient_comparison import GradientComparison
+from dent.evaluation.results.intervals import tango
 from dent.evaluation.results.mistakes import AT_CHANCE
 from dent.evaluation.results.result import (
     AttackSummary,
@@ -59,14 +61,15 @@ SIDES: dict[str, tuple[float, float] | None] = {
 
 def difference(side: str) -> Difference:
     interval = SIDES[side]
+    more, less = {"above": (10, 0), "below": (0, 10)}.get(side, (3, 3))
     return Difference(
         value=None if interval is None else sum(interval) / 2,
         interval=interval,
         method="tango",
         assumes="",
         total=100,
-        only_defended=3,
-        only_static=3,
+        only_defended=more,
+        only_static=less,
         static=Count.of(50, 100),
         static_unit="sample",
     )
@@ -137,6 +140,50 @@ def test_no_gain_states_the_gain_that_the_samples_can_detect(
     found = concluded(level, difference("level"))
     assert found.ruling == ruling
     assert said in found.sentence
+
+
+def counted_pairs(more: int, less: int, samples: int) -> Difference:
+    """Return the difference of samples of which the defense has more, and the static model less."""
+    counts = {"total": samples, "only_defended": more, "only_static": less}
+    ends = {"value": (more - less) / samples, "interval": tango(more, less, samples)}
+    return difference("level").model_copy(update=counts | ends)
+
+
+@pytest.mark.parametrize(
+    ("more", "less", "samples", "ruling"),
+    [
+        (4, 0, 4, "inconclusive"),
+        (5, 0, 5, "inconclusive"),
+        (7, 1, 8, "no gain"),
+        (8, 0, 8, "robust gain"),
+        (1, 7, 8, "no gain"),
+        (0, 8, 8, "harmful"),
+    ],
+)
+def test_a_gain_or_loss_on_few_samples_needs_the_exact_sign_test(
+    more: int, less: int, samples: int, ruling: str
+) -> None:
+    robust = counted_pairs(more, less, samples)
+    assert robust.interval is not None
+    assert robust.interval[0] > 0 or robust.interval[1] < 0
+    verdict = concluded(robust, counted_pairs(0, 0, samples))
+    assert verdict.ruling == ruling
+    chance = "the difference may be chance (exact sign test, p = 0.07)"
+    assert (chance in verdict.sentence) == (ruling == "no gain")
+
+
+def test_no_number_of_samples_gives_a_false_gain_in_more_than_one_of_forty_runs() -> None:
+    for samples in (4, 5, 6, 8, 12):
+        pairs = [(a, b) for a, b in product(range(samples + 1), repeat=2) if a + b <= samples]
+        gains = [
+            (a, b)
+            for a, b in pairs
+            if concluded(counted_pairs(a, b, samples), counted_pairs(0, 0, samples)).ruling
+            == "robust gain"
+        ]
+        for share in (0.1, 0.25, 0.4, 0.5):
+            model = multinomial(samples, [share, share, 1 - 2 * share])
+            assert sum(model.pmf([a, b, samples - a - b]) for a, b in gains) <= 0.025
 
 
 def test_a_stopped_run_states_the_bound_on_the_difference_at_its_stop() -> None:

@@ -23,6 +23,7 @@ from dent.evaluation.results.gates import (
     ground_of,
     unfinished_gate,
 )
+from dent.evaluation.results.intervals import sign_test
 from dent.evaluation.results.mistakes import AT_CHANCE
 from dent.evaluation.results.power import detectable_gain
 from dent.evaluation.results.result import Decision, DefenseResult, Difference, Gate, Verdict
@@ -175,6 +176,10 @@ def _level(difference: Difference) -> tuple[Ruling, str]:
     if shown is None:
         return "inconclusive", f"{samples} cannot show any gain"
     why = "the interval of the difference contains 0"
+    if difference.interval is not None and not (
+        difference.interval[0] <= 0 <= difference.interval[1]
+    ):
+        why = f"the difference may be chance (exact sign test, p = {_by_chance(difference):.2g})"
     if difference.value == 0 and not difference.only_defended:
         why = "the defense and the static model are correct on the same samples"
     if shown > FEW:
@@ -197,6 +202,9 @@ def _above(
     unchallenged = differences.without_static_challenges
     if unchallenged is not None and _side(unchallenged) != "above":
         return "no gain", "only challenges to the static model put the difference above 0"
+    if detectable_gain(differences.robust.total) is None:
+        samples = counted(differences.robust.total, "sample")
+        return "inconclusive", f"{samples} cannot show any gain"
     if opened:
         return "inconclusive", f"its worst case is higher, but gates are open: {', '.join(opened)}"
     if ground is None:
@@ -297,4 +305,11 @@ def _side(difference: Difference | None) -> Literal["above", "below", "level", "
     if difference is None or difference.interval is None:
         return "unknown"
     low, high = difference.interval
+    if _by_chance(difference) >= 1 - difference.level:
+        return "level"
     return "above" if low > 0 else "below" if high < 0 else "level"
+
+
+def _by_chance(difference: Difference) -> float:
+    """Return the p-value of the sign test, which also keeps its level for few samples."""
+    return sign_test(difference.only_defended, difference.only_static)
