@@ -210,6 +210,8 @@ def _above(
     if ground is None:
         return "inconclusive", "its worst case is higher, but no gradient is certified"
     why = f"the whole interval of the difference lies above 0 ({ground})"
+    if unchallenged is not None and _less(unchallenged, differences.robust):
+        why += f"; without challenges to the static model: {_shown(unchallenged)} points"
     if _side(differences.natural) == "below":
         why += f", but clean accuracy is lower: {_shown(differences.natural)} points"
     if differences.bystanders is not None:
@@ -299,6 +301,10 @@ def with_verdicts(
 
 def _guesses(result: DefenseResult) -> bool:
     return any(diagnostic.name == AT_CHANCE for diagnostic in result.raised)
+
+
+def _less(first: Difference, second: Difference) -> bool:
+    return (first.value or 0.0) < (second.value or 0.0)
 
 
 def _side(difference: Difference | None) -> Literal["above", "below", "level", "unknown"]:
