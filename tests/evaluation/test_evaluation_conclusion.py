@@ -15,12 +15,13 @@ from dent.evaluation.records.plan import Batch
 from dent.evaluation.records.schema import GradientPoint, GradientRecord, ProbeRecord, UnitRecord
 from dent.evaluation.records.spec import STATIC, EvaluationSpec
 from dent.evaluation.results.certificate import CERTIFICATE
-from dent.evaluation.results.diagnostics import HUGE_EPS, SIGHTED
+from dent.evaluation.results.diagnostics import HUGE_EPS, SIGHTED, of_run
 from dent.evaluation.results.gates import (
     FEW_BATCHES,
     GATE_CONDITIONS,
     LARGE_STEPS,
     MORE_CLASSES,
+    NO_TRANSFERS,
     UNDECLARED,
     UNFINISHED,
     Evidence,
@@ -607,6 +608,22 @@ def test_some_draws_choose_the_worst_submission_for_clean_members_and_others_sco
     draws = [[1, 0], [1, 1]]  # the choosing half, then the scoring half
     piece = piece_of(plan, UnitRecord.model_construct(draws=tuple(map(tuple, draws))))
     assert (piece.chooses_clean, piece.clean) == ((0.0,), (1.0,))
+
+
+def test_a_gain_needs_transfers_and_the_model_itself_as_static_model(spec: EvaluationSpec) -> None:
+    alone = spec.model_copy(
+        update={"settings": spec.settings.model_copy(update={"transfer": False})}
+    )
+    assert not any(each.raised for each in of_run(spec, uneven=False, sessions=()))
+    static, *others = spec.defenses
+    other = static.model_copy(update={"weights": "0" * 64})
+    replaced = spec.model_copy(update={"defenses": (other, *others)})
+    (raised,) = (each for each in of_run(replaced, uneven=False, sessions=()) if each.raised)
+    assert raised.name == "static is not the model"
+    for changed, name in ((alone, NO_TRANSFERS), (replaced, raised.name)):
+        for side, ruling in (("above", "inconclusive"), ("level", "no gain"), ("below", "harmful")):
+            verdict = ruled(changed, found(side=side))
+            assert (verdict.ruling, [each.name for each in verdict.gates]) == (ruling, [name])
 
 
 def test_there_is_no_verdict_without_a_static_model_or_the_whole_suite(

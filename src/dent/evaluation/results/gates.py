@@ -9,7 +9,13 @@ from typing import Final, Literal
 
 from dent.evaluation.records.spec import EvaluationSpec
 from dent.evaluation.results.certificate import CERTIFICATE, answered_classes, over_large_steps
-from dent.evaluation.results.diagnostics import HUGE_EPS, SIGHTED
+from dent.evaluation.results.diagnostics import (
+    ANOTHER_STATIC,
+    ANOTHER_STATIC_SENTENCE,
+    HUGE_EPS,
+    SIGHTED,
+    static_is_another,
+)
 from dent.evaluation.results.gradient_comparison import GradientComparison, compare_gradients
 from dent.evaluation.results.result import DefenseResult, Diagnostic, Gate
 from dent.evaluation.results.scoring import Scores
@@ -24,6 +30,7 @@ UNFINISHED: Final = "unfinished"
 FEW_BATCHES: Final = "few batches"
 LARGE_STEPS: Final = "gradient over large steps"
 MORE_CLASSES: Final = "more logits than classes"
+NO_TRANSFERS: Final = "no transfers"
 UNDECLARED: Final = "undeclared dependence"
 
 Ground = Literal["exact gradient certified", "surrogate gradient, unbeaten"]
@@ -281,6 +288,17 @@ def _certificate(
 def unfinished_gate() -> Gate:
     """Return the gate of a run that is not finished, which is open."""
     return Gate(name=UNFINISHED, open=True, sentence="The run is not finished.")
+
+
+def run_gates(spec: EvaluationSpec) -> tuple[Gate, ...]:
+    """Return the open gates of all defenses that follow from how the whole run was set up."""
+    gates = []
+    if not spec.settings.transfer:
+        sentence = "The run submitted no adversarial images of the static model to the defense."
+        gates.append(Gate(name=NO_TRANSFERS, open=True, sentence=sentence))
+    if static_is_another(spec):
+        gates.append(Gate(name=ANOTHER_STATIC, open=True, sentence=ANOTHER_STATIC_SENTENCE))
+    return tuple(gates)
 
 
 def few_batches_gates(result: DefenseResult, batches: int) -> tuple[Gate, ...]:

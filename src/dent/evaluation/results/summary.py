@@ -98,7 +98,7 @@ def summarize(
             without_static_challenges=_without_static_challenges(scores, challenged, spec),
             without_own_challenges=_without_own_challenges(scores, challenged, spec, plan),
         ),
-        diagnostics=diagnostics.of_run(uneven=plan.uneven, sessions=sessions),
+        diagnostics=diagnostics.of_run(spec, uneven=plan.uneven, sessions=sessions),
         sessions=tuple(sessions),
         timing=_total_timing(sessions),
     )

@@ -21,6 +21,7 @@ from dent.evaluation.results.gates import (
     few_batches_gates,
     gates_of,
     ground_of,
+    run_gates,
     unfinished_gate,
 )
 from dent.evaluation.results.intervals import sign_test
@@ -259,6 +260,7 @@ def with_verdicts(
         name: evidence_of(result, scores[name], spec, coverage.ran_as)
         for name, result in results.items()
     }
+    of_run = run_gates(spec)
     unfinished = () if complete else (unfinished_gate(),)
     static_gates = gates_of(results[STATIC].diagnostics, evidence[STATIC]) + unfinished
     # Only a claim of a gain needs these gates. Nets without a defense curve over such steps, too.
@@ -269,7 +271,7 @@ def with_verdicts(
         if result.difference is None:
             continue
         own_gates = gates_of(result.diagnostics, evidence[name])
-        own_gates += few_batches_gates(result, len(scores[name].whole)) + unfinished
+        own_gates += few_batches_gates(result, len(scores[name].whole)) + of_run + unfinished
         doubts = static_gates
         if result.decided is not None:  # checks that only a claim of a gain needs did not run
             own_gates = tuple(gate for gate in own_gates if gate.name in _ALSO_PREVENT_HARMFUL)
