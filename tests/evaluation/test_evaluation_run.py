@@ -1,5 +1,6 @@
 """Whole evaluations, compared with the same computation by hand."""
 
+import copy
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +19,8 @@ from dent.evaluation import (
     EvaluationResult,
     Progress,
     Settings,
+    Subject,
+    describe,
     estimate,
     evaluate,
     load_run,
@@ -386,6 +389,25 @@ def test_invalid_subjects_are_refused_before_the_run_starts(tmp_path: Path) -> N
         assert not (tmp_path / "run").exists()
     with pytest.raises(ConfigError, match="no defense to evaluate"):
         evaluate(make_subject({}), Settings(static=False))
+
+
+def test_a_defense_around_another_model_is_refused() -> None:
+    model, other = make_model(), make_model(seed=3)
+    settings = Settings(n=8, batch_size=8)
+
+    def subject(base: nn.Module) -> Subject:
+        return replace(make_subject({"mine": Dent(base, DentConfig(steps=1))}), model=model)
+
+    with pytest.raises(InputError, match="'mine' wraps another model than the one under eval"):
+        evaluate(subject(other), settings)
+    tuned = copy.deepcopy(model)
+    defended = make_subject({"mine": Dent(tuned, DentConfig(steps=1))})
+    with torch.no_grad():
+        next(model.parameters()).mul_(2)
+    with pytest.raises(InputError, match=r"Wrap this model, .*: Dent\(model\)"):
+        describe(replace(defended, model=model), settings)
+    # The same weights under other names, as inside of a wrapper, are the same model.
+    describe(subject(nn.Sequential(model).eval()), settings)
 
 
 def test_dataset_that_changes_its_labels_during_the_run_is_refused() -> None:
