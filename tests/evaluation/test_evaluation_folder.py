@@ -16,9 +16,11 @@ import pytest
 import torch
 
 import dent
+from dent.errors import DataError
 from dent.evaluation import (
     EvaluationResult,
     LockedError,
+    Progress,
     RecordError,
     SchemaVersionError,
     Settings,
@@ -28,6 +30,7 @@ from dent.evaluation import (
     load_run,
 )
 from dent.evaluation.engine import sessions
+from dent.evaluation.records.folder import dump
 from dent.evaluation.records.journal import JOURNAL
 from dent.storage.canonical import without_timing
 from dent.storage.lock import HOLDER, FolderLock
@@ -57,6 +60,33 @@ def comparable(result: EvaluationResult) -> object:
     plain = without_timing(result.to_json())
     plain.pop("sessions")
     return plain
+
+
+def test_an_error_message_with_a_file_name_that_is_not_utf_8_does_not_lock_the_run(
+    tmp_path: Path,
+) -> None:
+    name = "img\udcff.png"  # as Python reads the bytes img\xff.png
+
+    def stop(state: Progress) -> None:
+        if state.done >= 2:
+            raise DataError(f"{name} cannot be read" + "!" * 5000)
+
+    subject = make_subject()
+    with pytest.raises(DataError):
+        evaluate(subject, SMALL, out=tmp_path, progress=stop)
+    (session,) = load_run(tmp_path).run.sessions
+    assert session.message is not None
+    assert session.message.startswith("img\\udcff.png cannot be read!")
+    assert len(session.message) == 4000
+    # Older versions wrote the surrogate itself.
+    plain = json.loads((tmp_path / "run.json").read_text())
+    plain["sessions"][0]["message"] = name
+    (tmp_path / "run.json").write_text(json.dumps(plain))
+    assert load_run(tmp_path).run.sessions[0].message == "img\\udcff.png"
+    assert evaluate(subject, SMALL, out=tmp_path).status == "complete"
+    with pytest.raises(RecordError, match="is not valid Unicode"):
+        dump(session.model_copy(update={"message": name}))
+    assert dump(session.model_copy(update={"message": "\U0001f600"}))
 
 
 def test_a_complete_run_is_not_run_again_and_its_folder_is_unchanged(folder: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Final
 import torch
 
 from dent.evaluation.records.schema import Session
+from dent.support.printable import encodable
 
 _PACKAGES: Final = (
     "torch-dent",
@@ -26,7 +27,7 @@ def new_session(device: torch.device) -> Session:
     """Return the description of this process at the start of its work on a run."""
     return Session(
         versions={"python": platform.python_version()} | _versions(),
-        platform=platform.platform(),
+        platform=encodable(platform.platform()),
         device=_device(device),
         threads=torch.get_num_threads(),
         processors=os.cpu_count() or 0,
@@ -81,5 +82,5 @@ def _versions() -> dict[str, str]:
 
 def _device(device: torch.device) -> str:
     if device.type == "cuda":
-        return f"cuda: {torch.cuda.get_device_name(device)}"
-    return f"{device.type}: {platform.processor() or platform.machine()}"
+        return encodable(f"cuda: {torch.cuda.get_device_name(device)}")
+    return encodable(f"{device.type}: {platform.processor() or platform.machine()}")
