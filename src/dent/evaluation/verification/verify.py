@@ -311,6 +311,14 @@ def _result(recorded: RecordedRun) -> Check:
                 f"{RESULT} is without the last challenge, by {recorded.challenges[-1].by}: repeat "
                 "that `dent challenge` to have it written",
             )
+    newer_units = len(recorded.records) - stored.units_done
+    unfinished = recorded.run.status != "complete" and stored.status == "partial"
+    if mismatches and unfinished and newer_units > 0:
+        return _not_run(
+            "result",
+            f"{RESULT} is from before the last {counted(newer_units, 'unit')}: resume the run to "
+            "have it written",
+        )
     if not mismatches and stored.rules != RULES:
         newer = ": upgrade torch-dent" if stored.rules > RULES else ""
         return _not_run(
