@@ -427,7 +427,7 @@ def test_the_result_of_a_part_does_not_fail_a_run_that_went_on_and_was_interrupt
     verified = verify(tmp_path)
     check = next(check for check in verified.checks if check.name == "result")
     assert (verified.status, check.state) == ("incomplete", "not-run")
-    assert "is from before the last" in check.problems[0]
+    assert "is from before the last session" in check.problems[0]
     # A run that says it is complete must have the result of all of its records.
     run = json.loads((tmp_path / "run.json").read_text())
     (tmp_path / "run.json").write_text(json.dumps(run | {"status": "complete"}))
