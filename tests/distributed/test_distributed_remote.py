@@ -107,6 +107,17 @@ def at_second(state: Progress) -> None:
         raise KeyboardInterrupt
 
 
+def test_only_a_run_that_is_resumed_downloads_the_ascents(store: dict[str, Any]) -> None:
+    run_at(URL)
+    fsspec.filesystem("memory").pipe_file(f"{URL}/ascents/some.pt", b"computed before")
+    for tensors in (True, False):
+        with fetched(URL, tensors=tensors) as folder:
+            assert not (folder / "ascents").exists()
+            assert any(folder.rglob("*.safetensors")) == tensors
+    with written(URL) as place:
+        assert (place.folder / "ascents/some.pt").read_bytes() == b"computed before"
+
+
 def test_refusals_name_the_url_and_not_its_temporary_copy() -> None:
     run_at(URL)
 

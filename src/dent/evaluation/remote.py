@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from dent.errors import ConfigError, DentError, DentWarning, MissingExtraError
 from dent.evaluation.engine.progress import OnProgress, Progress
+from dent.evaluation.records.folder import ASCENTS
 from dent.evaluation.records.journal import CHALLENGES, JOURNAL
 from dent.storage.disk import TEMPORARY
 from dent.storage.errors import RecordError
@@ -68,7 +69,7 @@ class _Mirror(Place):
 
     def fetch(self) -> bool:
         """Download the remote files, and return whether there were any."""
-        existed = self._remote.fetch(self.folder, tensors=True)
+        existed = self._remote.fetch(self.folder, tensors=True, ascents=True)
         self._sent = self._local()
         self._journals = {n: {size} for n, (size, _) in self._sent.items() if _is_journal(n)}
         return existed
@@ -150,8 +151,14 @@ class _Remote:
         self._files, root = _open(url)
         self._root = root.rstrip("/")
 
-    def fetch(self, folder: Path, *, tensors: bool) -> bool:
-        """Download all files to a folder, and return whether there were any."""
+    def fetch(self, folder: Path, *, tensors: bool, ascents: bool) -> bool:
+        """Download the files to a folder, and return whether there were any.
+
+        Args:
+            folder: The folder.
+            tensors: Whether to download adversarial images.
+            ascents: Whether to download what attacks computed on the static model.
+        """
         with self._trouble("read"):
             self._files.invalidate_cache()
             paths = self._files.find(self._root)
@@ -159,7 +166,8 @@ class _Remote:
                 name = str(path)[len(self._root) :].lstrip("/")
                 if not name or ".." in Path(name).parts:
                     raise RecordError(f"{self._url} is a file, or holds a name {name!r}: no run")
-                if tensors or not name.endswith(_TENSOR):
+                is_ascent = ASCENTS in Path(name).parts[:-1]
+                if ascents if is_ascent else tensors or not name.endswith(_TENSOR):
                     (folder / name).parent.mkdir(parents=True, exist_ok=True)
                     self._files.get_file(path, str(folder / name))
         return bool(paths)
@@ -266,7 +274,7 @@ def fetched(where: str, *, tensors: bool = True) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="dent-") as scratch:
         folder = Path(scratch) / _last_part(where)
-        if not _Remote(where).fetch(folder, tensors=tensors):
+        if not _Remote(where).fetch(folder, tensors=tensors, ascents=False):
             raise RecordError(f"there is nothing at {where}")
         with _called(folder, where.rstrip("/")):
             yield folder
