@@ -166,10 +166,14 @@ def test_cost_is_printed_before_a_run_but_not_before_a_refusal(dent: Run) -> Non
     asked = (*EVALUATE, "--n", "4", "--batch-size", "4", "--defense", "dent+", "--out", "run")
     first = dent(*asked)
     assert first.err.index("About") < first.err.index("probe")
-    # For an incomplete run, the message also counts the recorded units.
+    # For an incomplete run or a shard, the estimate is of the units that are left.
+    part = dent(*asked[:-1], "part", "--shard", "1/2")
+    assert "for 7 units;" in part.err
+    rest = dent(*asked[:-1], "rest", "--static-from", "run")
+    assert "for 5 units that are left of 8" in rest.err
     journal = Path("run/journal.jsonl")
     journal.write_text("".join(journal.read_text().splitlines(keepends=True)[:3]))
-    assert "for 8 units, 3 of which are already recorded" in dent(*asked).err
+    assert "for 5 units that are left of 8" in dent(*asked).err
     other = dent(*asked, "--seed", "1")
     assert other.code == 2
     assert "settings.seed" in other.err

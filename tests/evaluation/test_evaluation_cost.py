@@ -46,6 +46,19 @@ def test_the_estimate_counts_the_passes_that_the_run_makes() -> None:
     assert found.seconds > 0
 
 
+def test_the_estimate_of_a_part_counts_only_its_units() -> None:
+    subject = make_subject()
+    whole = estimate(subject, SMALL)
+    keys = {f"attack/{batch}/dent/push" for batch in (0, 1)}
+    part = estimate(subject, SMALL, only=keys)
+    assert (whole.units, part.units) == (29, 2)
+    assert part.tensor_bytes * 20 == whole.tensor_bytes // 4 * 16
+    assert part.defenses["dent"].answers + part.defenses["dent"].gradients < (
+        whole.defenses["dent"].answers + whole.defenses["dent"].gradients
+    )
+    assert part.defenses["static"].static_passes == 0
+
+
 def test_the_estimate_counts_the_follow_ups_of_full_diagnostics() -> None:
     model = make_model()
     defense = Counting(model)

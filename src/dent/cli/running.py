@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -27,11 +27,14 @@ from dent.evaluation import (
 from dent.evaluation import Progress as State
 from dent.evaluation.engine.progress import OnProgress
 from dent.evaluation.records.shard import Shard
+from dent.evaluation.records.spec import STATIC
 from dent.evaluation.remote import Place
 from dent.evaluation.results.decision import left
 from dent.evaluation.results.power import detectable_gain
+from dent.evaluation.run import rounds_of
+from dent.evaluation.subject import prepare
 from dent.evaluation.sweeps import Over, Value, folder_name, variants
-from dent.support.plural import counted
+from dent.support.plural import agreeing, counted
 from dent.support.rounding import points
 
 
@@ -117,57 +120,98 @@ def run_sweep(
         raise
 
 
-def announce(subject: Subject, settings: Settings, out: Path) -> None:
+def announce(subject: Subject, settings: Settings, out: Path, how: How = HERE) -> None:
     """Print the largest cost of a run before it starts; nothing if it will not start."""
-    done = _recorded(subject, settings, out)
-    if done is not None:
-        cost = estimate(subject, settings)
-        _say([cost], done, "")
+    waiting = _left(subject, settings, out, how)
+    if waiting is not None:
+        cost = estimate(subject, settings, only=waiting.keys)
+        _say([cost], waiting.of, "", how)
         _say_power(subject, settings, cost)
 
 
 def announce_sweep(
-    subject: Subject, settings: Settings, over: Over, values: Sequence[Value], out: Path
+    subject: Subject,
+    settings: Settings,
+    over: Over,
+    values: Sequence[Value],
+    out: Path,
+    how: How = HERE,
 ) -> None:
     """Print the largest cost of all runs of a sweep together."""
-    costs, recorded = [], 0
+    costs, planned = [], 0
     for value, (variant, chosen) in variants(subject, settings, over, values).items():
-        done = _recorded(variant, chosen, out / folder_name(over, value))
-        if done is not None:
-            costs.append(estimate(variant, chosen))
-            recorded += done
+        waiting = _left(variant, chosen, out / folder_name(over, value), how)
+        if waiting is not None:
+            costs.append(estimate(variant, chosen, only=waiting.keys))
+            planned += waiting.of
     if costs:
-        _say(costs, recorded, f" of {counted(len(costs), 'run')}")
+        _say(costs, planned, f" of {counted(len(costs), 'run')}", how)
 
 
-def _recorded(subject: Subject, settings: Settings, out: Path) -> int | None:
-    """Return how many units are recorded; None if the run is complete or will be refused."""
-    if not out.exists():
-        return 0
+class _Left(NamedTuple):
+    """The units of a run, or of its shard, that are not recorded: their keys; and of how many."""
+
+    keys: frozenset[str]
+    of: int
+
+
+def _left(subject: Subject, settings: Settings, out: Path, how: How) -> _Left | None:
+    """Return the units that are left to run; None if there are none, or the run will be refused."""
+    prepared = prepare(subject, settings)
+    spec, plan = prepared.spec, prepared.plan
+    mine = {
+        unit.key
+        for groups in rounds_of(how.shard, spec, plan)
+        for group in groups
+        for unit in group
+    }
+    done = _static_keys(how.static_from)
+    if out.exists():
+        try:
+            recorded = load_run(out)
+        except RecordError:
+            if not out.is_dir() or any(out.iterdir()):
+                return None
+        else:
+            is_other_evaluation = recorded.run.spec.newest != spec
+            if is_other_evaluation or not left(recorded.run.spec, recorded.plan, recorded.records):
+                return None
+            done |= recorded.records.keys()
+    keys = frozenset(mine - done)
+    return _Left(keys, len(mine)) if keys else None
+
+
+def _static_keys(folder: Path | None) -> set[str]:
+    """Return the keys of the records of the static model that will be copied from another run."""
+    if folder is None:
+        return set()
     try:
-        recorded = load_run(out)
-    except RecordError:
-        return 0 if out.is_dir() and not any(out.iterdir()) else None
-    is_other_evaluation = recorded.run.spec.newest != describe(subject, settings)
-    if is_other_evaluation or not left(recorded.run.spec, recorded.plan, recorded.records):
-        return None
-    return len(recorded.records)
+        records = load_run(folder).records
+    except RecordError:  # the run says so when it starts
+        return set()
+    return {key for key, record in records.items() if record.defense == STATIC}
 
 
-def _say(costs: Sequence[CostEstimate], done: int, runs: str) -> None:
+def _say(costs: Sequence[CostEstimate], planned: int, runs: str, how: How) -> None:
     largest = max(costs, key=lambda cost: cost.seconds)
     costs_per_answer = ", ".join(
         f"{name} {defense.relative:.0f}x"
         for name, defense in largest.defenses.items()
         if name != "static"
     )
-    least, most = sum(cost.least for cost in costs), sum(cost.seconds for cost in costs)
+    workers = (how.cluster and how.cluster.workers) or 1
+    least, most = (
+        sum(seconds) / workers
+        for seconds in ([cost.least for cost in costs], [cost.seconds for cost in costs])
+    )
+    waiting = sum(cost.units for cost in costs)
     size = sum(cost.tensor_bytes for cost in costs)
     ERR.print(
         f"About {between(least, most)} at this machine's present speed, if no attack stops early, "
         f"and {size / 1e6:.0f} MB, for "
-        f"{counted(sum(cost.units for cost in costs), 'unit')}{runs}"
-        + (f", {done} of which are already recorded" if done else "")
+        f"{counted(waiting, 'unit')}{runs}"
+        + (f" that {agreeing(waiting, 'are')} left of {planned}" if waiting < planned else "")
+        + (f", by {counted(workers, 'worker')}" if workers > 1 else "")
         + (
             f"; one prediction in static forwards: {costs_per_answer}." if costs_per_answer else "."
         ),

@@ -201,7 +201,7 @@ def evaluate_with(
     prepared = prepare(subject, settings)
     spec, plan = prepared.spec, prepared.plan
     _warn_of_missing_classes(prepared)
-    unit_rounds = tuple(rounds(spec, plan)) if shard is None else _rounds_of(shard, spec, plan)
+    unit_rounds = rounds_of(shard, spec, plan)
     todo = [unit for unit_groups in unit_rounds for group in unit_groups for unit in group]
 
     if out is None or not os.path.exists(Path(out) / RUN):  # a resumed run was rehearsed already
@@ -257,11 +257,15 @@ def _warn_of_missing_classes(prepared: Prepared) -> None:
         )
 
 
-def _rounds_of(shard: Shard, spec: EvaluationSpec, plan: Plan) -> tuple[tuple[Group, ...], ...]:
-    """Return the rounds of a shard.
+def rounds_of(
+    shard: Shard | None, spec: EvaluationSpec, plan: Plan
+) -> tuple[tuple[Group, ...], ...]:
+    """Return the rounds of a shard; of the whole run if it is None.
 
     In a run by attack, every shard makes all probes: its attacks and certificates depend on them.
     """
+    if shard is None:
+        return tuple(rounds(spec, plan))
     every = tuple(groups(spec, plan))
     if spec.schedule == "by-batch":
         return (shard.of_all(every),)
