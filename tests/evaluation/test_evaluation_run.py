@@ -28,6 +28,7 @@ from dent.evaluation import (
 from dent.evaluation.records.folder import Memory
 from dent.evaluation.records.plan import make_plan
 from dent.evaluation.records.schema import Trace, UnitRecord
+from dent.evaluation.records.shard import Shard
 from dent.evaluation.submission.submission import merge_traces, submit
 from dent.storage.canonical import without_timing
 from dent.storage.errors import SpecMismatchError
@@ -163,6 +164,24 @@ def test_a_run_is_not_resumed_with_a_defense_that_answers_otherwise(
     with pytest.raises(SpecMismatchError, match=r"it: .* in batch 0: its model, its weights or"):
         evaluate(make_subject({"it": after}), two, out=tmp_path)
     assert evaluate(make_subject({"it": before}), two, out=tmp_path).status == "complete"
+
+
+def test_a_shard_without_units_is_partial(tmp_path: Path) -> None:
+    result = evaluate(make_subject(), SMALL, out=tmp_path, shard=Shard(50, 60))
+    assert (result.status, load_run(tmp_path).run.status) == ("partial", "partial")
+
+
+def test_the_time_of_a_run_includes_units_of_a_killed_process(tmp_path: Path) -> None:
+    evaluate(make_subject(), SMALL, out=tmp_path)
+    recorded = load_run(tmp_path)
+    (session,) = recorded.run.sessions
+    killed = session.model_copy(update={"units": 0, "timing": {}})
+    run = recorded.run.model_copy(update={"sessions": (killed,)})
+    timing = replace(recorded, run=run).result.timing
+    units = recorded.records.values()
+    assert timing["total"] == sum(record.timing.total for record in units) > 0
+    assert timing["attack"] == sum(record.timing.attack for record in units) > 0
+    assert recorded.result.timing["total"] == session.timing["total"]
 
 
 def test_result_counts_predictions_on_submission_and_not_claims() -> None:

@@ -232,12 +232,19 @@ def evaluate_with(
             check_unchanged(prepared, folder.done, folder.run.sessions)
             with Sessions(folder, plan) as sessions, _kept(spec, Path(out), static_from):
                 run_units(work(folder, sessions))
-        if folder.run.status != "complete" and not left(spec, plan, folder.done):
-            folder.update(status="complete")  # a killed process, or copied records, left nothing
+        _settle(folder, plan)
         run = folder.run
         result = summarize(run.spec, plan, folder.done, run.units, run.sessions, folder.challenges)
         folder.write(RESULT, result)
     return result
+
+
+def _settle(folder: RunFolder, plan: Plan) -> None:
+    """Record the status of a run on which no unit ran, because none was left here."""
+    if folder.run.status != "complete" and not left(folder.spec, plan, folder.done):
+        folder.update(status="complete")  # a killed process, or copied records, left nothing
+    elif folder.run.status == "running":
+        folder.update(status="partial")  # a shard without units of its own, or a killed one
 
 
 def _warn_of_missing_classes(prepared: Prepared) -> None:
