@@ -425,6 +425,9 @@ def test_a_defense_around_another_model_is_refused() -> None:
         next(model.parameters()).mul_(2)
     with pytest.raises(InputError, match=r"Wrap this model, .*: Dent\(model\)"):
         describe(replace(defended, model=model), settings)
+    # A module that is a defense itself, perhaps with weights of its own, is run as such a Dent.
+    alone = make_subject({"mine": Dent(other, DentConfig(steps=0))})
+    describe(replace(alone, model=make_model()), settings)
     # The same weights under other names, as inside of a wrapper, are the same model.
     describe(subject(nn.Sequential(model).eval()), settings)
 

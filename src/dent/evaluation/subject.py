@@ -13,6 +13,7 @@ from dent.attacks.adaptive.capabilities import takes_no_steps
 from dent.data.dataset import ImageDataset
 from dent.data.registry import classes_of
 from dent.defenses import describe as describe_defense
+from dent.defenses.base import STATIC as UNCHANGING
 from dent.errors import ConfigError, InputError
 from dent.evaluation.attack_specs import attack_spec
 from dent.evaluation.records.naming import contradiction
@@ -277,7 +278,12 @@ def _check_defense(name: str, defense: Defense) -> None:
 
 
 def _check_model_of(name: str, defense: Defense, model: nn.Module) -> None:
-    """Check that a defense that tells its static model wraps the model under evaluation."""
+    """Check that a defense that tells its static model wraps the model under evaluation.
+
+    A `Dent` without steps is left out, because a module that is a defense itself is run as one.
+    """
+    if getattr(defense, "config", None) == UNCHANGING:
+        return
     unwrap = getattr(defense, "unwrap", None)
     wrapped = unwrap() if callable(unwrap) else None
     if isinstance(wrapped, nn.Module) and not have_same_weights(wrapped, model):
