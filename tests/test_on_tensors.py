@@ -243,8 +243,6 @@ def test_progress_true_prints_the_cost_and_every_unit(capsys: pytest.CaptureFixt
     first, *units = printed.err.splitlines()
     pattern = r"This run takes about .* early \(timed on .*\)\. The images need less than 1 MB\."
     assert re.fullmatch(pattern, first)
-        r"This run takes about .* early \(timed on .*\)\. The images need less than 1 MB\.", first
-    )
     assert units[0].startswith("[0/")
     assert any(CHEAP in line for line in units)
     assert printed.out == ""

@@ -3,6 +3,7 @@
 import csv
 import html
 import io
+import os
 import re
 import shutil
 import unicodedata
@@ -97,6 +98,15 @@ def test_no_command_prints_control_characters(evil: Path, tmp_path: Path) -> Non
         ran = dent(*arguments)
         assert ran.out + ran.err
         assert not orders(ran.out + ran.err), arguments
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names are UTF-16 there")
+@pytest.mark.parametrize("suffix", [".html", ".md", ".csv", ".json"])
+def test_a_folder_name_that_is_not_utf_8_is_reported(
+    evil: Path, tmp_path: Path, suffix: str
+) -> None:
+    folder = Path(shutil.copytree(evil, tmp_path / os.fsdecode(b"run\xff")))
+    assert write_report([folder], tmp_path / f"page{suffix}").read_text(encoding="utf-8")
 
 
 def test_a_line_break_in_a_name_does_not_start_a_new_line(

@@ -15,7 +15,7 @@ from dent.attacks import Attack, Defense, make_from
 from dent.data.tensors import TensorDataset, as_images
 from dent.errors import ConfigError
 from dent.evaluation import EvaluationResult, Settings, Subject
-from dent.evaluation.engine.announcement import AnnouncedRun, UnitLines, announcement
+from dent.evaluation.announcement import AnnouncedRun, UnitLines, announcement
 from dent.evaluation.engine.progress import OnProgress
 from dent.evaluation.records.spec import STATIC
 from dent.evaluation.suite_attacks import Budget, SuiteName

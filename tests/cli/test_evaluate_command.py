@@ -167,11 +167,15 @@ def test_cost_is_printed_before_a_run_but_not_before_a_refusal(dent: Run) -> Non
     asked = (*EVALUATE, "--n", "4", "--batch-size", "4", "--defense", "dent+", "--out", "run")
     first = dent(*asked)
     assert first.err.index("takes about") < first.err.index("probe")
-    # For an incomplete run, the message also counts the recorded units.
+    # For an incomplete run or a shard, the estimate is of the units that are left.
+    part = dent(*asked[:-1], "part", "--shard", "1/2")
+    assert "for 7 units" in part.err
+    rest = dent(*asked[:-1], "rest", "--static-from", "run")
+    assert "for the 5 of 8 units that are left" in rest.err
     journal = Path("run/journal.jsonl")
     journal.write_text("".join(journal.read_text().splitlines(keepends=True)[:3]))
     said = dent(*asked).err
-    assert "Of 8 units, 3 are already recorded." in said
+    assert "for the 5 of 8 units that are left" in said
     assert re.search(r"if no attack stops early \(timed on \d+ images?\)\.", said)
     other = dent(*asked, "--seed", "1")
     assert other.code == 2

@@ -225,6 +225,35 @@ def test_merged_shards_of_a_suite_equal_the_run_of_one_process(
     assert lines(tmp_path / "run") == lines(tmp_path / "one")
 
 
+def test_shards_merge_if_their_probes_differ_by_rounding_but_not_in_what_they_show(
+    tmp_path: Path,
+) -> None:
+    def changed_probe(name: str, distance: float) -> Path:
+        folder = tmp_path / name
+        shutil.copytree(tmp_path / "2", folder)
+        kept = []
+        for line in (folder / JOURNAL).read_text().splitlines():
+            record = json.loads(line)["record"]
+            if record["kind"] == "probe" and record["defense"] != "static":
+                record["permuted"]["distance"] = distance
+            kept.append(json.dumps({"record": record, "sha256": digest(record)}))
+        (folder / JOURNAL).write_text("\n".join(kept) + "\n")
+        return folder
+
+    chosen = Settings(n=8, batch_size=4, until="end")
+    for number in (1, 2):
+        evaluate(by_attack(), chosen, out=tmp_path / str(number), shard=Shard(number, 2))
+    first = tmp_path / "1"
+    merged = merge([first, changed_probe("rounded", 9.1e-8)], tmp_path / "run")
+    assert (merged.missing, merged.duplicates, merged.rounded) == ((), 2, 1)
+    assert load_run(tmp_path / "run").records == {
+        **load_run(tmp_path / "2").records,
+        **load_run(first).records,
+    }
+    with pytest.raises(ConflictError, match=r"probe/0/\w+/None\.permuted"):
+        merge([first, changed_probe("moved", 0.5)], tmp_path / "refused")
+
+
 @pytest.mark.parametrize("text", ["0/3", "4/3", "1", "a/b", "1/0", "-1/3", ""])
 def test_invalid_shard_text_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="shard"):

@@ -81,6 +81,62 @@ def test_run_at_a_url_can_be_read_and_resumed_after_every_upload(
         assert first.ended is None  # it was killed
 
 
+def test_a_kill_within_the_first_upload_does_not_block_the_url(
+    store: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put, states = _Remote.put, list[dict[str, Any]]()
+
+    def watched(self: _Remote, name: str, content: bytes) -> None:
+        put(self, name, content)
+        states.append(dict(store))
+
+    monkeypatch.setattr(_Remote, "put", watched)
+    with pytest.raises(KeyboardInterrupt), written(URL, every=1e9) as place:
+        evaluate(make_subject(), SMALL, out=place.folder, progress=place.watch(at_second))
+    monkeypatch.undo()
+    assert len(states) >= 3
+    for state in states[:3]:
+        store.clear()
+        store.update(state)
+        with pytest.raises(KeyboardInterrupt), written(URL, every=1e9) as place:
+            evaluate(make_subject(), SMALL, out=place.folder, progress=place.watch(at_second))
+
+
+def at_second(state: Progress) -> None:
+    if state.done >= 2:
+        raise KeyboardInterrupt
+
+
+def test_only_a_run_that_is_resumed_downloads_the_ascents(store: dict[str, Any]) -> None:
+    run_at(URL)
+    fsspec.filesystem("memory").pipe_file(f"{URL}/ascents/some.pt", b"computed before")
+    for tensors in (True, False):
+        with fetched(URL, tensors=tensors) as folder:
+            assert not (folder / "ascents").exists()
+            assert any(folder.rglob("*.safetensors")) == tensors
+    with written(URL) as place:
+        assert (place.folder / "ascents/some.pt").read_bytes() == b"computed before"
+
+
+def test_refusals_name_the_url_and_not_its_temporary_copy() -> None:
+    run_at(URL)
+
+    def resume_another() -> None:
+        with written(URL) as place:
+            evaluate(make_subject(), Settings(n=3), out=place.folder)
+
+    def read_without_plan() -> None:
+        with fetched(URL) as folder:
+            (folder / "plan.json").unlink()
+            load_run(folder)
+
+    for refuse in (resume_another, read_without_plan):
+        with pytest.raises(RecordError) as refused:
+            refuse()
+        assert URL in str(refused.value)
+        assert "dent-" not in str(refused.value)
+
+
 def test_interrupted_run_is_uploaded_and_workers_can_resume_it(single: dict[str, object]) -> None:
     with pytest.raises(KeyboardInterrupt):
         run_at(URL, stop_at=13)

@@ -583,6 +583,30 @@ def test_a_gain_must_hold_without_the_challenges_to_the_static_model() -> None:
     assert ruled == ["robust gain", "robust gain", "no gain"]
 
 
+def test_a_text_that_is_not_valid_unicode_is_refused_before_the_attack(tmp_path: Path) -> None:
+    evaluate(make_subject(), SMALL, out=tmp_path)
+
+    def fail(state: Progress) -> None:
+        raise AssertionError("the attack ran")
+
+    for by, note in (("Ada\udcff", None), ("Ada", "\udcff")):
+        with pytest.raises(ConfigError, match=r"is not valid Unicode: .*\\udcff"):
+            challenge(tmp_path, make_subject(), Push(), by=by, note=note, progress=fail)
+
+
+def test_a_gain_states_the_difference_without_challenges_to_the_static_model() -> None:
+    def sentence(unchallenged: Difference | None) -> str:
+        both = Differences(
+            paired(0.5, 0.7), paired(-0.02, 0.06), without_static_challenges=unchallenged
+        )
+        return conclude("small", both, (), (), ground=CERTIFIED).sentence
+
+    smaller = sentence(paired(0.02, 0.1))
+    assert "; without challenges to the static model: +6.0 [+2.0, +10.0] points" in smaller
+    for equal in (None, paired(0.5, 0.7)):
+        assert "without challenges" not in sentence(equal)
+
+
 def test_challenges_to_the_defense_alone_do_not_make_it_harmful() -> None:
     level, lower = paired(-0.02, 0.06), paired(-0.1, -0.02)
     ruled = [

@@ -1,23 +1,28 @@
 """The rules of the verdict, case by case, on constructed results."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 from typing import Any, get_args
 
 import pytest
+from scipy.stats import multinomial
 
 from dent.attacks.adaptive import NOT_AVAILABLE
 from dent.evaluation import Settings, describe, suite
 from dent.evaluation.attack_kinds import kind_of_attack
+from dent.evaluation.records.plan import Batch
 from dent.evaluation.records.schema import GradientPoint, GradientRecord, ProbeRecord, UnitRecord
 from dent.evaluation.records.spec import STATIC, EvaluationSpec
 from dent.evaluation.results.certificate import CERTIFICATE
-from dent.evaluation.results.diagnostics import HUGE_EPS, SIGHTED
+from dent.evaluation.results.diagnostics import HUGE_EPS, SIGHTED, of_run
 from dent.evaluation.results.gates import (
     FEW_BATCHES,
     GATE_CONDITIONS,
     LARGE_STEPS,
     MORE_CLASSES,
+    NO_TRANSFERS,
+    UNDECLARED,
     UNFINISHED,
     Evidence,
     Ground,
@@ -25,6 +30,7 @@ from dent.evaluation.results.gates import (
     ground_of,
 )
 from dent.evaluation.results.gradient_comparison import GradientComparison
+from dent.evaluation.results.intervals import tango
 from dent.evaluation.results.mistakes import AT_CHANCE
 from dent.evaluation.results.result import (
     AttackSummary,
@@ -37,10 +43,11 @@ from dent.evaluation.results.result import (
     Gate,
     Verdict,
 )
-from dent.evaluation.results.scoring import Piece, Scores
+from dent.evaluation.results.scoring import Piece, Scores, piece_of
 from dent.evaluation.results.verdict import RULES, Differences, conclude, with_verdicts
 from dent.evaluation.suite_attacks import VERSION, Budget
 from dent.evaluation.suites import suite_attacks, suite_specs
+from dent.report import wording
 from tests.evaluation.subjects import make_subject
 
 SIDES: dict[str, tuple[float, float] | None] = {
@@ -55,14 +62,15 @@ SIDES: dict[str, tuple[float, float] | None] = {
 
 def difference(side: str) -> Difference:
     interval = SIDES[side]
+    more, less = {"above": (10, 0), "below": (0, 10)}.get(side, (3, 3))
     return Difference(
         value=None if interval is None else sum(interval) / 2,
         interval=interval,
         method="tango",
         assumes="",
         total=100,
-        only_defended=3,
-        only_static=3,
+        only_defended=more,
+        only_static=less,
         static=Count.of(50, 100),
         static_unit="sample",
     )
@@ -140,6 +148,50 @@ def test_no_gain_states_the_gain_that_the_samples_can_detect(
     found = concluded(level, difference("level"))
     assert found.ruling == ruling
     assert said in found.sentence
+
+
+def counted_pairs(more: int, less: int, samples: int) -> Difference:
+    """Return the difference of samples of which the defense has more, and the static model less."""
+    counts = {"total": samples, "only_defended": more, "only_static": less}
+    ends = {"value": (more - less) / samples, "interval": tango(more, less, samples)}
+    return difference("level").model_copy(update=counts | ends)
+
+
+@pytest.mark.parametrize(
+    ("more", "less", "samples", "ruling"),
+    [
+        (4, 0, 4, "inconclusive"),
+        (5, 0, 5, "inconclusive"),
+        (7, 1, 8, "no gain"),
+        (8, 0, 8, "robust gain"),
+        (1, 7, 8, "no gain"),
+        (0, 8, 8, "harmful"),
+    ],
+)
+def test_a_gain_or_loss_on_few_samples_needs_the_exact_sign_test(
+    more: int, less: int, samples: int, ruling: str
+) -> None:
+    robust = counted_pairs(more, less, samples)
+    assert robust.interval is not None
+    assert robust.interval[0] > 0 or robust.interval[1] < 0
+    verdict = concluded(robust, counted_pairs(0, 0, samples))
+    assert verdict.ruling == ruling
+    chance = "the difference may be chance (exact sign test, p = 0.07)"
+    assert (chance in verdict.sentence) == (ruling == "no gain")
+
+
+def test_no_number_of_samples_gives_a_false_gain_in_more_than_one_of_forty_runs() -> None:
+    for samples in (4, 5, 6, 8, 12):
+        pairs = [(a, b) for a, b in product(range(samples + 1), repeat=2) if a + b <= samples]
+        gains = [
+            (a, b)
+            for a, b in pairs
+            if concluded(counted_pairs(a, b, samples), counted_pairs(0, 0, samples)).ruling
+            == "robust gain"
+        ]
+        for share in (0.1, 0.25, 0.4, 0.5):
+            model = multinomial(samples, [share, share, 1 - 2 * share])
+            assert sum(model.pmf([a, b, samples - a - b]) for a, b in gains) <= 0.025
 
 
 def test_a_stopped_run_states_the_bound_on_the_difference_at_its_stop() -> None:
@@ -335,15 +387,18 @@ def found(
     )
 
 
-def scores(batches: int, right: bool = True) -> Scores:
+def scores(batches: int, right: bool = True, clean: Sequence[bool] = ()) -> Scores:
     """Return the scores of a defense with a certified gradient, as far as verdicts use them.
 
     Args:
         batches: The number of batches.
         right: Whether every member is correct in every submission.
+        clean: Whether each clean member is correct in the attacked batches. In the natural ones,
+            all are correct.
     """
-    piece = Piece(attacked=(right,) * 8, clean=(), missing=0)
+    piece = Piece(attacked=(right,) * 8, clean=tuple(clean), missing=0)
     pieces = dict.fromkeys(range(batches), piece)
+    natural = replace(piece, clean=(True,) * len(clean))
     attacked = tuple(
         UnitRecord.model_construct(
             batch=index, backwards=9, gradients=(9,) * 8, zero_gradients=(0,) * 8, draws=()
@@ -352,7 +407,7 @@ def scores(batches: int, right: bool = True) -> Scores:
     )
     point = GradientPoint(members=8, errors=(0.0,) * 8, alike=1, same=8, of=8, coarse=(0.1,) * 8)
     probe = ProbeRecord.model_construct(gradient=GradientRecord(rung="plain", points=(point,)))
-    submissions = {"natural": pieces, "attack/apgd-ce": pieces}
+    submissions = {"natural": dict.fromkeys(pieces, natural), "attack/apgd-ce": pieces}
     return Scores(submissions, {"attack/apgd-ce": attacked}, probe, tuple(range(batches)))
 
 
@@ -382,10 +437,14 @@ def ruled(
     batches: int = 8,
     right: bool = True,
     complete: bool = True,
+    clean: Sequence[bool] = (),
 ) -> Verdict:
     reference = (static or found()).model_copy(update={"difference": None})
     results = {STATIC: reference, "dent": defended}
-    by_name = {STATIC: scores(batches), "dent": scores(batches, right)}
+    by_name = {
+        STATIC: scores(batches, clean=[True] * len(clean)),
+        "dent": scores(batches, right, clean),
+    }
     judged = judge(results, by_name, spec, complete=complete)
     assert judged[STATIC].verdict is None
     verdict = judged["dent"].verdict
@@ -405,6 +464,23 @@ def test_a_gain_of_a_batch_dependent_defense_needs_eight_batches(
     shared = declared or measured is True
     assert few.ruling == ("inconclusive" if shared else "robust gain")
     assert [each.name for each in few.gates] == ([FEW_BATCHES] if shared else [])
+
+
+@pytest.mark.parametrize("batches", [7, 8])
+def test_a_dependence_that_randomness_hides_prevents_a_gain(
+    spec: EvaluationSpec, batches: int
+) -> None:
+    hidden = Dependence(declared=False, measured=None, undetermined=True)
+    unmeasured = Diagnostic.not_run(UNDECLARED, "It cannot be measured on a randomized defense.")
+    defended = found().model_copy(update={"dependence": hidden})
+    defended = defended.model_copy(update={"diagnostics": (*defended.diagnostics, unmeasured)})
+    verdict = ruled(spec, defended, batches=batches)
+    opened = [each.name for each in verdict.gates if each.open]
+    assert verdict.ruling == "inconclusive"
+    assert opened == [UNDECLARED] + [FEW_BATCHES] * (batches < 8)
+    assert verdict.natural.assumes.startswith(
+        "that samples are" if batches < 8 else "that batches are"
+    )
 
 
 @pytest.mark.parametrize("decided", [False, True])
@@ -509,6 +585,52 @@ def test_lower_clean_accuracy_without_a_gain_is_harmful(spec: EvaluationSpec) ->
     verdict = ruled(spec, found(side="level"), right=False)
     assert (verdict.ruling, verdict.natural.value) == ("harmful", -1)
     assert ruled(spec, found(side="level")).ruling == "no gain"
+
+
+@pytest.mark.parametrize("side", ["above", "level", "below"])
+def test_a_defense_that_breaks_the_clean_members_of_attacked_batches_is_harmful(
+    spec: EvaluationSpec, side: str
+) -> None:
+    dependent = {"dependence": Dependence(declared=True, measured=True)}
+    defended = found(side=side).model_copy(update=dependent)
+    broken = ruled(spec, defended, clean=[False] * 8)
+    assert (broken.ruling, broken.ground) == ("harmful", None)
+    assert broken.bystanders is not None
+    assert broken.bystanders.value == -1
+    if side != "below":
+        assert "clean members of attacked batches are correct less often: −100.0" in broken.sentence
+    few = ruled(spec, defended, batches=7, clean=[False] * 8)
+    assert (few.ruling, FEW_BATCHES in few.sentence) == ("inconclusive", True)
+    spared = ruled(spec, defended, clean=[True] * 8)
+    assert spared.ruling == {"above": "robust gain", "level": "no gain", "below": "harmful"}[side]
+    if side == "above":
+        assert "clean members of attacked batches: 0.0 [" in spared.sentence
+    lines = wording.verdict(broken)
+    assert any(line.startswith("Clean members of attacked batches against") for line in lines)
+    assert ruled(spec, defended).bystanders is None
+
+
+def test_some_draws_choose_the_worst_submission_for_clean_members_and_others_score_it() -> None:
+    plan = Batch.model_construct(index=0, positions=(0, 1), ids=(0, 1), labels=(1, 1), attacked=1)
+    draws = [[1, 0], [1, 1]]  # the choosing half, then the scoring half
+    piece = piece_of(plan, UnitRecord.model_construct(draws=tuple(map(tuple, draws))))
+    assert (piece.chooses_clean, piece.clean) == ((0.0,), (1.0,))
+
+
+def test_a_gain_needs_transfers_and_the_model_itself_as_static_model(spec: EvaluationSpec) -> None:
+    alone = spec.model_copy(
+        update={"settings": spec.settings.model_copy(update={"transfer": False})}
+    )
+    assert not any(each.raised for each in of_run(spec, uneven=False, sessions=()))
+    static, *others = spec.defenses
+    other = static.model_copy(update={"weights": "0" * 64})
+    replaced = spec.model_copy(update={"defenses": (other, *others)})
+    (raised,) = (each for each in of_run(replaced, uneven=False, sessions=()) if each.raised)
+    assert raised.name == "static is not the model"
+    for changed, name in ((alone, NO_TRANSFERS), (replaced, raised.name)):
+        for side, ruling in (("above", "inconclusive"), ("level", "no gain"), ("below", "harmful")):
+            verdict = ruled(changed, found(side=side))
+            assert (verdict.ruling, [each.name for each in verdict.gates]) == (ruling, [name])
 
 
 def test_there_is_no_verdict_without_a_static_model_or_the_whole_suite(

@@ -174,6 +174,13 @@ def replan(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     edit(folder / "run.json", lambda run: run.update(plan=digest(plan)))
 
 
+def move_to_the_last_batch(plan: dict[str, Any]) -> None:
+    first, *_, last = plan["batches"]
+    for name in ("positions", "ids", "labels"):
+        last[name].append(first[name].pop())
+    first["attacked"], last["attacked"] = first["attacked"] - 1, last["attacked"] + 1
+
+
 PLANS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "no batches": (lambda p: p.update(batches=[]), "there are no batches"),
     "an index": (lambda p: p["batches"][0].update(index=7), "its index is 7"),
@@ -192,6 +199,12 @@ PLANS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         lambda p: p["batches"][0]["positions"].__setitem__(0, 40),
         "outside the 40 samples",
     ),
+    "a batch too few": (lambda p: p["batches"].pop(), "are attacked, and the settings ask for"),
+    "other samples": (
+        lambda p: p["batches"][0]["positions"].__setitem__(0, 39),
+        "are not the first",
+    ),
+    "another division": (move_to_the_last_batch, "batches.0: 7 of 7 members are attacked, and the"),
     "an id": (lambda p: p["batches"][0]["ids"].__setitem__(0, -1), "an id or a label"),
 }
 

@@ -62,6 +62,19 @@ def test_an_operation_without_a_derivative_has_no_gradient_to_time() -> None:
     assert "zero gradient" in [each.name for each in result.raised]
 
 
+def test_the_estimate_of_a_part_counts_only_its_units() -> None:
+    subject = make_subject()
+    whole = estimate(subject, SMALL)
+    keys = {f"attack/{batch}/dent/push" for batch in (0, 1)}
+    part = estimate(subject, SMALL, only=keys)
+    assert (whole.units, part.units) == (29, 2)
+    assert part.tensor_bytes * 20 == whole.tensor_bytes // 4 * 16
+    assert part.defenses["dent"].answers + part.defenses["dent"].gradients < (
+        whole.defenses["dent"].answers + whole.defenses["dent"].gradients
+    )
+    assert part.defenses["static"].static_passes == 0
+
+
 def test_the_estimate_counts_the_follow_ups_of_full_diagnostics() -> None:
     model = make_model()
     defense = Counting(model)

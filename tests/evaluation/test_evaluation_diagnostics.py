@@ -307,10 +307,11 @@ def test_submit_ignores_a_surrounding_inference_mode() -> None:
 
 
 def test_sessions_with_different_versions_raise_mixed_provenance() -> None:
-    (here,) = evaluate(make_subject({}, []), Settings(n=2)).sessions
+    result = evaluate(make_subject({}, []), Settings(n=2))
+    (here,) = result.sessions
     there = here.model_copy(update={"versions": here.versions | {"torch": "1.0"}})
     for sessions, up in (((here, here), False), ((here, there), True)):
-        flags = {d.name: d.raised for d in of_run(uneven=False, sessions=sessions)}
+        flags = {d.name: d.raised for d in of_run(result.spec, uneven=False, sessions=sessions)}
         assert flags["mixed provenance"] is up
 
 

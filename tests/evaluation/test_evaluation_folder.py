@@ -1,12 +1,14 @@
 """The run folder: which runs are resumed or refused, and that a refusal changes no file."""
 
 import ast
+import errno
 import json
 import os
 import re
 import shutil
 import signal
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -16,9 +18,11 @@ import pytest
 import torch
 
 import dent
+from dent.errors import DataError
 from dent.evaluation import (
     EvaluationResult,
     LockedError,
+    Progress,
     RecordError,
     SchemaVersionError,
     Settings,
@@ -28,6 +32,7 @@ from dent.evaluation import (
     load_run,
 )
 from dent.evaluation.engine import sessions
+from dent.evaluation.records.folder import dump
 from dent.evaluation.records.journal import JOURNAL
 from dent.storage.canonical import without_timing
 from dent.storage.lock import HOLDER, FolderLock
@@ -57,6 +62,33 @@ def comparable(result: EvaluationResult) -> object:
     plain = without_timing(result.to_json())
     plain.pop("sessions")
     return plain
+
+
+def test_an_error_message_with_a_file_name_that_is_not_utf_8_does_not_lock_the_run(
+    tmp_path: Path,
+) -> None:
+    name = "img\udcff.png"  # as Python reads the bytes img\xff.png
+
+    def stop(state: Progress) -> None:
+        if state.done >= 2:
+            raise DataError(f"{name} cannot be read" + "!" * 5000)
+
+    subject = make_subject()
+    with pytest.raises(DataError):
+        evaluate(subject, SMALL, out=tmp_path, progress=stop)
+    (session,) = load_run(tmp_path).run.sessions
+    assert session.message is not None
+    assert session.message.startswith("img\\udcff.png cannot be read!")
+    assert len(session.message) == 4000
+    # Older versions wrote the surrogate itself.
+    plain = json.loads((tmp_path / "run.json").read_text())
+    plain["sessions"][0]["message"] = name
+    (tmp_path / "run.json").write_text(json.dumps(plain))
+    assert load_run(tmp_path).run.sessions[0].message == "img\\udcff.png"
+    assert evaluate(subject, SMALL, out=tmp_path).status == "complete"
+    with pytest.raises(RecordError, match="is not valid Unicode"):
+        dump(session.model_copy(update={"message": name}))
+    assert dump(session.model_copy(update={"message": "\U0001f600"}))
 
 
 def test_a_complete_run_is_not_run_again_and_its_folder_is_unchanged(folder: Path) -> None:
@@ -274,6 +306,40 @@ def test_the_lock_names_its_holder_only_while_it_is_held(tmp_path: Path) -> None
     assert not (tmp_path / HOLDER).exists()
     (tmp_path / HOLDER).write_text("not json")  # a killed holder may leave this
     FolderLock(tmp_path).close()
+
+
+def without_flock(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Let locks fail as on a file system without them."""
+
+    def flock(handle: object, operation: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+
+
+def test_a_folder_is_locked_on_a_file_system_without_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    FolderLock(tmp_path).close()  # leaves an empty file, and is copied elsewhere
+    without_flock(monkeypatch, errno.ENOSYS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with FolderLock(tmp_path), pytest.raises(LockedError, match=f"pid {os.getpid()} on host"):
+            FolderLock(tmp_path)
+    FolderLock(tmp_path).close()
+    started = 2504723170010840394648645525942032681337042310557631505309
+    (tmp_path / "lock").write_text(f"4242\nnode-17\n{started}\n")  # killed on another machine
+    with pytest.raises(LockedError, match=r"pid 4242 on host node-17.*is gone, delete .*lock"):
+        FolderLock(tmp_path)
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["lock"]
+
+
+def test_an_error_of_the_lock_itself_names_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_flock(monkeypatch, errno.ENOLCK)
+    with pytest.raises(RecordError, match=r"cannot be locked .*its file system may have no locks"):
+        FolderLock(tmp_path)
 
 
 def test_no_module_imports_a_posix_module() -> None:

@@ -1,5 +1,6 @@
 """Whole evaluations, compared with the same computation by hand."""
 
+import copy
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -11,13 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from dent import Dent, DentConfig
-from dent.attacks import make
+from dent.attacks import Defense, make
 from dent.defenses import AntiAdversary, TentOnline
 from dent.errors import ConfigError, DataError, InputError
 from dent.evaluation import (
     EvaluationResult,
     Progress,
     Settings,
+    Subject,
+    describe,
     estimate,
     evaluate,
     load_run,
@@ -25,8 +28,10 @@ from dent.evaluation import (
 from dent.evaluation.records.folder import Memory
 from dent.evaluation.records.plan import make_plan
 from dent.evaluation.records.schema import Trace, UnitRecord
+from dent.evaluation.records.shard import Shard
 from dent.evaluation.submission.submission import merge_traces, submit
 from dent.storage.canonical import without_timing
+from dent.storage.errors import SpecMismatchError
 from tests.evaluation.subjects import (
     CLASSES,
     SMALL,
@@ -107,6 +112,76 @@ def test_run_in_a_folder_gives_the_same_result_as_in_memory(tmp_path: Path) -> N
     recorded = load_run(tmp_path / "run")
     assert recorded.result == kept
     assert EvaluationResult.model_validate_json((tmp_path / "run/result.json").read_text()) == kept
+
+
+class Held:
+    """A defense that is no module, so that its weights are not in the identity of a run."""
+
+    batch_dependent = False
+
+    def __init__(self, net: nn.Module) -> None:
+        self.net = net
+
+    def adapt(self, x: Tensor) -> None:
+        del x
+
+    def predict(self, x: Tensor, adaptation: None) -> Tensor:
+        del adaptation
+        logits: Tensor = self.net(x)
+        return logits
+
+
+class Shifted(Wrapper):
+    """Its mean is in no state dict."""
+
+    def __init__(self, model: nn.Module, mean: float) -> None:
+        super().__init__(model)
+        self.register_buffer("mean", torch.tensor(mean, device=DEVICE), persistent=False)
+
+    def predict(self, x: Tensor, adaptation: None) -> Tensor:
+        return super().predict(x - self.mean, adaptation)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (Held(make_model()), Held(make_model(seed=3))),
+        (Shifted(make_model(), 0.0), Shifted(make_model(), 0.9)),
+        (Held(make_model()), Held(nn.Sequential(make_model(), nn.Softmax(dim=1)))),
+    ],
+    ids=["weights", "buffer", "only the loss"],
+)
+def test_a_run_is_not_resumed_with_a_defense_that_answers_otherwise(
+    tmp_path: Path, before: Defense, after: Defense
+) -> None:
+    def stop(state: Progress) -> None:
+        if state.done >= 6:
+            raise KeyboardInterrupt
+
+    two = Settings(n=8, batch_size=4)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(make_subject({"it": before}), two, out=tmp_path, progress=stop)
+    with pytest.raises(SpecMismatchError, match=r"it: .* in batch 0: its model, its weights or"):
+        evaluate(make_subject({"it": after}), two, out=tmp_path)
+    assert evaluate(make_subject({"it": before}), two, out=tmp_path).status == "complete"
+
+
+def test_a_shard_without_units_is_partial(tmp_path: Path) -> None:
+    result = evaluate(make_subject(), SMALL, out=tmp_path, shard=Shard(50, 60))
+    assert (result.status, load_run(tmp_path).run.status) == ("partial", "partial")
+
+
+def test_the_time_of_a_run_includes_units_of_a_killed_process(tmp_path: Path) -> None:
+    evaluate(make_subject(), SMALL, out=tmp_path)
+    recorded = load_run(tmp_path)
+    (session,) = recorded.run.sessions
+    killed = session.model_copy(update={"units": 0, "timing": {}})
+    run = recorded.run.model_copy(update={"sessions": (killed,)})
+    timing = replace(recorded, run=run).result.timing
+    units = recorded.records.values()
+    assert timing["total"] == sum(record.timing.total for record in units) > 0
+    assert timing["attack"] == sum(record.timing.attack for record in units) > 0
+    assert recorded.result.timing["total"] == session.timing["total"]
 
 
 def test_result_counts_predictions_on_submission_and_not_claims() -> None:
@@ -333,6 +408,28 @@ def test_invalid_subjects_are_refused_before_the_run_starts(tmp_path: Path) -> N
         assert not (tmp_path / "run").exists()
     with pytest.raises(ConfigError, match="no defense to evaluate"):
         evaluate(make_subject({}), Settings(static=False))
+
+
+def test_a_defense_around_another_model_is_refused() -> None:
+    model, other = make_model(), make_model(seed=3)
+    settings = Settings(n=8, batch_size=8)
+
+    def subject(base: nn.Module) -> Subject:
+        return replace(make_subject({"mine": Dent(base, DentConfig(steps=1))}), model=model)
+
+    with pytest.raises(InputError, match="'mine' wraps another model than the one under eval"):
+        evaluate(subject(other), settings)
+    tuned = copy.deepcopy(model)
+    defended = make_subject({"mine": Dent(tuned, DentConfig(steps=1))})
+    with torch.no_grad():
+        next(model.parameters()).mul_(2)
+    with pytest.raises(InputError, match=r"Wrap this model, .*: Dent\(model\)"):
+        describe(replace(defended, model=model), settings)
+    # A module that is a defense itself, perhaps with weights of its own, is run as such a Dent.
+    alone = make_subject({"mine": Dent(other, DentConfig(steps=0))})
+    describe(replace(alone, model=make_model()), settings)
+    # The same weights under other names, as inside of a wrapper, are the same model.
+    describe(subject(nn.Sequential(model).eval()), settings)
 
 
 def test_dataset_that_changes_its_labels_during_the_run_is_refused() -> None:

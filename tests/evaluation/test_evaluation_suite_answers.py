@@ -31,7 +31,7 @@ from dent.evaluation.records.plan import seed_of
 from dent.evaluation.results.certificate import CERTIFICATE
 from dent.evaluation.results.decision import decisions
 from dent.evaluation.results.diagnostics import HUGE_EPS
-from dent.evaluation.results.gates import FEW_BATCHES, LARGE_STEPS
+from dent.evaluation.results.gates import FEW_BATCHES, LARGE_STEPS, UNDECLARED
 from dent.evaluation.results.result import Verdict
 from dent.evaluation.submission.stream import serve_seed
 from dent.evaluation.submission.submitter import DRAWS
@@ -199,7 +199,7 @@ def luck(seed: int) -> Tensor:
         return torch.rand(COUNT) >= 1 / 3
 
 
-def test_random_predictions_are_harmful_and_differ_from_the_claims_of_autoattack() -> None:
+def test_random_predictions_get_no_gain_and_differ_from_the_claims_of_autoattack() -> None:
     plain = alone(Undecided).attack(AUTOATTACK.name)
     assert plain.claimed is not None
     assert plain.claimed.correct < STANDING.sum() / 2  # most were wrong in at least one query
@@ -213,11 +213,17 @@ def test_random_predictions_are_harmful_and_differ_from_the_claims_of_autoattack
     assert found.repeated is not None
     assert found.repeated.natural == pytest.approx(float(lucky.float().mean()))
     assert found.repeated.natural_always.correct == lucky.all(dim=0).sum()
-    assert verdict.ruling == "harmful"
-    assert "clean accuracy" in verdict.sentence
+    # Its random numbers hide whether it depends on the batch, and there is a single batch.
+    assert verdict.ruling == "inconclusive"
+    assert f"its clean accuracy is lower, but gates are open: {FEW_BATCHES}" in verdict.sentence
     assert {"randomized", "served differs from claimed"} <= gates.keys()
     # Even under a huge eps, some images are predicted correctly by chance.
-    assert {name for name, is_open in gates.items() if is_open} <= {HUGE_EPS}
+    assert {name for name, is_open in gates.items() if is_open} <= {
+        HUGE_EPS,
+        UNDECLARED,
+        FEW_BATCHES,
+    }
+    assert gates[UNDECLARED]
     assert states(result)["batch dependent"] == "not-run"
 
 

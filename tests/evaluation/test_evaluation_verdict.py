@@ -5,10 +5,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dent.evaluation import Settings, evaluate
+from dent.evaluation.records.schema import Comparison, ProbeRecord
+from dent.evaluation.records.spec import DefenseSpec
 from dent.evaluation.results.intervals import of_cluster_means, tango
 from dent.evaluation.results.result import Dependence
 from dent.evaluation.results.scoring import Piece, Scores, worst_of_batch
-from dent.evaluation.results.worst_case import MIN_CLUSTERS, difference_to, worst_of
+from dent.evaluation.results.worst_case import (
+    MIN_CLUSTERS,
+    dependence_of,
+    difference_to,
+    worst_of,
+)
 from tests.evaluation.subjects import Guess, Push, Sociable, make_model, make_subject
 
 INDEPENDENT = Dependence(declared=False, measured=False)
@@ -73,6 +80,27 @@ def test_per_sample_worst_case_needs_declared_and_uncontradicted_independence() 
     ):
         worst = worst_of(table, Dependence(declared=declared, measured=measured))
         assert (worst.unit, worst.served.correct) == (unit, 0 if unit == "sample" else 1)
+
+
+def test_randomness_that_hides_a_dependence_does_not_make_members_independent() -> None:
+    def dependence(*, declared: bool, moved: float | None) -> Dependence:
+        other = None if moved is None else Comparison(members=4, changed=2, distance=moved)
+        same = Comparison(members=4, changed=0, distance=0.0)
+        drawn = Comparison(members=4, changed=2, distance=0.5)
+        changes = {"repeated": drawn, "again": same, "alone": other, "strangers": other}
+        probe = ProbeRecord.model_construct(permuted=other, **changes)
+        defense = DefenseSpec.model_construct(name="it", batch_dependent=declared)
+        return dependence_of(defense, Scores({}, {}, probe, ()))
+
+    assert dependence(declared=False, moved=0.5).undetermined
+    assert not dependence(declared=True, moved=0.5).undetermined
+    assert not dependence(declared=False, moved=None).undetermined  # a batch of one
+    hidden = Dependence(declared=False, measured=None, undetermined=True)
+    ours, theirs = scores([[True] * 4] * 8), scores([[True] * 4] * 4 + [[False] * 4] * 4)
+    found = difference_to(theirs, ours, hidden, seed=0)
+    assert found.interval == difference_to(theirs, ours, DEPENDENT, seed=0).interval
+    assert found.interval != difference_to(theirs, ours, INDEPENDENT, seed=0).interval
+    assert worst_of(ours, hidden).unit == "sample"
 
 
 def test_worst_case_names_the_first_submission_that_broke_each_sample() -> None:

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from dent import Dent, DentConfig
 from dent.attacks import Attack, make
-from dent.evaluation import Settings, Subject, evaluate, load_run, verify
+from dent.evaluation import Progress, Settings, Subject, evaluate, load_run, verify
 from dent.evaluation.records.folder import dump
 from dent.evaluation.records.journal import JOURNAL
+from dent.evaluation.records.shard import Shard
 from dent.evaluation.results.verdict import RULES
 from dent.evaluation.verification.reattack import Reattack
 from dent.storage.canonical import canonical, digest, without_rulings
@@ -410,6 +411,28 @@ def test_changes_elsewhere_that_all_favor_the_defense_are_found(tmp_path: Path) 
     )
     edit_units(both, lambda record, labels: flip(record, labels, right=record["batch"] % 2 == 0))
     assert failed_checks(both, many()) == {}
+
+
+def test_the_result_of_a_part_does_not_fail_a_run_that_went_on_and_was_interrupted(
+    tmp_path: Path,
+) -> None:
+    def stop(state: Progress) -> None:
+        if state.done >= 8:
+            raise KeyboardInterrupt
+
+    subject = make_subject()
+    evaluate(subject, SMALL, out=tmp_path, shard=Shard(1, 3))
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(subject, SMALL, out=tmp_path, progress=stop)
+    verified = verify(tmp_path)
+    check = next(check for check in verified.checks if check.name == "result")
+    assert (verified.status, check.state) == ("incomplete", "not-run")
+    assert "is from before the last session" in check.problems[0]
+    # A run that says it is complete must have the result of all of its records.
+    run = json.loads((tmp_path / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps(run | {"status": "complete"}))
+    assert next(each for each in verify(tmp_path).checks if each.name == "result").problems
+    assert verify(tmp_path).status == "failed"
 
 
 @pytest.mark.parametrize("rules", [None, 1])

@@ -22,7 +22,13 @@ from dent.evaluation.results.result import (
 )
 from dent.evaluation.results.scoring import Rights, score, worst_case
 from dent.evaluation.results.summary import without_static_challenges
-from dent.evaluation.results.worst_case import bootstrap_seed, by_sample, dependence_of, paired
+from dent.evaluation.results.worst_case import (
+    bootstrap_seed,
+    by_sample,
+    dependence_of,
+    independent_members,
+    paired,
+)
 from dent.evaluation.suite_attacks import VERSION
 from dent.evaluation.suites import coverage_of
 from dent.evaluation.verification.verify import Check
@@ -319,25 +325,25 @@ def difference_to_views(row: RecordedRun, views: RecordedRun) -> Difference | No
     """
     if row.plan != views.plan:
         return None
-    ours, samples = _worst(row)
-    theirs, theirs_by_sample = _worst(views)
+    ours, own = _worst(row)
+    theirs, of_views = _worst(views)
     batches = sorted(ours.keys() & theirs.keys())
     if not batches:
         return None
     return paired(
         {index: ours[index] for index in batches},
         {index: theirs[index] for index in batches},
-        independent=samples and theirs_by_sample,
-        static_by_sample=theirs_by_sample,
+        independent=independent_members(own) and independent_members(of_views),
+        static_by_sample=by_sample(of_views),
         seed=bootstrap_seed(row.run.spec),
     )
 
 
-def _worst(run: RecordedRun) -> tuple[dict[int, Rights], bool]:
+def _worst(run: RecordedRun) -> tuple[dict[int, Rights], Dependence]:
     name = defense_of(run)
     own = score(run.run.spec, run.plan, run.records)
     scores = with_challenges(own, run.plan, run.challenges)[name].scores
     spec = next(defense for defense in run.run.spec.defenses if defense.name == name)
-    samples = by_sample(dependence_of(spec, scores))
-    rights, _ = worst_case(scores, scores.whole, by_sample=samples)
-    return rights, samples
+    dependence = dependence_of(spec, scores)
+    rights, _ = worst_case(scores, scores.whole, by_sample=by_sample(dependence))
+    return rights, dependence

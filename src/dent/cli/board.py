@@ -135,10 +135,9 @@ def run_command(
     with remote.written(out) as place:
         row_folder.begin(place.folder, chosen, nonce)
         folder = place.folder / variant
-        running.announce(subject, settings, folder)
-        result = running.run(
-            subject, settings, folder, running.How(place=place, static_from=static_from)
-        )
+        how = running.How(place=place, static_from=static_from)
+        running.announce(subject, settings, folder, how)
+        result = running.run(subject, settings, folder, how)
     if as_json:
         print_json(result.to_json())
         return

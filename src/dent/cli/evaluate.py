@@ -315,11 +315,11 @@ def evaluate_command(
         how = replace(how, place=place)
         if swept is not None:
             name, values = swept
-            running.announce_sweep(subject, settings, name, values, place.folder)
+            running.announce_sweep(subject, settings, name, values, place.folder, how)
             results = running.run_sweep(subject, settings, name, values, place.folder, how)
             folders = {value: f"{out}/{folder_name(name, value)}" for value in results}
         else:
-            running.announce(subject, settings, place.folder)
+            running.announce(subject, settings, place.folder, how)
             results = {"": running.run(subject, settings, place.folder, how)}
             folders = {"": out}
     if as_json:

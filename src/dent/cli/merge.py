@@ -42,7 +42,8 @@ def merge_command(
         OUT.print(
             f"{out}: {summary.units_done} of {counted(summary.units_planned, 'unit')} from "
             f"{counted(len(runs), 'run')}, {summary.duplicates} of them recorded more than "
-            "once, with equal content",
+            "once, with equal content"
+            + (f" ({counted(summary.rounded, 'probe')} up to rounding)" if summary.rounded else ""),
             markup=False,
             soft_wrap=True,
         )

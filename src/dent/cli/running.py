@@ -14,7 +14,7 @@ from dent.cli.console import ERR, QUIET
 from dent.distributed import Cluster
 from dent.evaluation import EvaluationResult, Settings, Subject, evaluate, sweep
 from dent.evaluation import Progress as State
-from dent.evaluation.engine.announcement import (
+from dent.evaluation.announcement import (
     AnnouncedRun,
     UnitLines,
     announcement,
@@ -112,22 +112,32 @@ def run_sweep(
         raise
 
 
-def announce(subject: Subject, settings: Settings, out: Path) -> None:
+def announce(subject: Subject, settings: Settings, out: Path, how: How = HERE) -> None:
     """Print the largest cost of a run before it starts; nothing if it will not start."""
-    for sentence in announcement(AnnouncedRun(subject, settings, out)):
+    for sentence in announcement(_announced(subject, settings, out, how)):
         _say(sentence)
 
 
 def announce_sweep(
-    subject: Subject, settings: Settings, over: Over, values: Sequence[Value], out: Path
+    subject: Subject,
+    settings: Settings,
+    over: Over,
+    values: Sequence[Value],
+    out: Path,
+    how: How = HERE,
 ) -> None:
     """Print the largest cost of all runs of a sweep together."""
     runs = [
-        AnnouncedRun(variant, chosen, out / folder_name(over, value))
+        _announced(variant, chosen, out / folder_name(over, value), how)
         for value, (variant, chosen) in variants(subject, settings, over, values).items()
     ]
     for sentence in announcement_of_runs(runs):
         _say(sentence)
+
+
+def _announced(subject: Subject, settings: Settings, out: Path, how: How) -> AnnouncedRun:
+    workers = (how.cluster and how.cluster.workers) or 1
+    return AnnouncedRun(subject, settings, out, how.shard, how.static_from, workers)
 
 
 @contextmanager

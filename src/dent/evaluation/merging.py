@@ -7,20 +7,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from glob import escape
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from torch import Tensor
 
 from dent.errors import ConfigError
 from dent.evaluation.records.folder import RESULT, RunFolder, packed_as
 from dent.evaluation.records.plan import groups, units
+from dent.evaluation.records.probe_answers import DISTANCE, changed
 from dent.evaluation.records.schema import (
     ChallengeRecord,
     JournalRecord,
+    ProbeRecord,
     Session,
     UnitRecord,
 )
 from dent.evaluation.records.spec import differences
+from dent.evaluation.results.certificate import certificate_of, over_large_steps
 from dent.evaluation.results.decision import left
 from dent.evaluation.results.recorded_run import RecordedRun, load_run
 from dent.evaluation.results.summary import summarize
@@ -46,7 +49,10 @@ class Merged(Record):
     units_done: int
     units_planned: int
     duplicates: int
-    """Number of units that more than one run recorded, with equal content."""
+    """Number of units that more than one run recorded, with equal content, except for rounding in
+    probes."""
+    rounded: int = 0
+    """Number of probes among them that differ by rounding. That of the first run is kept."""
     missing: tuple[str, ...]
     """Keys of the units that no run recorded."""
     missing_batches: tuple[int, ...]
@@ -87,7 +93,7 @@ def merge(paths: Sequence[Path], out: Path) -> Merged:
     _refuse_what_is_there(out)
     _refuse_within(runs, out)
     first = runs[0]
-    records, duplicates = _union(runs)
+    records, duplicates, rounded = _union(runs)
     challenges = tuple(_challenges(runs))
     out.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale(out)
@@ -114,6 +120,7 @@ def merge(paths: Sequence[Path], out: Path) -> Merged:
         units_done=len(records),
         units_planned=first.run.units,
         duplicates=duplicates,
+        rounded=rounded,
         missing=tuple(unit.key for unit in missing),
         missing_batches=tuple(sorted({unit.batch for unit in missing if unit.batch is not None})),
     )
@@ -174,10 +181,14 @@ def _remove_stale(out: Path) -> None:
 
 def _union(
     runs: Sequence[RecordedRun],
-) -> tuple[dict[str, tuple[RecordedRun, JournalRecord]], int]:
-    """Return the record of every unit with its run, by key, and the number of duplicates."""
+) -> tuple[dict[str, tuple[RecordedRun, JournalRecord]], int, int]:
+    """Return the record of every unit with its run, by key.
+
+    Also return the number of duplicates, and of probes among them that differ by rounding.
+    """
     records: dict[str, tuple[RecordedRun, JournalRecord]] = {}
     duplicates: set[str] = set()
+    rounded: set[str] = set()
     conflicts: list[str] = []
     for run in runs:
         for key, record in run.records.items():
@@ -189,9 +200,28 @@ def _union(
             earlier_json, later_json = (
                 without_timing(entry.to_json()) for entry in (earlier, record)
             )
-            conflicts += differences(earlier_json, later_json, key, _names(source, run))
+            found = differences(earlier_json, later_json, key, _names(source, run))
+            if found and isinstance(earlier, ProbeRecord) and isinstance(record, ProbeRecord):
+                rounded.add(key)
+                found = differences(_read(earlier), _read(record), key, _names(source, run))
+            conflicts += found
     _refuse_conflicts(conflicts)
-    return records, len(duplicates)
+    return records, len(duplicates), len(rounded)
+
+
+def _read(probe: ProbeRecord) -> dict[str, Any]:
+    """Return what results read from a probe, without distances that rounding changes.
+
+    Every shard of a suite makes all probes, perhaps on another machine than the others.
+    """
+    plain: dict[str, Any] = without_timing(probe.to_json())
+    for name in ("repeated", "again", "alone", "strangers", "permuted"):
+        comparison = getattr(probe, name)
+        plain[name] = None if comparison is None else changed(comparison)
+    gradient = probe.again_gradient
+    plain["again_gradient"] = None if gradient is None else gradient > DISTANCE
+    plain["gradient"] = (certificate_of(probe).state, over_large_steps(probe))
+    return plain
 
 
 def _refuse_conflicts(conflicts: Sequence[str]) -> None:

@@ -15,8 +15,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
-from dent.errors import ConfigError, DentWarning, MissingExtraError
+from dent.errors import ConfigError, DentError, DentWarning, MissingExtraError
 from dent.evaluation.engine.progress import OnProgress, Progress
+from dent.evaluation.records.folder import ASCENTS
 from dent.evaluation.records.journal import CHALLENGES, JOURNAL
 from dent.storage.disk import TEMPORARY
 from dent.storage.errors import RecordError
@@ -64,20 +65,24 @@ class _Mirror(Place):
         self._sent: dict[str, tuple[int, int]] = {}
         # The sizes that this process may have left there: two while an upload is not confirmed.
         self._journals: dict[str, set[int | None]] = {}
-        self._last, self._done = time.monotonic(), 0
+        self._last, self._done = time.monotonic(), -1
 
     def fetch(self) -> bool:
         """Download the remote files, and return whether there were any."""
-        existed = self._remote.fetch(self.folder, tensors=True)
+        existed = self._remote.fetch(self.folder, tensors=True, ascents=True)
         self._sent = self._local()
         self._journals = {n: {size} for n, (size, _) in self._sent.items() if _is_journal(n)}
         return existed
 
     def watch(self, report: OnProgress | None) -> OnProgress:
-        """Return a progress callback that also uploads records every few seconds."""
+        """Return a progress callback that also uploads records every few seconds.
+
+        The first upload is before the first unit: it has all files but no record, so a kill within
+        it leaves nothing that blocks the URL, and a URL that cannot be written to is found at once.
+        """
 
         def watched(state: Progress) -> None:
-            due = time.monotonic() - self._last >= self._every
+            due = self._done < 0 or time.monotonic() - self._last >= self._every
             if state.done != self._done and due:
                 self.push()
                 self._last, self._done = time.monotonic(), state.done
@@ -146,8 +151,14 @@ class _Remote:
         self._files, root = _open(url)
         self._root = root.rstrip("/")
 
-    def fetch(self, folder: Path, *, tensors: bool) -> bool:
-        """Download all files to a folder, and return whether there were any."""
+    def fetch(self, folder: Path, *, tensors: bool, ascents: bool) -> bool:
+        """Download the files to a folder, and return whether there were any.
+
+        Args:
+            folder: The folder.
+            tensors: Whether to download adversarial images.
+            ascents: Whether to download what attacks computed on the static model.
+        """
         with self._trouble("read"):
             self._files.invalidate_cache()
             paths = self._files.find(self._root)
@@ -157,7 +168,8 @@ class _Remote:
                     raise RecordError(
                         f"{self._url} is a file, or contains a name {name!r}: it is not a run"
                     )
-                if tensors or not name.endswith(_TENSOR):
+                is_ascent = ASCENTS in Path(name).parts[:-1]
+                if ascents if is_ascent else tensors or not name.endswith(_TENSOR):
                     (folder / name).parent.mkdir(parents=True, exist_ok=True)
                     self._files.get_file(path, str(folder / name))
         return bool(paths)
@@ -228,7 +240,8 @@ def written(where: str, *, new: bool = False, every: float = _EVERY) -> Iterator
             raise RecordError(f"{where} already exists: choose another place")
         sent = False
         try:
-            yield mirror
+            with _called(mirror.folder, mirror.name):
+                yield mirror
         except BaseException:
             sent = _sent_at_last(mirror)  # only warns: the error that ended the run matters more
             raise
@@ -263,9 +276,24 @@ def fetched(where: str, *, tensors: bool = True) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="dent-") as scratch:
         folder = Path(scratch) / _last_part(where)
-        if not _Remote(where).fetch(folder, tensors=tensors):
+        if not _Remote(where).fetch(folder, tensors=tensors, ascents=False):
             raise RecordError(f"there is nothing at {where}")
-        yield folder
+        with _called(folder, where.rstrip("/")):
+            yield folder
+
+
+@contextmanager
+def _called(folder: Path, name: str) -> Iterator[None]:
+    """Name a URL, not its temporary copy, in errors about the content of the copy."""
+    try:
+        yield
+    except DentError as error:
+        if not isinstance(error.__cause__, OSError):  # else the copy itself is the trouble
+            error.args = tuple(
+                each.replace(str(folder), name) if isinstance(each, str) else each
+                for each in error.args
+            )
+        raise
 
 
 def _sent_at_last(mirror: _Mirror) -> bool:

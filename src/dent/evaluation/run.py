@@ -17,6 +17,7 @@ from dent.evaluation.engine.execute import execute
 from dent.evaluation.engine.progress import OnProgress, Tracker
 from dent.evaluation.engine.rehearsal import rehearse
 from dent.evaluation.engine.sessions import OpenSession, Sessions
+from dent.evaluation.engine.unchanged import check_unchanged
 from dent.evaluation.records.folder import ASCENTS, RESULT, RUN, Memory, RunFolder, Store
 from dent.evaluation.records.plan import Group, Plan, Unit, groups, rounds, units
 from dent.evaluation.records.provenance import new_session
@@ -62,7 +63,8 @@ def evaluate(
     Raises:
         ConfigError: The settings or names are not valid, or do not fit the dataset.
         InputError: An object is not a defense, does not return logits, or writes into the model.
-        SpecMismatchError: `out` holds another evaluation. The message lists the fields that differ.
+        SpecMismatchError: `out` holds another evaluation, or a defense no longer gives the answers
+            that are recorded there. The message lists the fields or answers that differ.
         LockedError: Another process is writing to `out`.
         RecordError: `out` is damaged, holds other files, or cannot be written to.
 
@@ -199,7 +201,7 @@ def evaluate_with(
     prepared = prepare(subject, settings)
     spec, plan = prepared.spec, prepared.plan
     _warn_of_missing_classes(prepared)
-    unit_rounds = tuple(rounds(spec, plan)) if shard is None else _rounds_of(shard, spec, plan)
+    unit_rounds = rounds_of(shard, spec, plan)
     todo = [unit for unit_groups in unit_rounds for group in unit_groups for unit in group]
 
     if out is None or not os.path.exists(Path(out) / RUN):  # a resumed run was rehearsed already
@@ -227,14 +229,22 @@ def evaluate_with(
             take_static_part(folder, static_from)
         waiting = left(spec, plan, folder.done) if shard is None else todo
         if any(unit.key not in folder.done for unit in waiting):
+            check_unchanged(prepared, folder.done, folder.run.sessions)
             with Sessions(folder, plan) as sessions, _kept(spec, Path(out), static_from):
                 run_units(work(folder, sessions))
-        if folder.run.status != "complete" and not left(spec, plan, folder.done):
-            folder.update(status="complete")  # a killed process, or copied records, left nothing
+        _settle(folder, plan)
         run = folder.run
         result = summarize(run.spec, plan, folder.done, run.units, run.sessions, folder.challenges)
         folder.write(RESULT, result)
     return result
+
+
+def _settle(folder: RunFolder, plan: Plan) -> None:
+    """Record the status of a run on which no unit ran, because none was left here."""
+    if folder.run.status != "complete" and not left(folder.spec, plan, folder.done):
+        folder.update(status="complete")  # a killed process, or copied records, left nothing
+    elif folder.run.status == "running":
+        folder.update(status="partial")  # a shard without units of its own, or a killed one
 
 
 def _warn_of_missing_classes(prepared: Prepared) -> None:
@@ -254,11 +264,15 @@ def _warn_of_missing_classes(prepared: Prepared) -> None:
         )
 
 
-def _rounds_of(shard: Shard, spec: EvaluationSpec, plan: Plan) -> tuple[tuple[Group, ...], ...]:
-    """Return the rounds of a shard.
+def rounds_of(
+    shard: Shard | None, spec: EvaluationSpec, plan: Plan
+) -> tuple[tuple[Group, ...], ...]:
+    """Return the rounds of a shard; of the whole run if it is None.
 
     In a run by attack, every shard makes all probes: its attacks and certificates depend on them.
     """
+    if shard is None:
+        return tuple(rounds(spec, plan))
     every = tuple(groups(spec, plan))
     if spec.schedule == "by-batch":
         return (shard.of_all(every),)

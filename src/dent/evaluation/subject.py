@@ -13,6 +13,7 @@ from dent.attacks.adaptive.capabilities import takes_no_steps
 from dent.data.dataset import ImageDataset
 from dent.data.registry import classes_of
 from dent.defenses import describe as describe_defense
+from dent.defenses.base import STATIC as UNCHANGING
 from dent.errors import ConfigError, InputError
 from dent.evaluation.attack_specs import attack_spec
 from dent.evaluation.records.naming import contradiction
@@ -31,7 +32,7 @@ from dent.evaluation.suites import scheduled
 from dent.kinds import kind_of
 from dent.models.check import check_is_module
 from dent.models.shipped_source import ShippedModels
-from dent.models.weights import weights_digest
+from dent.models.weights import have_same_weights, weights_digest
 from dent.support.devices import device_of
 from dent.support.plural import counted
 from dent.threat import ThreatModel
@@ -120,7 +121,8 @@ def describe(subject: Subject, settings: Settings) -> EvaluationSpec:
         ConfigError: A name is missing or used twice, a combination of settings is not allowed, or
             the radius is larger than any image could use.
         InputError: The model is not a module, the dataset is not an `ImageDataset`, `defenses` is
-            not a dict, or an object in it is not a defense or is in training mode.
+            not a dict, or an object in it is not a defense, is in training mode, or wraps another
+            model.
         WeightsError: A state dict holds something other than tensors.
     """
     check_is_module(subject.model)
@@ -167,6 +169,9 @@ def describe(subject: Subject, settings: Settings) -> EvaluationSpec:
         settings=settings,
     )
     lineup = subject.lineup(settings)
+    for name, defense in lineup.items():
+        if name != STATIC:
+            _check_model_of(name, defense, subject.model)
     return scheduled(
         spec,
         plain_static=not isinstance(lineup.get(STATIC), DynamicDefense),
@@ -282,6 +287,23 @@ def _check_defense(name: str, defense: Defense) -> None:
         )
     if not isinstance(defense, DynamicDefense):
         is_batch_dependent(defense)  # raises for a plain module in training mode
+
+
+def _check_model_of(name: str, defense: Defense, model: nn.Module) -> None:
+    """Check that a defense that tells its static model wraps the model under evaluation.
+
+    A `Dent` without steps is left out, because a module that is a defense itself is run as one.
+    """
+    if getattr(defense, "config", None) == UNCHANGING:
+        return
+    unwrap = getattr(defense, "unwrap", None)
+    wrapped = unwrap() if callable(unwrap) else None
+    if isinstance(wrapped, nn.Module) and not have_same_weights(wrapped, model):
+        raise InputError(
+            f"the defense {name!r} wraps another model than the one under evaluation: their "
+            "weights differ, so the difference would not be the defense's. Wrap this model, after "
+            f"its weights are final: {type(defense).__name__}(model)"
+        )
 
 
 def _has(defense: nn.Module, part: str) -> bool:

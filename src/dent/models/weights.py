@@ -344,11 +344,29 @@ def weights_digest(model: nn.Module) -> str:
                 f"cannot take the digest of {type(model).__name__}: its state dict contains a "
                 f"{type(tensor).__name__} at {name!r}, and only tensors have one meaning"
             )
-        header = [name, str(tensor.dtype), list(tensor.shape)]
-        total.update(json.dumps(header).encode() + b"\n")
-        values = tensor.detach().cpu().resolve_conj().resolve_neg()
-        total.update(values.reshape(-1).view(torch.uint8).numpy().data)
+        total.update(_content(name, tensor))
     return total.hexdigest()
+
+
+def have_same_weights(first: nn.Module, second: nn.Module) -> bool:
+    """Return whether two models have the same weights, whatever the names of their entries.
+
+    Names differ if one model is wrapped in a module. Both models are only read.
+    """
+    return first is second or _values(first) == _values(second)
+
+
+def _values(model: nn.Module) -> list[str]:
+    """Return the digests of all tensors in a state dict, without their names, in order."""
+    tensors = (each for each in model.state_dict().values() if isinstance(each, Tensor))
+    return sorted(hashlib.sha256(_content("", tensor)).hexdigest() for tensor in tensors)
+
+
+def _content(name: str, tensor: Tensor) -> bytes:
+    """Return the bytes of an entry of a state dict that its digest covers."""
+    header = json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode() + b"\n"
+    values = tensor.detach().cpu().resolve_conj().resolve_neg()
+    return header + values.reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def _some(items: Sequence[str]) -> str:

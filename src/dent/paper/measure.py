@@ -21,7 +21,11 @@ from dent.evaluation.results.intervals import (
 from dent.evaluation.results.recorded_run import RecordedRun
 from dent.evaluation.results.result import DefenseResult
 from dent.evaluation.results.scoring import Piece, Scores, label, score, worst_of_batch
-from dent.evaluation.results.worst_case import MIN_CLUSTERS, by_sample
+from dent.evaluation.results.worst_case import (
+    MIN_CLUSTERS,
+    by_sample,
+    independent_members,
+)
 from dent.paper.planning import PlannedCell
 from dent.paper.profile import ProfileRecord
 
@@ -244,7 +248,7 @@ def _accuracy(
     cell = of_accuracy(
         right,
         batch_of,
-        shared=not by_sample(defense.dependence),
+        shared=not independent_members(defense.dependence),
         flags=_flags(defense, recorded),
         partial=len(right) < recorded.result.samples,
     )

@@ -17,7 +17,7 @@ from dent.evaluation.results.result import (
     Repeated,
     Verdict,
 )
-from dent.evaluation.results.worst_case import MIN_CLUSTERS, by_sample
+from dent.evaluation.results.worst_case import MIN_CLUSTERS, independent_members
 from dent.evaluation.subject import threat_of
 from dent.support import rounding
 from dent.support.plural import counted
@@ -160,7 +160,7 @@ def challenged(entry: ChallengeSummary, decided: Decision | None) -> str:
 
 
 def verdict(ruling: Verdict | None) -> tuple[str, ...]:
-    """Return a verdict in sentences: the ruling, the clean accuracies, and the doubt of each gate.
+    """Return a verdict in sentences: the ruling, differences on clean images, and each doubt.
 
     The gates are all gates of the defense and the open ones of the static model. Without a verdict,
     there are no sentences.
@@ -172,6 +172,11 @@ def verdict(ruling: Verdict | None) -> tuple[str, ...]:
     return (
         ruling.sentence,
         f"Clean accuracy against static: {_in_points(ruling.natural)}.",
+        *(
+            f"Clean members of attacked batches against static: {_in_points(each)}."
+            for each in (ruling.bystanders,)
+            if each is not None
+        ),
         *(
             f"{'Open' if gate.open else 'Settled'} doubt ({gate.name}{owner}): {gate.sentence}"
             for gate, owner in shown
@@ -285,7 +290,7 @@ def few_batches(result: EvaluationResult, defense: DefenseResult) -> int | None:
     None if they are enough, or if members of a batch are independent. Also None for a run in
     progress, because its difference is over the scored batches alone, and names their number.
     """
-    if by_sample(defense.dependence) or result.status != "complete":
+    if independent_members(defense.dependence) or result.status != "complete":
         return None
     return result.batches if result.batches < MIN_CLUSTERS else None
 

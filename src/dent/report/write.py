@@ -11,6 +11,7 @@ from dent.report.loading import NamedRun, load_runs
 from dent.report.markdown import to_markdown
 from dent.storage.disk import write_atomically, writing
 from dent.storage.protected import refuse_record
+from dent.support.printable import encodable
 from dent.support.suggest import closest
 
 FORMATS: Final[Mapping[str, Callable[[Sequence[NamedRun]], str]]] = {
@@ -58,7 +59,7 @@ def write_report(runs: Sequence[Path], out: Path, *, data_root: Path | None = No
         text = FORMATS[out.suffix.lower()](loaded)
     with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, text.encode())
+    write_atomically(out, encodable(text).encode())
     return out
 
 

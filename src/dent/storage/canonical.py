@@ -45,7 +45,7 @@ def without_rulings(value: Any) -> Any:
     These are the rulings, the kinds of attacks, and the statistics that they rest on. Counts, worst
     cases and the values of differences remain.
     """
-    rulings = ("verdict", "diagnostics", "rules", "decided")
+    rulings = ("verdict", "diagnostics", "rules", "decided", "undetermined")
     return _without(value, *rulings, "interval", "method", "assumes", "black_box", "carried")
 
 

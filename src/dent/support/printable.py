@@ -27,6 +27,14 @@ def printable(text: str) -> str:
     return _ORDERS.sub(_INSTEAD, text)
 
 
+def encodable(text: str) -> str:
+    r"""Write surrogates, which no UTF-8 file can hold, as escapes such as `\udcff`.
+
+    Python puts them into the name of a file that is not valid UTF-8.
+    """
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def one_line(text: object) -> str:
     """Return `printable` text on one line, so that a name in a sentence cannot start a new line."""
     return printable(str(text).replace("\n", _INSTEAD).replace("\t", " "))

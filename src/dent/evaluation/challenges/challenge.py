@@ -20,6 +20,7 @@ from dent.evaluation.results.summary import summarize
 from dent.evaluation.subject import Prepared, Subject, describe
 from dent.storage.disk import is_there
 from dent.storage.errors import RecordError, SpecMismatchError
+from dent.support.printable import encodable
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,8 @@ def challenge(
         dry_run: Whether to check and submit the images but write nothing.
 
     Raises:
-        ConfigError: There is no such defense, a text is empty or too long, or the attack takes the
-            batches apart.
+        ConfigError: There is no such defense, a text is empty, too long or not valid Unicode, or
+            the attack takes the batches apart.
         InputError: The images have another shape or count, or lie outside the threat model.
         SpecMismatchError: The subject is not the one of the run.
         LockedError: Another process is writing to the run.
@@ -167,6 +168,8 @@ def _maker(by: str, url: str | None, note: str | None) -> Maker:
     if not by:
         raise ConfigError("a challenge needs the name of its maker")
     for what, text in (("name", by), ("link", url), ("note", note)):
+        if text is not None and encodable(text) != text:
+            raise ConfigError(f"the {what} of a challenge is not valid Unicode: {encodable(text)}")
         longest = 200 if what == "name" else 2000
         if text is not None and len(text) > longest:
             raise ConfigError(

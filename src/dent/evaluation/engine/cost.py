@@ -1,6 +1,7 @@
 """Estimate the time of a run before it starts, from measurements on a few images."""
 
 from collections import defaultdict
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -80,7 +81,9 @@ class CostEstimate(Record):
     """Number of images that were timed. The times are scaled from it to the size of a batch."""
 
 
-def estimate(subject: Subject, settings: Settings | None = None) -> CostEstimate:
+def estimate(
+    subject: Subject, settings: Settings | None = None, *, only: Collection[str] | None = None
+) -> CostEstimate:
     """Time a static forward and each defense on a few images, and multiply by the planned passes.
 
     Takes a few seconds. It overestimates the time on a GPU, because a few images do not keep it
@@ -89,6 +92,7 @@ def estimate(subject: Subject, settings: Settings | None = None) -> CostEstimate
     Args:
         subject: The objects to evaluate.
         settings: How the samples form batches, and what else runs.
+        only: Keys of the units that are left to run; None for all.
 
     Raises:
         ConfigError, InputError: For the reasons in `evaluate`.
@@ -98,12 +102,14 @@ def estimate(subject: Subject, settings: Settings | None = None) -> CostEstimate
     subject, spec, plan = prepared.subject, prepared.spec, prepared.plan
     sample = _sample(subject, plan)
     scale = sample.scale
+    waiting = [unit for unit in units(spec, plan) if only is None or unit.key in only]
     planned: dict[str, list[Unit]] = defaultdict(list)
-    for unit in units(spec, plan):
+    for unit in waiting:
         planned[unit.defense].append(unit)
     early: dict[str, list[Unit]] = defaultdict(list)
     for unit in before_decision(spec, plan):
-        early[unit.defense].append(unit)
+        if only is None or unit.key in only:
+            early[unit.defense].append(unit)
     guard = Guard(subject.model, spec.model.weights)
     costs, first_decision = {}, 0.0
     for name, defense in subject.lineup(settings).items():
@@ -111,7 +117,7 @@ def estimate(subject: Subject, settings: Settings | None = None) -> CostEstimate
         first_decision += scale * _passes(prepared, early[name]).seconds(slow)
     kept_images = sum(
         plan.attacked if unit.batch is None else plan.batches[unit.batch].attacked
-        for unit in units(spec, plan)
+        for unit in waiting
         if unit.kind == "attack" and settings.tensors == "keep"
     )
     return CostEstimate(

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Collection
 from contextlib import nullcontext, suppress
-from typing import Literal, Self
+from typing import Final, Literal, Self
 
 from dent.evaluation.records.folder import RunFolder
 from dent.evaluation.records.plan import Plan
@@ -11,7 +11,10 @@ from dent.evaluation.records.provenance import later, now
 from dent.evaluation.records.schema import JournalRecord, Session, UnitRecord
 from dent.evaluation.results.decision import left
 from dent.storage.errors import RecordError
+from dent.support.printable import encodable
 
+_LONGEST: Final = 4000
+"""Most characters of an error message that are recorded."""
 SessionEnd = Literal["complete", "interrupted", "failed"]
 
 
@@ -41,6 +44,8 @@ class OpenSession:
     def end(self, outcome: SessionEnd, message: str | None = None) -> None:
         """Record how the session ended, unless that is already recorded."""
         if self.session.outcome is None:
+            if message is not None:
+                message = encodable(message)[:_LONGEST]
             changes = {"ended": now(), "outcome": outcome, "message": message}
             self.session = self.session.model_copy(update=changes)
 

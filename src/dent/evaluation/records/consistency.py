@@ -6,6 +6,7 @@ total, that lists have the expected lengths, that nothing occurs twice, and that
 
 import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from itertools import pairwise
 from typing import Final
 
@@ -13,6 +14,7 @@ from dent.errors import ConfigError
 from dent.evaluation.records.plan import (
     Batch,
     Plan,
+    attacked_per_batch,
     candidates,
     challenge_file,
     targets_of,
@@ -96,9 +98,30 @@ def of_plan(spec: EvaluationSpec, plan: Plan) -> Iterator[str]:
         sorted(id_ for batch in plan.batches for id_ in batch.ids[: batch.attacked])
     ):
         yield "the samples attacked are not those of settings.ids"
+    yield from _of_size(spec, plan, attacked_before)
     kinds = 2 + 2 * len(spec.attacks)
     if len(spec.defenses) * kinds * (len(plan.batches) + 1) > MOST_UNITS:
         yield f"the run has more than {MOST_UNITS} units"
+
+
+def _of_size(spec: EvaluationSpec, plan: Plan, attacked: AbstractSet[int]) -> Iterator[str]:
+    """Yield how the batches are not those that the settings ask for, without the dataset."""
+    asked, per_batch = spec.samples, attacked_per_batch(spec.settings)
+    found = sum(batch.attacked for batch in plan.batches)
+    if found != asked:
+        yield f"{counted(found, 'sample')} are attacked, and the settings ask for {asked}"
+        return
+    if spec.settings.ids is None and attacked != set(range(asked)):
+        yield f"the samples attacked are not the first {asked} of the dataset"
+    last = asked - per_batch * (len(plan.batches) - 1)
+    for batch in plan.batches:
+        expected = last if batch.index == len(plan.batches) - 1 else per_batch
+        clean = spec.settings.batch_size - per_batch
+        if (batch.attacked, batch.size - batch.attacked) != (expected, clean):
+            yield (
+                f"batches.{batch.index}: {batch.attacked} of {counted(batch.size, 'member')} "
+                f"are attacked, and the settings ask for {expected} beside {clean}"
+            )
 
 
 def _of_batch(spec: EvaluationSpec, batch: Batch, index: int) -> Iterator[str]:

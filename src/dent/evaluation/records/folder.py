@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Final, Protocol, TypeVar, get_args
+from typing import Any, Final, Protocol, TypeVar, get_args
 
 import torch
 from pydantic import ValidationError
@@ -50,6 +50,7 @@ from dent.storage.disk import (
 from dent.storage.errors import RecordError, SchemaVersionError, SpecMismatchError
 from dent.storage.lock import HOLDER, LOCK, FolderLock
 from dent.storage.plain_json import parse, problem_of
+from dent.support.printable import encodable
 
 RUN: Final = "run.json"
 PLAN: Final = "plan.json"
@@ -386,8 +387,22 @@ def _unlike(path: Path, ref: TensorRef, sha256: str) -> RecordError:
 
 
 def dump(record: Record) -> bytes:
-    """Return the content of a file with one record: indented JSON."""
-    return (json.dumps(record.to_json(), indent=1, allow_nan=False) + "\n").encode()
+    """Return the content of a file with one record: indented JSON.
+
+    Raises:
+        RecordError: A text has a lone surrogate, which no reader would accept.
+    """
+    plain = record.to_json()
+    text = json.dumps(plain, indent=1, allow_nan=False) + "\n"
+    if "\\ud" in text:  # it has surrogates, which are fine in pairs
+        try:
+            json.dumps(plain, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            shown = encodable(error.object[max(0, error.start - 60) : error.end])
+            raise RecordError(
+                f"a text is not valid Unicode, so it is not recorded: {shown}"
+            ) from None
+    return text.encode()
 
 
 def read_record(path: Path, kind: type[_Kept]) -> _Kept:
@@ -413,9 +428,23 @@ def read_record(path: Path, kind: type[_Kept]) -> _Kept:
             f"up to {newest}): upgrade torch-dent. Nothing was changed"
         )
     try:
-        return kind.model_validate_json(content)
+        return kind.model_validate_json(_mended(plain, content))
     except ValidationError as error:
         raise RecordError(f"{path}: {problem_of(error)}. Nothing was changed") from None
+
+
+def _mended(plain: Any, content: bytes) -> bytes:
+    """Return the content of a file with readable error messages.
+
+    Older versions wrote messages with the name of a file that is not valid UTF-8.
+    """
+    sessions = plain.get("sessions")
+    mended = False
+    for session in sessions if isinstance(sessions, list) else ():
+        message = session.get("message") if isinstance(session, dict) else None
+        if isinstance(message, str) and encodable(message) != message:
+            session["message"], mended = encodable(message), True
+    return json.dumps(plain).encode() if mended else content
 
 
 def _refuse_first(where: Path | str, problems: Iterator[str]) -> None:

@@ -108,9 +108,7 @@ def make_plan(settings: Settings, dataset: "ImageDataset") -> Plan:
     if size == 0:
         raise ConfigError(f"the dataset {dataset.name!r} is empty: there is nothing to evaluate")
     positions = _chosen(settings, dataset)
-    per_batch = settings.batch_size
-    if settings.mix is not None:
-        per_batch = max(1, round(settings.mix * settings.batch_size))
+    per_batch = attacked_per_batch(settings)
     clean = settings.batch_size - per_batch
     if clean > size - min(per_batch, len(positions)):
         raise ConfigError(
@@ -139,6 +137,13 @@ def make_plan(settings: Settings, dataset: "ImageDataset") -> Plan:
             for index, (attacked, natural) in enumerate(members)
         )
     )
+
+
+def attacked_per_batch(settings: Settings) -> int:
+    """Return the number of attacked members of every batch but the last, which may have fewer."""
+    if settings.mix is None:
+        return settings.batch_size
+    return max(1, round(settings.mix * settings.batch_size))
 
 
 Group = tuple[Unit, ...]

@@ -38,3 +38,8 @@ def depends_on_batch(probe: ProbeRecord) -> bool | None:
     if not other_batches(probe) or stateful(probe) or randomized(probe):
         return None
     return any(changed(comparison) for comparison in other_batches(probe))
+
+
+def hides_dependence(probe: ProbeRecord) -> bool:
+    """Return whether a batch has several members, but their dependence cannot be determined."""
+    return bool(other_batches(probe)) and depends_on_batch(probe) is None

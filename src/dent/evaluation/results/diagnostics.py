@@ -21,7 +21,7 @@ from dent.evaluation.records.schema import (
     ProbeRecord,
     Session,
 )
-from dent.evaluation.records.spec import STATIC
+from dent.evaluation.records.spec import STATIC, EvaluationSpec
 from dent.evaluation.results.certificate import CERTIFICATE, certificate_of
 from dent.evaluation.results.gradient_comparison import GradientComparison, square_gains
 from dent.evaluation.results.result import AttackSummary, Dependence, Diagnostic
@@ -135,8 +135,33 @@ def of_defense(
     return (*judged, certificate_of(probe)) if has_exact_attack else judged
 
 
-def of_run(*, uneven: bool, sessions: Sequence[Session]) -> tuple[Diagnostic, ...]:
-    """Return the diagnostics of a whole run, which do not depend on the defense."""
+ANOTHER_STATIC: Final = "static is not the model"
+ANOTHER_STATIC_SENTENCE: Final = (
+    "The static model has other weights than the model under evaluation, so every difference "
+    "compares with another model."
+)
+
+
+def static_is_another(spec: EvaluationSpec) -> bool:
+    """Return whether the static model has other weights than the model under evaluation."""
+    return any(
+        defense.name == STATIC and defense.weights != spec.model.weights
+        for defense in spec.defenses
+    )
+
+
+def of_run(
+    spec: EvaluationSpec, *, uneven: bool, sessions: Sequence[Session]
+) -> tuple[Diagnostic, ...]:
+    """Return the diagnostics of a whole run, which do not depend on the defense.
+
+    *static is not the model* is listed only if it is raised.
+    """
+    another = (
+        (Diagnostic.judge(ANOTHER_STATIC, 1.0, 0, ANOTHER_STATIC_SENTENCE, ""),)
+        if static_is_another(spec)
+        else ()
+    )
     kinds = {(tuple(sorted(s.versions.items())), s.platform, s.device, s.threads) for s in sessions}
     return (
         Diagnostic.judge(
@@ -156,6 +181,7 @@ def of_run(*, uneven: bool, sessions: Sequence[Session]) -> tuple[Diagnostic, ..
         )
         if kinds
         else Diagnostic.not_run("mixed provenance", "The run has no session on record."),
+        *another,
     )
 
 

@@ -9,17 +9,29 @@ from typing import Final, Literal
 
 from dent.evaluation.records.spec import EvaluationSpec
 from dent.evaluation.results.certificate import CERTIFICATE, answered_classes, over_large_steps
-from dent.evaluation.results.diagnostics import HUGE_EPS, SIGHTED
+from dent.evaluation.results.diagnostics import (
+    ANOTHER_STATIC,
+    ANOTHER_STATIC_SENTENCE,
+    HUGE_EPS,
+    SIGHTED,
+    static_is_another,
+)
 from dent.evaluation.results.gradient_comparison import GradientComparison, compare_gradients
 from dent.evaluation.results.result import DefenseResult, Diagnostic, Gate
 from dent.evaluation.results.scoring import Scores
-from dent.evaluation.results.worst_case import MIN_CLUSTERS, by_sample
+from dent.evaluation.results.worst_case import (
+    MIN_CLUSTERS,
+    by_sample,
+    independent_members,
+)
 from dent.support.plural import agreeing, counted
 
 UNFINISHED: Final = "unfinished"
 FEW_BATCHES: Final = "few batches"
 LARGE_STEPS: Final = "gradient over large steps"
 MORE_CLASSES: Final = "more logits than classes"
+NO_TRANSFERS: Final = "no transfers"
+UNDECLARED: Final = "undeclared dependence"
 
 Ground = Literal["exact gradient certified", "surrogate gradient, unbeaten"]
 
@@ -37,6 +49,7 @@ class Evidence:
         known: Whether attacks knew the seed of every submission (public randomness), and equal
             seeds gave equal answers.
         surplus: Number of logits of the defense beyond the classes of the dataset.
+        undetermined: Whether it declares to be batch-independent, but this could not be measured.
     """
 
     ran: Collection[str]
@@ -45,6 +58,7 @@ class Evidence:
     large_steps: bool | None
     known: bool = False
     surplus: int = 0
+    undetermined: bool = False
 
 
 def _needs(*names: str) -> Callable[[Evidence], str | None]:
@@ -115,7 +129,7 @@ GATE_CONDITIONS: Final[Mapping[str, Callable[[Evidence], str | None]]] = {
     "zero gradient": _gradients_usable,
     SIGHTED: _gradients_usable,
     "batch dependent": _needs("gmsa-avg", "gmsa-min"),
-    "undeclared dependence": _cannot_close,
+    UNDECLARED: _cannot_close,
     "black-box beats white-box": _unbeaten,
     "transfer beats white-box": _unbeaten,
     "more iterations still help": _cannot_close,
@@ -154,6 +168,10 @@ _CLOSED_BECAUSE: Final[Mapping[str, str]] = {
 _LOST: Final = (
     "The gradient is exact, but over steps of a quarter or half of eps it does not predict how the "
     "logits change. Attacks that follow it may be lost."
+)
+_UNDETERMINED: Final = (
+    "It declares that its predictions do not depend on the batch. This cannot be measured, because "
+    "its answers also change for other reasons. Declare batch_dependent=True."
 )
 _NOT_CHECKED: Final = (
     "An older version did not check the gradient over steps of a quarter or half of eps: run it "
@@ -213,6 +231,7 @@ def evidence_of(
         known=spec.settings.randomness == "public" and not any(record.draws for record in units),
         surplus=max(0, (answered_classes(scores.probe) or 0) - len(spec.dataset.classes)),
         large_steps=over_large_steps(scores.probe),
+        undetermined=result.dependence.undetermined,
     )
 
 
@@ -228,6 +247,9 @@ def _gates(diagnostics: Sequence[Diagnostic], evidence: Evidence) -> Iterator[Ga
             yield from _certificate(diagnostic, diagnostics, evidence)
         elif diagnostic.name == HUGE_EPS and diagnostic.state == "not-run":
             yield Gate(name=HUGE_EPS, open=True, sentence=diagnostic.sentence)
+        elif diagnostic.name == UNDECLARED and diagnostic.state == "not-run":
+            if evidence.undetermined:
+                yield Gate(name=UNDECLARED, open=True, sentence=_UNDETERMINED)
         elif diagnostic.name == SIGHTED and diagnostic.state == "not-run":
             if _members_without_gradient(evidence) is not None:
                 yield Gate(name=SIGHTED, open=True, sentence=diagnostic.sentence)
@@ -269,6 +291,17 @@ def unfinished_gate() -> Gate:
     return Gate(name=UNFINISHED, open=True, sentence="The run is not finished.")
 
 
+def run_gates(spec: EvaluationSpec) -> tuple[Gate, ...]:
+    """Return the open gates of all defenses that follow from how the whole run was set up."""
+    gates = []
+    if not spec.settings.transfer:
+        sentence = "The run submitted no adversarial images of the static model to the defense."
+        gates.append(Gate(name=NO_TRANSFERS, open=True, sentence=sentence))
+    if static_is_another(spec):
+        gates.append(Gate(name=ANOTHER_STATIC, open=True, sentence=ANOTHER_STATIC_SENTENCE))
+    return tuple(gates)
+
+
 def few_batches_gates(result: DefenseResult, batches: int) -> tuple[Gate, ...]:
     """Return an open gate if there are too few batches for an interval of dependent members.
 
@@ -276,10 +309,11 @@ def few_batches_gates(result: DefenseResult, batches: int) -> tuple[Gate, ...]:
         result: The result of the defense.
         batches: Number of its scored batches.
     """
-    if by_sample(result.dependence) or batches >= MIN_CLUSTERS:
+    if independent_members(result.dependence) or batches >= MIN_CLUSTERS:
         return ()
+    may = "may " if by_sample(result.dependence) else ""
     sentence = (
-        f"Members of a batch share an adaptation. {counted(batches, 'batch')} "
+        f"Members of a batch {may}share an adaptation. {counted(batches, 'batch')} "
         f"{agreeing(batches, 'are')} too few for an interval that accounts for this: "
         f"{MIN_CLUSTERS} are needed."
     )

@@ -39,8 +39,9 @@ def tango(
     """Return Tango's score interval of a difference of paired proportions (Tango, 1998).
 
     The difference is the first proportion minus the second. The interval contains all differences
-    that a score test at this level does not reject. It keeps its level even for few pairs. Its
-    width is positive even if no pair disagrees: 0 of n does not prove that there is no difference.
+    that a score test at this level does not reject. For few pairs, the level is only approximate
+    (see `sign_test`). Its width is positive even if no pair disagrees: 0 of n does not prove that
+    there is no difference.
 
     Args:
         only_first: Number of pairs in which only the first is correct.
@@ -65,6 +66,19 @@ def tango(
     elif observed < edge:
         high = 1.0
     return low, high
+
+
+def sign_test(only_first: int, only_second: int) -> float:
+    """Return the two-sided p-value of the exact sign test (McNemar's exact test).
+
+    Unlike Tango's interval, it keeps its level for any number of pairs.
+
+    Args:
+        only_first: Number of pairs in which only the first is correct.
+        only_second: Number of pairs in which only the second is correct.
+    """
+    pairs = only_first + only_second
+    return float(binomtest(only_first, pairs).pvalue) if pairs else 1.0
 
 
 def _tango_score(b: int, c: int, n: int, difference: float) -> float:

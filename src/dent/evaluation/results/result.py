@@ -218,6 +218,9 @@ class Dependence(Record):
     declared: bool
     measured: bool | None
     """Null if it could not be measured: on a single member, or on a randomized defense."""
+    undetermined: bool = False
+    """Whether it is declared independent, its batches have several members, and the dependence
+    could not be measured. Members then do not count as independent."""
 
 
 class LadderRung(Record):
@@ -296,6 +299,9 @@ class Verdict(Record):
     """Gates of the static model. Open ones prevent the verdict *harmful*."""
     natural: Difference
     """Difference of the clean accuracies, paired by sample."""
+    bystanders: Difference | None = None
+    """Difference of the accuracies on the clean members of attacked batches, in the submission of
+    each batch that leaves the fewest of them correct; null without clean members."""
     sentence: str
 
 

@@ -29,6 +29,7 @@ class Piece:
             None if the defense is not randomized.
         every: For each attacked member, whether it was correct in every scoring draw; None if the
             defense is not randomized.
+        clean_choosing: As `choosing`, for each clean member.
     """
 
     attacked: Rights
@@ -36,11 +37,17 @@ class Piece:
     missing: int
     choosing: Rights | None = None
     every: Rights | None = None
+    clean_choosing: Rights | None = None
 
     @property
     def chooses(self) -> Rights:
         """The values by which the worst submission is chosen."""
         return self.attacked if self.choosing is None else self.choosing
+
+    @property
+    def chooses_clean(self) -> Rights:
+        """The values by which the submission that is worst for the clean members is chosen."""
+        return self.clean if self.clean_choosing is None else self.clean_choosing
 
     @property
     def always(self) -> Rights:
@@ -205,6 +212,7 @@ def _of_draws(batch: Batch, draws: Sequence[Sequence[int | None]]) -> Piece:
         missing=round(sum(piece.missing for piece in pieces[half:]) / scored),
         choosing=_mean([piece.attacked for piece in pieces[:half]]),
         every=tuple(all(member) for member in zip(*scoring, strict=True)),
+        clean_choosing=_mean([piece.clean for piece in pieces[:half]]),
     )
 
 
@@ -250,6 +258,20 @@ def worst_submissions(pieces: Mapping[str, Piece], *, by_sample: bool) -> list[s
 
 def _left(pieces: Mapping[str, Piece], chosen: Sequence[str]) -> float:
     return sum(pieces[name].attacked[member] for member, name in enumerate(chosen))
+
+
+def worst_for_clean(scores: Scores, batches: Sequence[int]) -> dict[int, Rights]:
+    """Return, by batch, the clean members of the submission that leaves the fewest of them correct.
+
+    Batches without clean members are left out.
+    """
+    rights: dict[int, Rights] = {}
+    for index in batches:
+        pieces = scores.of_batch(index).values()
+        worst = min(pieces, key=lambda piece: sum(piece.chooses_clean))
+        if worst.clean:
+            rights[index] = worst.clean
+    return rights
 
 
 def worst_case(

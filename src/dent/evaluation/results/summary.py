@@ -98,9 +98,9 @@ def summarize(
             without_static_challenges=_without_static_challenges(scores, challenged, spec),
             without_own_challenges=_without_own_challenges(scores, challenged, spec, plan),
         ),
-        diagnostics=diagnostics.of_run(uneven=plan.uneven, sessions=sessions),
+        diagnostics=diagnostics.of_run(spec, uneven=plan.uneven, sessions=sessions),
         sessions=tuple(sessions),
-        timing=_total_timing(sessions),
+        timing=_total_timing(sessions, list(records.values())),
     )
 
 
@@ -303,9 +303,21 @@ def _timing(scores: Scores) -> dict[str, float]:
     return timing
 
 
-def _total_timing(sessions: Sequence[Session]) -> dict[str, float]:
+def _total_timing(
+    sessions: Sequence[Session], records: Sequence[JournalRecord]
+) -> dict[str, float]:
+    """Return the seconds of the run; of its units if sessions lack some, as after a SIGKILL."""
     names = ("total", "attack", "serve", "probe")
     timing = {name: sum(session.timing.get(name, 0.0) for session in sessions) for name in names}
+    probes = [record.timing.total for record in records if not isinstance(record, UnitRecord)]
+    of_units = {
+        "total": sum(record.timing.total for record in records),
+        "attack": sum(record.timing.attack for record in records),
+        "serve": sum(record.timing.serve + (record.timing.static or 0.0) for record in records),
+        "probe": sum(probes),
+    }
+    if sum(session.units for session in sessions) < len(records):
+        timing = {name: max(seconds, of_units[name]) for name, seconds in timing.items()}
     if timing["total"] > 0:
         rest = timing["total"] - timing["attack"] - timing["serve"] - timing["probe"]
         timing["overhead"] = max(rest, 0.0) / timing["total"]

@@ -21,13 +21,19 @@ from dent.evaluation.results.gates import (
     few_batches_gates,
     gates_of,
     ground_of,
+    run_gates,
     unfinished_gate,
 )
+from dent.evaluation.results.intervals import sign_test
 from dent.evaluation.results.mistakes import AT_CHANCE
 from dent.evaluation.results.power import detectable_gain
 from dent.evaluation.results.result import Decision, DefenseResult, Difference, Gate, Verdict
 from dent.evaluation.results.scoring import Scores
-from dent.evaluation.results.worst_case import bootstrap_seed, natural_difference
+from dent.evaluation.results.worst_case import (
+    bootstrap_seed,
+    bystander_difference,
+    natural_difference,
+)
 from dent.evaluation.suite_attacks import VERSION, Budget
 from dent.evaluation.suites import coverage_of
 from dent.support.plural import counted
@@ -35,7 +41,7 @@ from dent.support.rounding import points, points_bounds
 
 Ruling = Literal["robust gain", "no gain", "harmful", "inconclusive"]
 
-RULES: Final = 6
+RULES: Final = 7
 """Version of these rules."""
 FEW: Final = 0.05
 """A verdict of no gain states the gain that the samples can show, if it is more than this."""
@@ -59,12 +65,15 @@ class Differences:
         without_own_challenges: `robust` without the challenges to the defense alone; None if there
             are none. A difference below 0 must also hold without them, because nobody may have
             attacked the static model as hard.
+        bystanders: The difference on the clean members of attacked batches, without challenges;
+            None if batches have none.
     """
 
     robust: Difference
     natural: Difference
     without_static_challenges: Difference | None = None
     without_own_challenges: Difference | None = None
+    bystanders: Difference | None = None
 
 
 def conclude(
@@ -105,6 +114,7 @@ def conclude(
         gates=gates,
         static_gates=static_gates,
         natural=differences.natural,
+        bystanders=differences.bystanders,
         sentence=(
             f"{ruling[0].upper()}{ruling[1:]} under the dynamic suite ({budget}): {why}. "
             f"Version {version} of the suite, version {RULES} of the rules."
@@ -123,17 +133,22 @@ def _ruling(
     if side == "unknown" or UNFINISHED in opened:
         why = "no batch has finished the suite"
         return "inconclusive", why if side == "unknown" else "the suite has not finished"
-    if side == "above":
-        return _above(differences, opened, ground)
     unchallenged = differences.without_own_challenges
     by_challenge = unchallenged is not None and _side(unchallenged) != "below"
-    if side == "below" and not by_challenge:
-        return _below(natural_side, opened, static_gates)
-    if natural_side == "below":
-        return _unnatural(opened)
-    if side == "below":
-        return "no gain", "only challenges to the defense put the difference below 0"
-    return _level(differences.robust)
+    found: tuple[Ruling, str]
+    if side == "above":
+        found = _above(differences, opened, ground)
+    elif side == "below" and not by_challenge:
+        found = _below(natural_side, opened, static_gates)
+    elif natural_side == "below":
+        found = _unnatural(opened)
+    elif side == "below":
+        found = "no gain", "only challenges to the defense put the difference below 0"
+    else:
+        found = _level(differences.robust)
+    if found[0] == "harmful" or _side(differences.bystanders) != "below":
+        return found
+    return _harms_bystanders(differences.bystanders, opened)
 
 
 def _unnatural(opened: Sequence[str]) -> tuple[Ruling, str]:
@@ -142,12 +157,30 @@ def _unnatural(opened: Sequence[str]) -> tuple[Ruling, str]:
     return "harmful", "clean accuracy is lower, and no robust gain was found"
 
 
+def _harms_bystanders(difference: Difference | None, opened: Sequence[str]) -> tuple[Ruling, str]:
+    why = f"clean members of attacked batches are correct less often: {_shown(difference)} points"
+    doubts = [name for name in opened if name in _ALSO_PREVENT_HARMFUL]
+    if doubts:
+        return "inconclusive", f"{why}, but gates are open: {', '.join(doubts)}"
+    return "harmful", why
+
+
+def _shown(difference: Difference | None) -> str:
+    if difference is None or difference.value is None or difference.interval is None:
+        return "not scored"
+    return f"{points(difference.value)} {points_bounds(difference.interval)}"
+
+
 def _level(difference: Difference) -> tuple[Ruling, str]:
     samples = counted(difference.total, "sample")
     shown = detectable_gain(difference.total)
     if shown is None:
         return "inconclusive", f"{samples} cannot show any gain"
     why = "the interval of the difference contains 0"
+    if difference.interval is not None and not (
+        difference.interval[0] <= 0 <= difference.interval[1]
+    ):
+        why = f"the difference may be chance (exact sign test, p = {_by_chance(difference):.2g})"
     if difference.value == 0 and not difference.only_defended:
         why = "the defense and the static model are correct on the same samples"
     if shown > FEW:
@@ -170,15 +203,20 @@ def _above(
     unchallenged = differences.without_static_challenges
     if unchallenged is not None and _side(unchallenged) != "above":
         return "no gain", "only challenges to the static model put the difference above 0"
+    if detectable_gain(differences.robust.total) is None:
+        samples = counted(differences.robust.total, "sample")
+        return "inconclusive", f"{samples} cannot show any gain"
     if opened:
         return "inconclusive", f"its worst case is higher, but gates are open: {', '.join(opened)}"
     if ground is None:
         return "inconclusive", "its worst case is higher, but no gradient is certified"
     why = f"the whole interval of the difference lies above 0 ({ground})"
-    natural = differences.natural
-    if _side(natural) == "below" and natural.interval is not None:
-        lost = f"{points(natural.value or 0.0)} {points_bounds(natural.interval)}"
-        why += f", but clean accuracy is lower: {lost} points"
+    if unchallenged is not None and _less(unchallenged, differences.robust):
+        why += f"; without challenges to the static model: {_shown(unchallenged)} points"
+    if _side(differences.natural) == "below":
+        why += f", but clean accuracy is lower: {_shown(differences.natural)} points"
+    if differences.bystanders is not None:
+        why += f"; clean members of attacked batches: {_shown(differences.bystanders)} points"
     return "robust gain", why
 
 
@@ -222,6 +260,7 @@ def with_verdicts(
         name: evidence_of(result, scores[name], spec, coverage.ran_as)
         for name, result in results.items()
     }
+    of_run = run_gates(spec)
     unfinished = () if complete else (unfinished_gate(),)
     static_gates = gates_of(results[STATIC].diagnostics, evidence[STATIC]) + unfinished
     # Only a claim of a gain needs these gates. Nets without a defense curve over such steps, too.
@@ -232,7 +271,7 @@ def with_verdicts(
         if result.difference is None:
             continue
         own_gates = gates_of(result.diagnostics, evidence[name])
-        own_gates += few_batches_gates(result, len(scores[name].whole)) + unfinished
+        own_gates += few_batches_gates(result, len(scores[name].whole)) + of_run + unfinished
         doubts = static_gates
         if result.decided is not None:  # checks that only a claim of a gain needs did not run
             own_gates = tuple(gate for gate in own_gates if gate.name in _ALSO_PREVENT_HARMFUL)
@@ -247,6 +286,9 @@ def with_verdicts(
                 natural=natural,
                 without_static_challenges=without_static_challenges.get(name),
                 without_own_challenges=without_own_challenges.get(name),
+                bystanders=bystander_difference(
+                    scores[STATIC], scores[name], result.dependence, bootstrap_seed(spec)
+                ),
             ),
             own_gates,
             doubts,
@@ -263,8 +305,19 @@ def _guesses(result: DefenseResult) -> bool:
     return any(diagnostic.name == AT_CHANCE for diagnostic in result.raised)
 
 
-def _side(difference: Difference) -> Literal["above", "below", "level", "unknown"]:
-    if difference.interval is None:
+def _less(first: Difference, second: Difference) -> bool:
+    return (first.value or 0.0) < (second.value or 0.0)
+
+
+def _side(difference: Difference | None) -> Literal["above", "below", "level", "unknown"]:
+    if difference is None or difference.interval is None:
         return "unknown"
     low, high = difference.interval
+    if _by_chance(difference) >= 1 - difference.level:
+        return "level"
     return "above" if low > 0 else "below" if high < 0 else "level"
+
+
+def _by_chance(difference: Difference) -> float:
+    """Return the p-value of the sign test, which also keeps its level for few samples."""
+    return sign_test(difference.only_defended, difference.only_static)

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import comb
 from typing import Final, NamedTuple
 
-from dent.evaluation.records.probe_answers import depends_on_batch
+from dent.evaluation.records.probe_answers import depends_on_batch, hides_dependence
 from dent.evaluation.records.spec import DefenseSpec, EvaluationSpec
 from dent.evaluation.results.intervals import (
     BATCHES_INDEPENDENT,
@@ -14,7 +14,14 @@ from dent.evaluation.results.intervals import (
     tango,
 )
 from dent.evaluation.results.result import Count, Dependence, Difference, Repeated, WorstCase
-from dent.evaluation.results.scoring import Rights, Scores, halves, worst_case, worst_submissions
+from dent.evaluation.results.scoring import (
+    Rights,
+    Scores,
+    halves,
+    worst_case,
+    worst_for_clean,
+    worst_submissions,
+)
 from dent.support.plural import agreeing, counted
 
 MIN_CLUSTERS: Final = 8
@@ -26,8 +33,13 @@ INDEPENDENT: Final = Dependence(declared=False, measured=None)
 
 def dependence_of(spec: DefenseSpec, scores: Scores) -> Dependence:
     """Return whether the defense is batch-dependent, as it declares and as was measured."""
-    measured = None if scores.probe is None else depends_on_batch(scores.probe)
-    return Dependence(declared=spec.batch_dependent, measured=measured)
+    if scores.probe is None:
+        return Dependence(declared=spec.batch_dependent, measured=None)
+    return Dependence(
+        declared=spec.batch_dependent,
+        measured=depends_on_batch(scores.probe),
+        undetermined=not spec.batch_dependent and hides_dependence(scores.probe),
+    )
 
 
 def by_sample(dependence: Dependence) -> bool:
@@ -36,6 +48,15 @@ def by_sample(dependence: Dependence) -> bool:
     It may not if the defense declares, or was measured, to be batch-dependent.
     """
     return not dependence.declared and dependence.measured is not True
+
+
+def independent_members(dependence: Dependence) -> bool:
+    """Return whether an interval may treat the members of a batch as independent.
+
+    It may not if the dependence could not be determined: randomness can hide it. The worst case may
+    still be per sample then, because it is the lower one.
+    """
+    return by_sample(dependence) and not dependence.undetermined
 
 
 def worst_of(scores: Scores, dependence: Dependence) -> WorstCase:
@@ -103,7 +124,7 @@ def difference_to(
     """Return the worst case of a defense minus the static model's; see `worst_cases`."""
     ours, theirs = worst_cases(static, defended, dependence, of_static)
     theirs_by_sample = _static_samples(defended, dependence, of_static)
-    independent = by_sample(dependence) and by_sample(of_static)
+    independent = independent_members(dependence) and independent_members(of_static)
     return paired(
         ours, theirs, independent=independent, static_by_sample=theirs_by_sample, seed=seed
     )
@@ -143,8 +164,31 @@ def natural_difference(
     return paired(
         {index: ours[index].attacked for index in batches},
         {index: theirs[index].attacked for index in batches},
-        independent=by_sample(dependence),
+        independent=independent_members(dependence),
         static_by_sample=True,
+        seed=seed,
+    )
+
+
+def bystander_difference(
+    static: Scores, defended: Scores, dependence: Dependence, seed: int
+) -> Difference | None:
+    """Return the difference of the accuracies on the clean members of attacked batches.
+
+    For both, the submission of each batch counts that leaves the fewest clean members correct.
+
+    Returns:
+        None if no scored batch has clean members.
+    """
+    batches = sorted(set(static.whole) & set(defended.whole))
+    ours, theirs = (worst_for_clean(scores, batches) for scores in (defended, static))
+    if not ours:
+        return None
+    return paired(
+        ours,
+        theirs,
+        independent=independent_members(dependence),
+        static_by_sample=False,
         seed=seed,
     )
 

@@ -15,6 +15,7 @@ from dent.evaluation.engine.execute import execute
 from dent.evaluation.probe.unit import attacks_with_more_iterations
 from dent.evaluation.records.folder import packed
 from dent.evaluation.records.plan import Unit, units
+from dent.evaluation.records.provenance import same_platform
 from dent.evaluation.records.schema import (
     CertificateRecord,
     FollowUp,
@@ -27,7 +28,6 @@ from dent.evaluation.results.diagnostics import MISMATCH
 from dent.evaluation.results.recorded_run import RecordedRun
 from dent.evaluation.subject import Prepared, Subject
 from dent.evaluation.verification.resubmit import ReadOnlyRecords
-from dent.evaluation.verification.tolerance import same_platform
 from dent.storage.canonical import Record, without_timing
 from dent.storage.errors import RecordError
 from dent.support.devices import device_of

@@ -18,6 +18,7 @@ from dent.evaluation.probe.unit import probe_record
 from dent.evaluation.records.image_digest import digest_of
 from dent.evaluation.records.plan import APART, Unit, seed_of, units
 from dent.evaluation.records.probe_answers import depends_on_batch, randomized, stateful
+from dent.evaluation.records.provenance import same_platform
 from dent.evaluation.records.schema import (
     CertificateRecord,
     ChallengeRecord,
@@ -41,7 +42,6 @@ from dent.evaluation.verification.tolerance import (
     favored,
     is_tie,
     result_changes,
-    same_platform,
     trace_problem,
 )
 from dent.storage.errors import RecordError

@@ -5,15 +5,13 @@ answers, and these functions tell whether it explains a change.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-import torch
 from scipy.stats import binomtest
 from torch import Tensor
 
 from dent.evaluation.records.plan import Unit
-from dent.evaluation.records.provenance import new_session
-from dent.evaluation.records.schema import FollowUp, GradientRecord, Session, Trace
+from dent.evaluation.records.schema import FollowUp, GradientRecord, Trace
 from dent.evaluation.records.spec import STATIC
 from dent.evaluation.results.result import DefenseResult, EvaluationResult
 from dent.evaluation.submission.submission import Submission, merge_traces
@@ -32,30 +30,6 @@ ONE_SIDED = 0.001
 """Significance level of the test whether changed predictions favor a defense, over all defenses."""
 CLOSE = 1e-3
 """Tolerance, absolute and relative, of a loss, a share of eps and the numbers of a trace."""
-
-
-def same_platform(sessions: Iterable[Session], device: torch.device, *, bit_exact: bool) -> bool:
-    """Return whether this process computes as all sessions did, so that results must be equal.
-
-    There are two rules, because there are two kinds of results:
-
-    - Recorded images, submitted again, must get the recorded predictions. For this, the versions,
-      the device and the number of threads must be equal.
-    - An attack that runs again must find the recorded images, bit for bit (`bit_exact`). It carries
-      any rounding through all of its steps, so the number of processors and the platform must be
-      equal as well.
-
-    Args:
-        sessions: The sessions that made the records.
-        device: The device of this process.
-        bit_exact: Whether the second rule decides.
-    """
-    current = new_session(device)
-    names = ["versions", "device", "threads"]
-    names += ["processors", "platform"] if bit_exact else []
-    return all(
-        getattr(session, name) == getattr(current, name) for session in sessions for name in names
-    )
 
 
 def result_changes(recorded: EvaluationResult, again: EvaluationResult) -> Iterator[str]:

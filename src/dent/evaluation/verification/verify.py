@@ -311,6 +311,12 @@ def _result(recorded: RecordedRun) -> Check:
                 f"{RESULT} is without the last challenge, by {recorded.challenges[-1].by}: repeat "
                 "that `dent challenge` to have it written",
             )
+    if mismatches and _is_of_a_part(stored, recorded):
+        return _not_run(
+            "result",
+            f"{RESULT} is from before the last session, when {counted(stored.units_done, 'unit')} "
+            f"of {len(recorded.records)} were recorded: resume the run to have it written",
+        )
     if not mismatches and stored.rules != RULES:
         newer = ": upgrade torch-dent" if stored.rules > RULES else ""
         return _not_run(
@@ -320,6 +326,15 @@ def _result(recorded: RecordedRun) -> Check:
         ).model_copy(update={"looked_at": 1})
     problems = [f"{RESULT} does not follow from the records: {item}" for item in mismatches]
     return _check("result", 1, problems)
+
+
+def _is_of_a_part(stored: EvaluationResult, recorded: RecordedRun) -> bool:
+    """Return whether an unfinished run has worked on after its result was written."""
+    return (
+        recorded.run.status != "complete"
+        and stored.status == "partial"
+        and len(recorded.run.sessions) > len(stored.sessions)
+    )
 
 
 def _stored(recorded: RecordedRun) -> Check:

@@ -6,11 +6,13 @@ from typing import NamedTuple
 
 from dent.evaluation.engine.cost import CostEstimate, estimate
 from dent.evaluation.engine.progress import Progress
+from dent.evaluation.records.shard import Shard
 from dent.evaluation.records.spec import STATIC, Settings
 from dent.evaluation.results.decision import left
 from dent.evaluation.results.power import POWER, detectable_gain
 from dent.evaluation.results.recorded_run import load_run
-from dent.evaluation.subject import Subject, describe
+from dent.evaluation.run import rounds_of
+from dent.evaluation.subject import Subject, describe, prepare
 from dent.storage.errors import RecordError
 from dent.support.durations import between, lasting
 from dent.support.plural import counted
@@ -18,36 +20,57 @@ from dent.support.rounding import points
 
 
 class AnnouncedRun(NamedTuple):
-    """A run before it starts, with its output folder; None records nothing."""
+    """A run before it starts.
+
+    Attributes:
+        subject: What it evaluates.
+        settings: Its settings.
+        out: Its folder; None records nothing.
+        shard: The part of it that will run; None for all.
+        static_from: The run whose records of the static model it will copy.
+        workers: Processes that work at once.
+    """
 
     subject: Subject
     settings: Settings
     out: Path | None
+    shard: Shard | None = None
+    static_from: Path | None = None
+    workers: int = 1
+
+
+class _Remaining(NamedTuple):
+    """The keys of the units that are left to run, and the number of all units of the run."""
+
+    keys: frozenset[str]
+    of: int
 
 
 def announcement(planned: AnnouncedRun) -> Iterator[str]:
     """Yield sentences about the largest cost of a run, and about the gain that it can show.
 
+    The cost is of the units that are left: those of its shard that are neither recorded nor copied.
     Yields nothing if the run will not start, because it is complete or will be refused.
     """
-    done = _recorded(planned)
-    if done is not None:
-        cost = estimate(planned.subject, planned.settings)
-        yield _cost_text([cost], done, "This run takes")
+    remaining = _remaining(planned)
+    if remaining is not None:
+        cost = estimate(planned.subject, planned.settings, only=remaining.keys)
+        yield _cost_text([cost], remaining.of, "This run takes", planned.workers)
         yield from _power_text(planned, cost)
 
 
 def announcement_of_runs(runs: Sequence[AnnouncedRun]) -> Iterator[str]:
     """Yield sentences about the largest cost of several runs together."""
-    costs, recorded = [], 0
+    costs, units, workers = [], 0, 1
     for planned in runs:
-        done = _recorded(planned)
-        if done is not None:
-            costs.append(estimate(planned.subject, planned.settings))
-            recorded += done
+        remaining = _remaining(planned)
+        if remaining is not None:
+            costs.append(estimate(planned.subject, planned.settings, only=remaining.keys))
+            units += remaining.of
+            workers = planned.workers
     if costs:
         these = "This run takes" if len(costs) == 1 else f"These {len(costs)} runs take"
-        yield _cost_text(costs, recorded, these)
+        yield _cost_text(costs, units, these, workers)
 
 
 def doing(state: Progress, where: str = "") -> str:
@@ -93,34 +116,60 @@ class UnitLines:
         self._write(f"{line}  {time_left(state, left_in)}".rstrip())
 
 
-def _recorded(planned: AnnouncedRun) -> int | None:
-    """Return how many units are recorded; None if the run is complete or will be refused."""
+def _remaining(planned: AnnouncedRun) -> _Remaining | None:
+    """Return the units that are left to run; None if there are none, or the run will be refused."""
+    prepared = prepare(planned.subject, planned.settings)
+    spec, plan = prepared.spec, prepared.plan
+    own = {
+        unit.key
+        for groups in rounds_of(planned.shard, spec, plan)
+        for group in groups
+        for unit in group
+    }
+    done = _copied(planned.static_from)
     out = planned.out
-    if out is None or not out.exists():
-        return 0
+    if out is not None and out.exists():
+        try:
+            recorded = load_run(out)
+        except RecordError:
+            if not out.is_dir() or any(out.iterdir()):
+                return None
+        else:
+            is_other_evaluation = recorded.run.spec.newest != spec
+            if is_other_evaluation or not left(recorded.run.spec, recorded.plan, recorded.records):
+                return None
+            done |= recorded.records.keys()
+    keys = frozenset(own - done)
+    return _Remaining(keys, len(own)) if keys else None
+
+
+def _copied(folder: Path | None) -> set[str]:
+    """Return the keys of the records of the static model that will be copied from another run."""
+    if folder is None:
+        return set()
     try:
-        recorded = load_run(out)
-    except RecordError:
-        return 0 if out.is_dir() and not any(out.iterdir()) else None
-    is_other_evaluation = recorded.run.spec.newest != describe(planned.subject, planned.settings)
-    if is_other_evaluation or not left(recorded.run.spec, recorded.plan, recorded.records):
-        return None
-    return len(recorded.records)
+        records = load_run(folder).records
+    except RecordError:  # the run says so when it starts
+        return set()
+    return {key for key, record in records.items() if record.defense == STATIC}
 
 
-def _cost_text(costs: Sequence[CostEstimate], done: int, these: str) -> str:
+def _cost_text(costs: Sequence[CostEstimate], units: int, these: str, workers: int) -> str:
     least, most = sum(cost.least for cost in costs), sum(cost.seconds for cost in costs)
     megabytes = round(sum(cost.tensor_bytes for cost in costs) / 1e6)
     space = f"{megabytes} MB" if megabytes else "less than 1 MB"
+    remaining = sum(cost.units for cost in costs)
+    these_units = counted(units, "unit")
+    if remaining < units:
+        these_units = f"the {remaining} of {these_units} that are left"
+    by = f" by {workers} workers" if workers > 1 else ""
     largest = max(costs, key=lambda cost: cost.seconds)
-    timed = counted(largest.measured_on, "image")
+    time = between(least / workers, most / workers)
+    condition = f"if no attack stops early (timed on {counted(largest.measured_on, 'image')})"
     sentences = [
-        f"{these} about {between(least, most)} if no attack stops early (timed on {timed}).",
+        f"{these} about {time} for {these_units}{by}, {condition}.",
         f"The images need {space}.",
     ]
-    if done:
-        of_all = counted(sum(cost.units for cost in costs), "unit")
-        sentences.append(f"Of {of_all}, {done} are already recorded.")
     for name, defense in largest.defenses.items():
         if name != STATIC:
             times = f"{defense.relative:.0f} of the static model"
