@@ -126,11 +126,16 @@ def test_records_stay_local_if_their_upload_fails_after_a_signal(
     store: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def refuse(*_: object) -> None:
-        raise PermissionError("no credentials")
+    files = type(remote._open(URL)[0])
+    write = files.pipe_file
+
+    def refuse(self: Any, path: str, value: bytes, **options: Any) -> None:
+        if path.endswith(JOURNAL) and value:  # the first upload, of an empty journal, succeeds
+            raise PermissionError("no credentials")
+        write(self, path, value, **options)
 
     monkeypatch.setattr(running._RunReport, "__call__", signalled_at(signal.SIGTERM, 3))
-    monkeypatch.setattr(type(remote._open(URL)[0]), "pipe_file", refuse)
+    monkeypatch.setattr(files, "pipe_file", refuse)
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         code, said = dent(*EVALUATE, "--out", URL)

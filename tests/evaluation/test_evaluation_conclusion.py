@@ -126,7 +126,7 @@ def test_the_verdict_follows_the_rules_for_every_combination(side: str, natural:
 
 
 def test_a_verdict_ends_with_the_versions_of_suite_and_rules() -> None:
-    found = conclude("small", difference("level"), difference("level"), (), ())
+    found = concluded(difference("level"), difference("level"))
     assert found.sentence.endswith(
         f". Version {found.version} of the suite, version {found.rules} of the rules."
     )

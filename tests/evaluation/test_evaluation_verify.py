@@ -494,7 +494,7 @@ def changed(what: str) -> Subject:
         model = make_model()
         with torch.no_grad():
             next(model.parameters())[0, 0, 0, 0] += 1e-6
-        return replace(subject, model=model)
+        return make_subject(model=model)
     if what == "data":
         return replace(subject, dataset=make_dataset(seed=1))
     return replace(subject, defenses={"dent": Dent(subject.model, DentConfig(steps=3, lr=0.01))})

@@ -162,7 +162,7 @@ def _cost_text(costs: Sequence[CostEstimate], units: int, these: str, workers: i
     these_units = counted(units, "unit")
     if remaining < units:
         these_units = f"the {remaining} of {these_units} that are left"
-    by = f" by {workers} workers" if workers > 1 else ""
+    by = f" by {counted(workers, 'worker')}" if workers > 1 else ""
     largest = max(costs, key=lambda cost: cost.seconds)
     time = between(least / workers, most / workers)
     condition = f"if no attack stops early (timed on {counted(largest.measured_on, 'image')})"
