@@ -88,7 +88,7 @@ def test_commands_and_code_of_the_challenge_page_run_as_documented(
     assert "records verified, attacks not re-run" in checked.out
     assert re.search(r"challenges\W+passed\W+2", checked.out)
     exec(from_python, names)  # noqa: S102
-    found = names["found"]
+    found = names["challenged"]
     assert found.new is False
     assert found.summaries["dent+"].lowered > 0
     assert "Ada Lovelace" in [each.by for each in found.result.defenses["dent+"].broken_by]
