@@ -1,6 +1,8 @@
 """Fixtures that several test modules share."""
 
+import importlib
 import signal
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -65,3 +67,12 @@ def images(device: torch.device) -> torch.Tensor:
     """16 CIFAR-10 test images."""
     inputs = load_file(Path(__file__).parent / "golden" / "golden.safetensors")["inputs"]
     return inputs.to(device)
+
+
+@pytest.fixture
+def own_precision() -> Iterator[None]:
+    """Let a test choose its own precision, because accelerate keeps the first of a process."""
+    state = importlib.import_module("accelerate.state").AcceleratorState
+    state._reset_state()
+    yield
+    state._reset_state()

@@ -7,7 +7,6 @@ import sys
 import tarfile
 import time
 import zipfile
-from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -187,16 +186,8 @@ def test_a_dataset_on_a_device_gives_the_same_batches() -> None:
             assert found.dtype == expected.dtype
 
 
-@pytest.fixture
-def _own_accelerator() -> Iterator[None]:
-    state = importlib.import_module("accelerate.state").AcceleratorState
-    state._reset_state()
-    yield
-    state._reset_state()
-
-
 @pytest.mark.slow
-@pytest.mark.usefixtures("scripts", "_own_accelerator")
+@pytest.mark.usefixtures("scripts", "own_precision")
 @pytest.mark.parametrize(
     ("part", "where"), [("bench", "gpu_bench"), ("verdict", "gpu_parts"), ("train", "gpu_parts")]
 )
@@ -213,7 +204,7 @@ def test_a_part_keeps_all_tensors_on_its_device(
     assert job.done["complete"] is True, job.done
 
 
-@pytest.mark.usefixtures("scripts", "_own_accelerator")
+@pytest.mark.usefixtures("scripts", "own_precision")
 def test_a_finished_training_is_not_repeated_on_another_machine(tmp_path: Path) -> None:
     done = {"trainings": {"fast-linf": {"complete": True, "seconds": 7.0}}}
     deadline = time.monotonic() + 60

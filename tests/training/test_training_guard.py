@@ -1,8 +1,6 @@
 """The accuracies that training watches, and the stop after catastrophic overfitting."""
 
-import importlib
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -55,15 +53,6 @@ def test_a_collapse_is_less_than_half_of_a_best_accuracy_above_noise(
     robust: int, best: int, expected: bool
 ) -> None:
     assert collapsed(robust, best, 512) is expected
-
-
-@pytest.fixture
-def own_precision() -> Iterator[None]:
-    """Let a test choose its own precision, because accelerate keeps the first of a process."""
-    state = importlib.import_module("accelerate.state").AcceleratorState
-    state._reset_state()
-    yield
-    state._reset_state()
 
 
 @pytest.mark.usefixtures("own_precision")

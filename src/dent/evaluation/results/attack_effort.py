@@ -102,17 +102,13 @@ def _moved_nothing(attacks: _Attacks, silent: Collection[str]) -> Diagnostic:
     ]
     if not distances:
         return Diagnostic.not_run(name, _NO_ATTACK)
-    return Diagnostic(
-        name=name,
-        state="raised" if unmoved else "passed",
-        value=float(len(unmoved)),
-        threshold=0,
-        sentence=(
-            f"{', '.join(unmoved)} moved no image: either no member was broken and the natural "
-            "images were returned, or nothing was attacked. To find out: dent verify --reattack."
-            if unmoved
-            else f"Every attack moved images, or left fewer than {MANY} members correct."
-        ),
+    return Diagnostic.judge(
+        name,
+        float(len(unmoved)),
+        0,
+        f"{', '.join(unmoved)} moved no image: either no member was broken and the natural images "
+        "were returned, or nothing was attacked. To find out: dent verify --reattack.",
+        f"Every attack moved images, or left fewer than {MANY} members correct.",
     )
 
 
@@ -141,18 +137,13 @@ def _gained_nothing(
         for attack, gain in largest.items()
         if gain < GAINED and broken[attack] <= 0 and _many_stand(attacks[attack])
     ]
-    return Diagnostic(
-        name=title,
-        state="raised" if fruitless else "passed",
-        value=float(len(fruitless)),
-        threshold=0,
-        sentence=(
-            f"{', '.join(fruitless)} raised the loss on no batch and broke no member. The defense "
-            "predicts its images like the natural ones."
-            if fruitless
-            else "Every attack broke a member, raised the loss, or left fewer than "
-            f"{MANY} members correct."
-        ),
+    return Diagnostic.judge(
+        title,
+        float(len(fruitless)),
+        0,
+        f"{', '.join(fruitless)} raised the loss on no batch and broke no member. The defense "
+        "predicts its images like the natural ones.",
+        f"Every attack broke a member, raised the loss, or left fewer than {MANY} members correct.",
     )
 
 
@@ -187,31 +178,22 @@ def _fewer_queries(attacks: _Attacks) -> Diagnostic:
         return Diagnostic.not_run(name, _NO_ATTACK)
     worst = max(shares.values())
     short = [attack for attack, share in shares.items() if share > SPARED]
-    return Diagnostic(
-        name=name,
-        state="raised" if short else "passed",
-        value=max(worst, 0.0),
-        threshold=SPARED,
-        sentence=(
-            f"{', '.join(short)} used less than half of its planned queries, although members were "
-            "still correct: they ended early, or are not the attacks that their names say."
-            if short
-            else "The attacks used their planned queries while members were correct."
-        ),
+    return Diagnostic.judge(
+        name,
+        max(worst, 0.0),
+        SPARED,
+        f"{', '.join(short)} used less than half of its planned queries, although members were "
+        "still correct: they ended early, or are not the attacks that their names say.",
+        "The attacks used their planned queries while members were correct.",
     )
 
 
 def _not_as_named(defense: DefenseSpec) -> Diagnostic:
-    fits = is_as_named(defense)
-    return Diagnostic(
-        name="not as named",
-        state="passed" if fits else "raised",
-        value=float(not fits),
-        threshold=0,
-        sentence=(
-            "The name of the defense fits its settings."
-            if fits
-            else "The defense has the name of a known configuration, but other settings. See the "
-            "spec before you compare it."
-        ),
+    return Diagnostic.judge(
+        "not as named",
+        float(not is_as_named(defense)),
+        0,
+        "The defense has the name of a known configuration, but other settings. See the spec "
+        "before you compare it.",
+        "The name of the defense fits its settings.",
     )
