@@ -23,11 +23,9 @@ from typing import Any, Final
 
 import wheels
 from gpu_back import Back, pack, unpack
+from gpu_paths import ROOT, SHEETS
 
 HERE: Final = Path(__file__).parent
-ROOT: Final = HERE.parent
-SHEETS: Final = ROOT / ".sheets"
-"""Folder in which the parts of the training set are carried; git ignores it."""
 MINUTES: Final = {"tests": 3.0, "bench": 3.0, "verdict": 2.0, "train": 8.0}
 """Minutes that a part may take. Parts that need nothing but the checkout come first."""
 TOTAL: Final = 9.0

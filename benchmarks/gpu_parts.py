@@ -12,8 +12,8 @@ from typing import Any, Final, final
 
 import sheets
 import torch
-from gpu import ROOT, SHEETS
 from gpu_job import Job
+from gpu_paths import ROOT, SHEETS
 from torch import Tensor
 
 from dent import Dent, ThreatModel, data, models, training

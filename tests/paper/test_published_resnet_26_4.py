@@ -26,3 +26,6 @@ def test_the_difference_of_dent_plus_vanishes_under_the_suite() -> None:
     assert f"gains at most {wording.difference(found.difference)} points" in page
     assert found.worst.served.correct == static.worst.served.correct
     assert f"{wording.count(found.worst.served).split()[0]} worst case for both" in page
+    worst, gain = wording.count(found.worst.served), wording.difference(found.difference)
+    line = f"worst case at most {worst}, against static at most {gain} points"
+    assert line in str(run.result)

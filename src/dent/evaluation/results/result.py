@@ -1,5 +1,6 @@
 """The results of an evaluation. They follow only from its records, and can be derived again."""
 
+from collections.abc import Iterator
 from typing import Annotated, Literal, Self
 
 from pydantic import Field
@@ -13,9 +14,11 @@ from dent.evaluation.records.spec import (
     SchemaVersion,
     Sha256,
 )
-from dent.evaluation.results.brief import brief
 from dent.evaluation.results.intervals import LEVEL, wilson
 from dent.storage.canonical import Record
+from dent.support.plural import counted
+from dent.support.printable import one_line
+from dent.support.rounding import percent, percent_bounds, points, points_bounds
 
 _Count = Annotated[int, Field(ge=0)]
 Interval = tuple[float, float]
@@ -409,4 +412,42 @@ class EvaluationResult(OfSpec):
     the total that is none of these."""
 
     def __str__(self) -> str:
-        return brief(self)
+        """Return a line for the evaluation and a few for each defense, without a final break."""
+        return "\n".join(map(one_line, _lines(self)))
+
+
+def _lines(result: EvaluationResult) -> Iterator[str]:
+    spec = result.spec
+    yield (
+        f"{spec.model.name} on {result.samples} of {spec.dataset.name}, "
+        f"{counted(result.batches, 'batch')}, {spec.threat.norm} eps {spec.threat.eps}"
+    )
+    if result.status == "partial":
+        yield f"partial: {result.units_done} of {counted(result.units_planned, 'unit')}"
+    for name, defense in result.defenses.items():
+        yield f"{name}: {', '.join(_figures(defense))}"
+        if defense.verdict is not None:
+            yield f"    {defense.verdict.sentence}"
+        if defense.raised:
+            yield f"    flags: {', '.join(diagnostic.name for diagnostic in defense.raised)}"
+
+
+def _figures(defense: DefenseResult) -> Iterator[str]:
+    yield f"clean {_count(defense.natural, with_interval=False)}"
+    at_most = "at most " if defense.decided is not None else ""
+    yield f"worst case {at_most}{_count(defense.worst.served, with_interval=True)}"
+    if defense.difference is not None and defense.difference.value is not None:
+        compared = _difference(defense.difference, defense.difference.value)
+        yield f"against static {at_most}{compared}"
+
+
+def _count(count: Count, *, with_interval: bool) -> str:
+    if count.share is None:
+        return "not scored"
+    bounds = percent_bounds(count.interval) if with_interval and count.interval else ""
+    return f"{percent(count.share)} {bounds}".rstrip()
+
+
+def _difference(difference: Difference, value: float) -> str:
+    bounds = f" {points_bounds(difference.interval)}" if difference.interval else ""
+    return f"{points(value)}{bounds} points"
