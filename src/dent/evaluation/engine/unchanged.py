@@ -4,9 +4,7 @@ The identity of a run covers the weights of modules, but no code, no weights of 
 no buffers outside of a state dict. So one recorded batch is submitted again.
 """
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Final
 
 from dent.evaluation.records.plan import Batch, Unit
 from dent.evaluation.records.probe_answers import stateful
@@ -14,16 +12,12 @@ from dent.evaluation.records.provenance import same_platform
 from dent.evaluation.records.schema import JournalRecord, ProbeRecord, Session, UnitRecord
 from dent.evaluation.subject import Prepared
 from dent.evaluation.submission.measures import mean_loss
+from dent.evaluation.submission.repeated import close, may_change
 from dent.evaluation.submission.stream import Stream, serve_seed
 from dent.evaluation.submission.submission import Submission, submit
 from dent.storage.errors import SpecMismatchError
 from dent.support.devices import device_of
 from dent.support.plural import counted
-
-_TOLERATED: Final = 0.01
-"""Share of the members of a batch, in addition to one, that rounding may change."""
-_CLOSE: Final = 1e-3
-"""Tolerance, absolute and relative, of a loss on the same platform."""
 
 
 def check_unchanged(
@@ -84,13 +78,10 @@ def _difference(
     answer: Submission, batch: Batch, record: UnitRecord, *, same_place: bool
 ) -> str | None:
     changed = sum(now != then for now, then in zip(answer.predictions, record.served, strict=True))
-    if changed > 1 + math.ceil(_TOLERATED * batch.size):
+    if changed > may_change(batch.size):
         return f"{counted(changed, 'prediction')} of {batch.size} would not be as recorded"
     loss = mean_loss([answer], [batch])
-    if loss is None or record.loss is None:
-        same = loss == record.loss
-    else:
-        same = math.isclose(loss, record.loss, rel_tol=_CLOSE, abs_tol=_CLOSE)
+    same = loss is None if record.loss is None else close(loss, record.loss)
     if same_place and not same:
         return f"the loss would be {loss}, and {record.loss} is recorded"
     return None

@@ -32,11 +32,9 @@ from dent.evaluation.results.certificate import certificate_of, over_large_steps
 from dent.evaluation.results.recorded_run import RecordedRun
 from dent.evaluation.subject import Prepared, Subject, threat_of
 from dent.evaluation.submission.measures import mean_loss
+from dent.evaluation.submission.repeated import CLOSE, TOLERATED, close, may_change
 from dent.evaluation.submission.submitter import Answers
 from dent.evaluation.verification.tolerance import (
-    CLOSE,
-    TOLERATED,
-    close,
     comparable,
     described,
     favored,
@@ -178,7 +176,7 @@ class Resubmission:
                 served = submit_once(run, unit, adversarial).predictions
                 changed = sum(map(operator.ne, served, record.served))
                 problem = None
-                if changed > (0 if self._same_place else 1 + math.ceil(TOLERATED * batch.size)):
+                if changed > (0 if self._same_place else may_change(batch.size)):
                     problem = (
                         f"{unit.key}: {counted(changed, 'member')} {agreeing(changed, 'are')} "
                         "served otherwise before the defense has seen any natural image"
@@ -250,7 +248,7 @@ class Resubmission:
         return [
             finding
             for key, findings in self._changed.items()
-            if len(findings) > 1 + math.ceil(TOLERATED * self._members[key])
+            if len(findings) > may_change(self._members[key])
             for finding in findings
         ]
 

@@ -14,13 +14,11 @@ from dent.evaluation.records.plan import Unit
 from dent.evaluation.records.schema import FollowUp, GradientRecord, Trace
 from dent.evaluation.records.spec import STATIC
 from dent.evaluation.results.result import DefenseResult, EvaluationResult
+from dent.evaluation.submission.repeated import CLOSE, TOLERATED, close
 from dent.evaluation.submission.submission import Submission, merge_traces
 from dent.support.plural import agreeing, counted
 from dent.support.predictions import is_prediction
 
-TOLERATED = 0.01
-"""Share of members whose prediction may change on other hardware or software, because of near ties.
-It limits the whole run, each unit (plus one member), every worst case, and every difference."""
 TIE = 1e-3
 """Share of its largest logit by which the static model may prefer another class than the recorded
 one on other hardware or software. Rounding in float32 changed logits of the bundled models by up to
@@ -28,8 +26,6 @@ one on other hardware or software. Rounding in float32 changed logits of the bun
 which adds up in a margin. Defenses that adapt amplify rounding too much for such a limit."""
 ONE_SIDED = 0.001
 """Significance level of the test whether changed predictions favor a defense, over all defenses."""
-CLOSE = 1e-3
-"""Tolerance, absolute and relative, of a loss, a share of eps and the numbers of a trace."""
 
 
 def result_changes(recorded: EvaluationResult, again: EvaluationResult) -> Iterator[str]:
@@ -152,11 +148,6 @@ def trace_problem(unit: Unit, answers: list[Submission], recorded: Trace) -> str
         if not all(close(a, b) for a, b in pairs):
             return f"{unit.key}: {name} is not as recorded"
     return None
-
-
-def close(first: float | None, second: float) -> bool:
-    """Return whether two numbers are equal up to `CLOSE`; a missing one is not."""
-    return first is not None and math.isclose(first, second, rel_tol=CLOSE, abs_tol=CLOSE)
 
 
 def _flat(values: Sequence[float | Sequence[float]] | None) -> list[float]:
