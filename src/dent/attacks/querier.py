@@ -120,12 +120,12 @@ class Counts:
 class Querier:
     """A defense as an attack sees it: it takes queries and counts their cost.
 
-    It counts forward and backward passes and reports progress. It replaces rows of logits that
-    are no prediction (`is_prediction`) by finite logits with a wrong prediction, so that an attack
+    It counts forward and backward passes and reports progress. It replaces rows of logits that are
+    not predictions (`is_prediction`) by finite logits with a wrong prediction, so that an attack
     neither crashes on them nor counts them as correct. In all others, excluded classes get finite
-    logits far below the rest. For a batch-dependent defense it keeps the worst whole batch
-    of all queries. There, predictions hold only for a batch as a whole, so members of different
-    batches cannot be combined.
+    logits far below the rest. For a batch-dependent defense it keeps the worst whole batch of all
+    queries. There, predictions hold only for a batch as a whole, so members of different batches
+    cannot be combined.
 
     Attributes:
         defense: The defense, for attacks that need more of it than its logits.
@@ -341,7 +341,7 @@ class Querier:
 
 
 def finite_logits(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return finite float32 logits, with a wrong prediction in every row that was none.
+    """Return finite float32 logits. A row that is not a prediction becomes a wrong one.
 
     Args:
         logits: (N, classes).

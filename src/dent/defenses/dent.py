@@ -436,7 +436,7 @@ def _check_batch(x: Tensor) -> None:
 
 
 def _predictions(logits: Tensor) -> Tensor:
-    """Set rows that are no prediction to NaN, so that infinity is none either."""
+    """Set every row that is not a prediction to NaN, so that infinity is not read as a class."""
     return torch.where(is_prediction(logits).unsqueeze(1), logits, torch.nan)
 
 

@@ -200,7 +200,7 @@ def _candidates(processor: Any, size: tuple[int, int]) -> Iterator[int | tuple[i
 
 
 def _agree(preparation: Preparation, image: NDArray[np.uint8], expected: Tensor) -> bool:
-    """Return whether a preparation makes an image what the processor made of it."""
+    """Return whether a preparation gives the same image as the processor."""
     x = torch.from_numpy(image).permute(2, 0, 1)[None].double() / 255
     order = list(preparation.order)
     std, mean = (torch.tensor(v).double()[order, None, None] for v in (

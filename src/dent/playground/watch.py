@@ -32,7 +32,7 @@ class Look:
 
     @property
     def predicted(self) -> int | None:
-        """The predicted class; None if the logits are no prediction."""
+        """The predicted class; None if the logits are not a prediction."""
         return int(self.logits.argmax()) if bool(is_prediction(self.logits)) else None
 
     @property

@@ -88,7 +88,7 @@ class AdaptiveAPGD(Attack):
     rounds: int = effort(0, later=True)
     """With `pool`: add the results of this many rounds of `gmsa-min`, if the defense adapts."""
     stride: float = field(default=2.0, metadata=LATER)
-    """APGD's first step, in units of eps, or in l1 of half of eps; above 0, at most 2."""
+    """APGD's first step, in units of eps (in l1, of eps / 2); above 0, at most 2."""
     larger: bool = field(default=False, metadata=LATER)
     """For `fewer-steps`: whether to make the steps larger, so that together they go as far as the
     defense's."""

@@ -100,7 +100,7 @@ def apgd(
         joint: Whether the mean loss of the batch decides for all members at once. Otherwise each
             member's own loss decides. The members' best images then come from different batches,
             which a batch-dependent defense never predicted together.
-        stride: The first step, in units of eps; in l1 of half of eps. A good start needs a shorter
+        stride: The first step, in units of eps (in l1, of eps / 2). A good start needs a shorter
             step than the published 2.
         warm: Whether `start` is the result of an attack. It changes the schedule in l1.
         stop: Called before every step. The ascent ends if it returns True.
@@ -197,7 +197,7 @@ class _Sparse:
             threat: The threat model.
             natural: Images (N, ...).
             period: Number of steps between checks.
-            stride: The first step, in units of half of eps.
+            stride: The first step, in units of eps / 2.
             found: The result of an attack to start from, (N, ...). Its moved coordinates decide how
                 many the first steps move, except for images that it did not move.
         """

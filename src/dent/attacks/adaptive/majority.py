@@ -21,8 +21,8 @@ class Majority:
     """The majority vote over several submissions of a batch, each with a fresh adaptation.
 
     A logit is the number of votes for a class plus half its mean probability, so that confidence
-    breaks ties. A row that is no prediction is no vote, and a member without any vote gets NaN. The
-    gradient is that of the mean logits.
+    breaks ties. A row that is not a prediction does not vote, and a member without any vote gets
+    NaN. The gradient is that of the mean logits.
 
     Clean accuracy must be reported for the same number of submissions. So evaluate this object in
     place of the defense, instead of using it only in an attack.

@@ -58,7 +58,7 @@ class AutoAttack(Attack):
     Published: `run_standard_evaluation` on the given images, in batches of `batch_size`, which
     AutoAttack refills with the members that are still correct for every attack. Give it all images
     of an evaluation in one call, because it only regroups members within a call. It sees rows of
-    logits that are no prediction as equal logits.
+    logits that are not a prediction as equal logits.
 
     With fewer wrong classes than AutoAttack's nine targets, all of them are targets. DLR is
     undefined for fewer than three classes, and targeted DLR for fewer than four. There the frozen

@@ -242,5 +242,5 @@ def _turned(before: Tensor, after: Tensor) -> float:
 
 
 def _classes(logits: Tensor) -> Tensor:
-    """Return the predicted class of each row; -1 if the row is no prediction."""
+    """Return the predicted class of each row; -1 if the row is not a prediction."""
     return torch.where(is_prediction(logits), logits.argmax(dim=1), -1)

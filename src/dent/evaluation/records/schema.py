@@ -100,7 +100,7 @@ class UnitRecord(Record):
     seed: _Count
     served: tuple[int | None, ...]
     """Predicted class of every member, including clean members, in the order of the plan. Null if
-    the logits were not finite. This is no prediction, and counts as wrong."""
+    a logit was NaN or the largest was infinite. This is not a prediction, and counts as wrong."""
     views: dict[str, tuple[int | None, ...]] = Field(default={})
     """Other predictions for the same batch and seed, if they differ: from an `experienced` copy,
     which had answered the natural batch before, or `with gradients`. The worst one counts."""

@@ -37,7 +37,7 @@ class Submission:
 
     Attributes:
         logits: (N, classes), detached.
-        predictions: Predicted class of each member; None if its logits are no prediction.
+        predictions: Predicted class of each member; None if its logits are not a prediction.
         trace: Entropy, sigma and statuses of its adaptation, over the attacked members.
         seconds: Wall time of the answer.
         drew: Whether random numbers were drawn during the answer.
@@ -115,8 +115,8 @@ def apart(first: Tensor, second: Tensor, *natural: Tensor) -> float | None:
     A margin is the logit of the class that the first answer predicts minus the logit of another
     class. Its change is relative to the margin, or to the usual size of margins if that is larger.
     So a distance of 1 is enough to change a prediction, except for near ties. A huge logit of
-    another class hides no change. A row that is no prediction in both answers counts as equal, and
-    so does a class that both exclude.
+    another class hides no change. A row that is not a prediction in both answers counts as
+    equal, and so does a class that both exclude.
 
     Args:
         first: Logits.
