@@ -1,6 +1,7 @@
 """The results table: the robust accuracy of each defense under three kinds of attack.
 
     python benchmarks/results.py run     the rows of AutoAttack and of suite 3; hours on 2 cores
+    python benchmarks/results.py run --by end     the rows of suite 3 without an early stop
     python benchmarks/results.py run --by cut     the rows of the cut suite 1
     python benchmarks/results.py page    docs/evaluation/results.md and .svg, from saved results
 
@@ -58,8 +59,8 @@ the iterations. Stop-gradient, fewer steps and unrolled use only the margin, wit
 iterations or a quarter."""
 
 
-SUITE: Final = "decided"
-"""Key of the column of the current suite. It attacks the static model once for all defenses."""
+SUITE, TO_THE_END = "decided", "end"
+"""Keys of the columns of the current suite. It attacks the static model once for all defenses."""
 SHOWN: Final = ("published", "frozen", SUITE, "board")
 """Keys of the columns in the figure of the README, the same as in its table."""
 TRACK: Final = "cifar10-linf-8/255-v1"
@@ -89,6 +90,12 @@ COLUMNS: Final = (
     ),
     Column("frozen", "AutoAttack (shortened), frozen", ("--attack", CUT, "--protocol", "frozen")),
     Column(SUITE, "dynamic suite, small", ("--suite", "dynamic", "--budget", "small")),
+    Column(
+        TO_THE_END,
+        "dynamic suite, small, to its end",
+        ("--suite", "dynamic", "--budget", "small", "--to-the-end"),
+        by_default=False,
+    ),
     Column("board", "dynamic suite, small, 1,024 images", (), by_default=False),
     Column("dynamic", "dynamic suite 1, small", (), by_default=False),
     Column(
@@ -111,7 +118,7 @@ before it have 10 steps, as in the paper's ablations, the second with a learned 
 def command(defense: str, column: Column) -> list[str]:
     """Return the arguments of `dent` for one cell of the table."""
     first = next(iter(DEFENSES))
-    shared = column.key == SUITE and defense != first
+    shared = column.key in (SUITE, TO_THE_END) and defense != first
     return [
         *("evaluate", "--model", MODEL, "--dataset", "cifar10"),
         *("--n", str(SAMPLES), "--batch-size", str(BATCH_SIZE), "--eps", "8/255"),
@@ -223,19 +230,26 @@ def durations(found: Results) -> Iterator[str]:
     rows = []
     by_key = {(defense, column.key): result for (defense, column), result in found.items()}
     for defense in DEFENSES:
-        before, after = by_key.get((defense, "dynamic")), by_key.get((defense, "decided"))
+        after = by_key.get((defense, SUITE))
         if after is None:
             continue
+        times = [
+            "not run" if whole is None else _took(whole)
+            for whole in (by_key.get((defense, "dynamic")), by_key.get((defense, TO_THE_END)))
+        ]
         decided = after.defenses[_defended(after)].decided
         rows.append(
-            f"| {defense} | {'not run' if before is None else _took(before)} | {_took(after)} | "
+            f"| {defense} | {' | '.join(times)} | {_took(after)} | "
             f"{'its end' if decided is None else _decided(decided)} |"
         )
     if rows:
         yield f"Time of the suite on 2 CPU cores, with {SAMPLES} images:"
         yield ""
-        yield "| defense | suite 1, to its end | suite 3, until decided | decided after |"
-        yield "| --- | ---: | ---: | --- |"
+        yield (
+            "| defense | suite 1, to its end | suite 3, to its end | suite 3, until decided | "
+            "decided after |"
+        )
+        yield "| --- | ---: | ---: | ---: | --- |"
         yield from rows
         yield ""
 

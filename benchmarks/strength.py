@@ -12,17 +12,15 @@ and the result is counted. The attacks are:
 - `library`: PGD and APGD of foolbox, adv-lib and torchattacks, of those that are installed. They
   follow the gradient of the last forward, as with any model.
 
-There is one JSON file per batch and attack, so the same command continues an interrupted run; then
-there is a table in Markdown. *By member* is the per-sample worst case over the attacks of a row.
-*By whole batch* is the per-batch worst case, which is the fair count for a defense whose members
-are predicted together:
+    python benchmarks/strength.py run --n 128     the measurements; the same command continues them
+    python benchmarks/strength.py page            write the tables of docs/evaluation/strength.md
 
-    python benchmarks/strength.py run --out strength --n 128
-    python benchmarks/strength.py table --out strength
+The journals are in docs/evaluation/strength/. *By image* is the per-image worst case over the
+attacks of a row. *By whole batch* is the per-batch worst case, which is the fair count for a
+defense whose members are predicted together.
 """
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -32,6 +30,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import torch
+from journal import append, records, write_between
 from torch import Tensor
 
 from dent import DENT, DENT_PLUS, Dent, ThreatModel, data, models
@@ -45,6 +44,9 @@ THREAT: Final = ThreatModel("linf", "8/255")
 MODEL: Final = "resnet-14-2-linf"
 DEFENSES: Final = {"dent+": DENT_PLUS, "dent-10": replace(DENT, steps=10)}
 BATCH: Final = 32
+ROOT: Final = Path(__file__).parent.parent
+PAGE: Final = ROOT / "docs/evaluation/strength.md"
+KEPT: Final = ROOT / "docs/evaluation/strength"
 Strong = Callable[[Any, Tensor, Tensor], Tensor]
 """A function from a defense, images and labels to adversarial images."""
 
@@ -240,52 +242,46 @@ def run(out: Path, n: int, names: Sequence[str], defenses: Sequence[str], budget
     model = models.load(MODEL)
     images = data.load("cifar10")
     known = dict(contestants(budget))
-    for name in names or known:
-        for defense_name in defenses:
+    for defense_name in defenses:
+        journal = out / f"{defense_name}.jsonl"
+        done = {(line["attack"], line["first"]) for line in records(journal)}
+        for name in names or known:
             for first in range(0, n, BATCH):
-                path = out / defense_name / name / f"{first // BATCH}.json"
-                if path.exists():
+                if (name, first) in done:
                     continue
                 x, y = images.batch(range(first, min(first + BATCH, n)))
                 torch.manual_seed(first)
                 defense = Dent(model, DEFENSES[defense_name])
                 began = time.process_time()
                 adversarial = known[name](defense, x, y)
-                seconds = time.process_time() - began
+                seconds = round(time.process_time() - began, 1)
                 assert not bool(THREAT.check(adversarial, x).any())
                 margins = served(Dent(model, DEFENSES[defense_name]), adversarial, y).margins
-                path.parent.mkdir(parents=True, exist_ok=True)
-                record: dict[str, Any] = {
-                    "seconds": round(seconds, 1),
-                    "right": (margins <= 0).tolist(),
-                }
-                path.write_text(json.dumps(record))
-                print(
-                    defense_name, name, first, record["seconds"], sum(record["right"]), flush=True
+                right = (margins <= 0).tolist()
+                append(
+                    journal, {"attack": name, "first": first, "seconds": seconds, "right": right}
                 )
+                print(defense_name, name, first, seconds, sum(right), flush=True)
 
 
-def table(out: Path) -> str:
-    """Return a table of the correct members under each attack, and under all of a budget."""
-    lines = ["| defense | attack | images | seconds | left by member | left by whole batch |"]
-    lines.append("| --- | --- | --- | --- | --- | --- |")
-    for defense in sorted(path for path in out.iterdir() if path.is_dir()):
-        found: dict[str, dict[int, dict[str, Any]]] = {}
-        for path in sorted(defense.glob("*/*/*.json")):
-            name = f"{path.parent.parent.name}/{path.parent.name}"
-            found.setdefault(name, {})[int(path.stem)] = json.loads(path.read_text())
-        for group in dict.fromkeys(name.partition("/")[0] for name in found):
-            inside = {name: rows for name, rows in found.items() if name.startswith(f"{group}/")}
-            for name, rows in inside.items():
-                lines.append(_row(defense.name, name, [rows]))
-            if group in BUDGETS:
-                lines.append(_row(defense.name, f"{group}, all", list(inside.values())))
-    return "\n".join(lines)
+def table(journal: Path) -> Iterator[str]:
+    """Yield the lines of a table: the correct images under each attack, and under each group."""
+    found: dict[str, dict[int, dict[str, Any]]] = {}
+    for line in records(journal):
+        found.setdefault(line["attack"], {})[line["first"]] = line
+    yield "| attack | images | seconds | left by image | left by whole batch |"
+    yield "| --- | ---: | ---: | ---: | ---: |"
+    for group in dict.fromkeys(name.partition("/")[0] for name in found):
+        inside = [name for name in found if name.startswith(f"{group}/")]
+        for name in inside:
+            yield _row(name, [found[name]])
+        if len(inside) > 1:
+            yield _row(f"**{group}, all**", [found[name] for name in inside])
 
 
-def _row(defense: str, name: str, runs: Sequence[dict[int, dict[str, Any]]]) -> str:
-    shared = sorted(set.intersection(*(set(rows) for rows in runs)))
-    batches = [[rows[index] for rows in runs] for index in shared]
+def _row(title: str, runs: Sequence[dict[int, dict[str, Any]]]) -> str:
+    shared = sorted(set.intersection(*(set(lines) for lines in runs)))
+    batches = [[lines[first] for lines in runs] for first in shared]
     seconds = sum(each["seconds"] for found in batches for each in found)
     images = single = whole = 0
     for found in batches:
@@ -295,16 +291,22 @@ def _row(defense: str, name: str, runs: Sequence[dict[int, dict[str, Any]]]) -> 
         whole += min(of_attack.count(True) for of_attack in rights)
     low, high = wilson(whole, images)
     return (
-        f"| {defense} | {name} | {images} | {seconds:.0f} | {single} | {whole} "
-        f"({100 * whole / images:.1f}%, {100 * low:.0f} to {100 * high:.0f}) |"
+        f"| {title} | {images} | {seconds:.0f} | {100 * single / images:.1f}% | "
+        f"{100 * whole / images:.1f}% [{100 * low:.1f}, {100 * high:.1f}] |"
     )
+
+
+def page() -> None:
+    """Write the tables of the saved journals into the page, between their markers."""
+    for journal in sorted(KEPT.glob("*.jsonl")):
+        write_between(PAGE, journal.stem, ["\n".join(table(journal))])
 
 
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["run", "table"])
-    parser.add_argument("--out", type=Path, default=Path("strength"))
+    parser.add_argument("what", choices=["run", "page"])
+    parser.add_argument("--out", type=Path, default=KEPT)
     parser.add_argument("--n", type=int, default=128)
     parser.add_argument("--budget", choices=BUDGETS, default="small")
     parser.add_argument("--attack", action="append", default=[])
@@ -313,7 +315,8 @@ def main() -> None:
     if asked.what == "run":
         torch.set_num_threads(1)
         run(asked.out, asked.n, asked.attack, asked.defense or list(DEFENSES), asked.budget)
-    print(table(asked.out))
+    else:
+        page()
 
 
 if __name__ == "__main__":

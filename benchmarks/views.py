@@ -15,7 +15,6 @@ journal holds one batch.
 """
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from journal import append, records, write_between
 from torch import Tensor, nn
 
 from dent import DENT_PLUS, Dent, DentConfig, ThreatModel, ViewsConfig, data, models
@@ -153,28 +153,16 @@ def measured(
 def run(journal: Path, half: str, images: int, names: Sequence[str], hard: bool) -> None:
     """Measure the batches that are not in the journal yet, and append one line for each."""
     model, dataset = models.load(MODEL).eval(), data.load("cifar10")
-    journal.parent.mkdir(parents=True, exist_ok=True)
     attacks = [make(name, **settings) for name, settings in HARD[: None if hard else 1]]
-    done = {(line["first"], tuple(line["found"])) for line in lines(journal)}
+    done = {(line["first"], tuple(line["found"])) for line in records(journal)}
     for first in range(0, images, BATCH):
         if (first, tuple(names)) in done:
             continue
         x, y = dataset.batch(halves()[half][first : min(first + BATCH, images)])
         found = measured(model, names, attacks, x, y, seed=first)
-        torn = journal.exists() and not journal.read_bytes().endswith(b"\n")
-        with journal.open("a") as file:
-            file.write("\n" * torn + json.dumps({"first": first, "found": found}) + "\n")
+        append(journal, {"first": first, "found": found})
         kept = {name: sum(each["pooled"]) for name, each in found.items()}
         print(first + len(y), kept, flush=True)
-
-
-def lines(journal: Path) -> Iterator[dict[str, Any]]:
-    """Yield every complete line of a journal; one that was cut off is left out."""
-    for line in journal.read_text().splitlines() if journal.exists() else []:
-        try:
-            yield json.loads(line)
-        except ValueError:
-            continue
 
 
 def together(journal: Path, names: Sequence[str]) -> dict[str, dict[str, list[bool]]]:
@@ -182,7 +170,7 @@ def together(journal: Path, names: Sequence[str]) -> dict[str, dict[str, list[bo
     total: dict[str, dict[str, list[bool]]] = {
         name: {"clean": [], "own": [], "pooled": []} for name in names
     }
-    for line in lines(journal):
+    for line in records(journal):
         if tuple(line["found"]) == tuple(names):
             for name, each in line["found"].items():
                 for key, values in total[name].items():
@@ -192,7 +180,7 @@ def together(journal: Path, names: Sequence[str]) -> dict[str, dict[str, list[bo
 
 def tables(journal: Path) -> Iterator[str]:
     """Yield a Markdown table for every set of defenses that was measured together."""
-    for names in dict.fromkeys(tuple(line["found"]) for line in lines(journal)):
+    for names in dict.fromkeys(tuple(line["found"]) for line in records(journal)):
         total = together(journal, names)
         size = len(total[names[0]]["pooled"])
         # Compare with the static model, and with the mean of the most views, which comes last.
@@ -221,13 +209,8 @@ def _minus(mine: Sequence[bool], other: Sequence[bool]) -> str:
 
 def page() -> None:
     """Write the tables of the saved journals into the page, between their markers."""
-    text = PAGE.read_text()
     for journal in sorted(KEPT.glob("*.jsonl")):
-        begin, end = (f"<!-- {journal.stem}: {word} -->" for word in ("begin", "end"))
-        before, _, rest = text.partition(begin)
-        _, _, after = rest.partition(end)
-        text = "\n\n".join([f"{before}{begin}", *tables(journal), f"{end}{after}"])
-    PAGE.write_text(text)
+        write_between(PAGE, journal.stem, tables(journal))
 
 
 def main() -> None:
