@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dent import Dent
-from dent.cli import showing
 from dent.cli.console import ERR, OUT, print_table
+from dent.cli.output.result import show_result
 from dent.evaluation import Settings, evaluate, load_run
 from dent.report import write_report
 from dent.report.markdown import escape
@@ -112,7 +112,7 @@ def test_a_folder_name_that_is_not_utf_8_is_reported(
 def test_a_line_break_in_a_name_does_not_start_a_new_line(
     evil: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    showing.show(load_run(evil).result, "run")
+    show_result(load_run(evil).result, "run")
     lines = capsys.readouterr().out.splitlines()
     assert any("verified" in line for line in lines)
     assert not [line for line in lines if line.startswith("verified")]

@@ -7,8 +7,8 @@ import pytest
 
 from dent.board.row_folder import read_row
 from dent.board.tracks import track
-from dent.cli import running
-from dent.cli.running import How
+from dent.cli import runner
+from dent.cli.runner import RunPlacement
 from dent.errors import DentError
 from dent.evaluation import EvaluationResult, Settings, Subject, load_run, suite
 from dent.evaluation.suites import named_suite
@@ -56,15 +56,17 @@ def test_each_variant_is_a_separate_run_in_the_folder_of_the_row(
 ) -> None:
     ran: dict[str, Settings] = {}
 
-    def run(subject: Subject, settings: Settings, out: Path, how: How) -> EvaluationResult:
-        del how
+    def run(
+        subject: Subject, settings: Settings, out: Path, placement: RunPlacement
+    ) -> EvaluationResult:
+        del placement
         ran[out.relative_to(tmp_path).as_posix()] = settings
         assert [attack.name for attack in subject.attacks] == [
             attack.name for attack in suite(mixed=settings.mix is not None)
         ]
         raise DentError("this is enough")
 
-    monkeypatch.setattr(running, "run", run)
+    monkeypatch.setattr(runner, "run", run)
     for variant in toy().variants:
         defense = ("--defense", "tte") if variant == "views" else SHIFTED
         asked = (*RUN, *defense, "--variant", variant, "--out", str(tmp_path / "row"))

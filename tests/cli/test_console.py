@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from dent.cli import console, telling
+from dent.cli import console
 from dent.cli.console import OUT, print_table, warnings_as_messages
+from dent.cli.output.runs import show_sample
 from dent.errors import SmallBatchWarning
 from dent.report.story import DefenseStory, SampleStory, StoryAnswer
 
@@ -57,7 +58,7 @@ def test_sample_story_prints_class_and_defense_names_that_look_like_markup(
     story = SampleStory(
         sample=1, label=0, label_name="[/i]", batches=(0,), defenses=(told,), status="complete"
     )
-    telling.story(story)
+    show_sample(story)
     printed = capsys.readouterr().out
     assert all(name in printed for name in ("[/attack]", "[dog]", "[/defense]", "[/i]", "[/flag]"))
 
@@ -75,7 +76,7 @@ def prints_of(module: Path) -> list[str]:
 
 
 def test_every_command_prints_values_as_plain_text_or_beside_its_own_markup() -> None:
-    found = [call for module in CLI.glob("*.py") for call in prints_of(module)]
+    found = [call for module in CLI.rglob("*.py") for call in prints_of(module)]
     assert len(found) > 30
     assert [call for call in found if "markup=False" not in call and "[bold]" not in call] == []
 

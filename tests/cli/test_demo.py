@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dent.cli import demo
-from dent.support.durations import lasting
+from dent.cli.commands import demo
+from dent.support.durations import duration
 from tests.cli import here
 
 MODEL = """
@@ -40,7 +40,7 @@ def test_demo_reports_static_and_defended_accuracy_intervals_and_verdict(
     for each in (static, defended):
         ends = tuple(100 * end for end in each["worst"]["served"]["interval"])
         assert any(found == pytest.approx(ends, abs=0.5) for found in shown)
-    assert f"Computed in {lasting(result['timing']['total'])}. These are 8 images" in ran.out
+    assert f"Computed in {duration(result['timing']['total'])}. These are 8 images" in ran.out
     assert "not how robust this defense is" in ran.out
     assert defended["verdict"]["ruling"] == "no gain", "its model guesses"
     assert defended["verdict"]["sentence"] in ran.out.replace("\n", " ")

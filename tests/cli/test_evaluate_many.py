@@ -6,8 +6,8 @@ import pytest
 import typer
 
 from dent.cli import resolve
-from dent.cli.address import AddressMayBeLeftOut
 from dent.cli.app import main
+from dent.cli.typer_classes import AddressMayBeLeftOut
 from dent.distributed import Cluster
 
 

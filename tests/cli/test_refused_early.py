@@ -326,7 +326,7 @@ def test_n_above_the_dataset_size_is_reported(
     def end(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dent.cli.running.announce", end)
+    monkeypatch.setattr("dent.cli.runner.announce", end)
     arguments = ("--model", "mine_for_blame:good", "--n", "100000", "--device", "cpu")
     assert status(monkeypatch, "evaluate", *arguments) == 130
     assert "is larger than cifar10-sample: using all 256 images." in capsys.readouterr().err

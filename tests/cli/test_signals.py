@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from dent import data, training
-from dent.cli import app, resolve, running
+from dent.cli import app, resolve, runner
 from dent.distributed import merge as merging
 from dent.evaluation import Settings, evaluate, load_run, remote
 from dent.evaluation.records.folder import RunFolder
@@ -102,7 +102,7 @@ def test_signal_during_evaluate_uploads_the_records_and_the_run_can_be_resumed(
     store: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(running._RunReport, "__call__", signalled_at(number, 3))
+    monkeypatch.setattr(runner._RunReport, "__call__", signalled_at(number, 3))
     code, said = dent(*EVALUATE, "--out", URL)
     assert code == status, said
     assert f"Stopped. The records are in {URL}." in said
@@ -134,7 +134,7 @@ def test_records_stay_local_if_their_upload_fails_after_a_signal(
             raise PermissionError("no credentials")
         write(self, path, value, **options)
 
-    monkeypatch.setattr(running._RunReport, "__call__", signalled_at(signal.SIGTERM, 3))
+    monkeypatch.setattr(runner._RunReport, "__call__", signalled_at(signal.SIGTERM, 3))
     monkeypatch.setattr(files, "pipe_file", refuse)
     with warnings.catch_warnings():
         warnings.simplefilter("always")
@@ -168,7 +168,7 @@ def test_signal_during_the_last_upload_loses_no_records(
 def test_signal_during_dent_paper_keeps_the_records(
     dent: Callable[..., tuple[int, str]], scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(running._RunReport, "__call__", signalled_at(signal.SIGTERM, 1))
+    monkeypatch.setattr(runner._RunReport, "__call__", signalled_at(signal.SIGTERM, 1))
     code, said = dent("paper", "table6", "--scale", "cpu", "--device", "cpu", "--out", "paper")
     assert code == 143, said
     assert "Stopped. The records are in paper." in said

@@ -2,9 +2,10 @@
 
 import pytest
 
-from dent.cli import running, trained
+from dent.cli import runner
 from dent.cli.console import ERR
-from dent.support.durations import between, lasting
+from dent.cli.output import training
+from dent.support.durations import between, duration
 from dent.training import RECIPES, TrainingProgress
 
 
@@ -23,7 +24,7 @@ from dent.training import RECIPES, TrainingProgress
     ],
 )
 def test_duration_has_one_unit_and_two_significant_digits(seconds: float, said: str) -> None:
-    assert lasting(seconds) == said
+    assert duration(seconds) == said
 
 
 def test_duration_range_uses_the_unit_of_its_upper_end() -> None:
@@ -37,8 +38,8 @@ def test_clean_accuracy_without_a_terminal_prints_a_line_every_minute(
 ) -> None:
     assert not ERR.is_terminal
     now = 1000.0
-    monkeypatch.setattr(running.time, "monotonic", lambda: now)
-    with running.progress() as report:
+    monkeypatch.setattr(runner.time, "monotonic", lambda: now)
+    with runner.progress() as report:
         for done in range(0, 9985, 256):  # ten seconds per batch
             report.clean(done, 9984)
             now += 10
@@ -53,8 +54,8 @@ def test_training_without_a_terminal_prints_a_progress_line_every_minute(
 ) -> None:
     assert not ERR.is_terminal
     now = 1000.0
-    monkeypatch.setattr(trained.time, "monotonic", lambda: now)
-    with trained.bar(RECIPES["fast-nominal"]) as report:
+    monkeypatch.setattr(training.time, "monotonic", lambda: now)
+    with training.training_progress(RECIPES["fast-nominal"]) as report:
         for step in range(1, 131):  # one second per step
             report(TrainingProgress(step, 500, 1, 10, 2.0, 0.1, None))
             now += 1

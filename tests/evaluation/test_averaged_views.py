@@ -8,7 +8,7 @@ import pytest
 
 from dent import DENT_PLUS, Dent, DentConfig, SmoothingConfig, ViewsConfig
 from dent.attacks import make
-from dent.cli.showing import show
+from dent.cli.output.result import show_result
 from dent.evaluation import EvaluationResult, Settings, Subject, evaluate, load_run
 from dent.evaluation.records.journal import JOURNAL
 from dent.evaluation.records.spec import DefenseSpec
@@ -138,5 +138,5 @@ def test_the_headline_and_show_include_the_difference_over_views(
     assert cell.of == "over 6 views (6 views)"
     assert cell.value == result.defenses["shifted"].over_views.difference.value  # type: ignore[union-attr]
     assert table.row("static").cells[OVER_VIEWS].text == ""
-    show(result, str(run))
+    show_result(result, str(run))
     assert "averaged" in capsys.readouterr().out

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from dent import data, models
-from dent.cli import catalogued
+from dent.cli.output.models import entries
 from dent.errors import (
     ClassNamesWarning,
     ConfigError,
@@ -318,7 +318,7 @@ def test_an_unreadable_model_does_not_prevent_listing_the_others(
         shutil.copytree(repository, models_folder / "hf" / "org" / name)
     (models_folder / "hf" / "org" / "broken" / "preprocessor_config.json").write_text("[]")
     assert models.names("hf") == ("hf/org/broken", "hf/org/good")
-    (listed,), unreadable = catalogued.entries(models.names("hf"))
+    (listed,), unreadable = entries(models.names("hf"))
     assert listed.name == "hf/org/good"
     assert list(unreadable) == ["hf/org/broken"]
 

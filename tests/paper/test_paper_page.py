@@ -11,7 +11,7 @@ import pytest
 
 from dent.cli.app import main
 from dent.cli.console import OUT as CONSOLE
-from dent.cli.costs import forwards_in_words
+from dent.cli.output.paper_costs import forwards_in_words
 from dent.evaluation.records.folder import RESULT
 from dent.paper import (
     PaperPlan,
@@ -396,7 +396,7 @@ def test_progress_names_the_cell_and_the_time_left_in_this_and_later_runs(
 ) -> None:
     plan = make_plan(**NO_SUITE)
     small(monkeypatch, plan)
-    monkeypatch.setattr("dent.cli.paper.early.written", lambda *_, **__: None)
+    monkeypatch.setattr("dent.cli.commands.paper.preflight.check_writable", lambda *_, **__: None)
     monkeypatch.setattr("dent.paper.estimate.timer", lambda _: lambda _: 0.001)
     ran = dent("table1", "--out", "fresh")
     assert ran.code == 0, ran.err

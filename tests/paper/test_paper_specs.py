@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from dent import DENT, DENT_NOMINAL, DENT_PLUS, DentConfig, SmoothingConfig, models
 from dent.attacks import AutoAttack, make_from
-from dent.cli.costs import forwards_in_words
+from dent.cli.output.paper_costs import forwards_in_words
 from dent.errors import ConfigError, UnknownNameError
 from dent.evaluation.records.spec import Settings
 from dent.models.residual import is_member

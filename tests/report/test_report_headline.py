@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dent.cli import showing
 from dent.cli.console import OUT
+from dent.cli.output.result import show_result
 from dent.evaluation import Count, EvaluationResult
 from dent.report import figure, write_report
 from dent.report.flags import letters
@@ -80,7 +80,7 @@ def test_terminal_table_shows_the_headline(
     result: EvaluationResult = request.getfixturevalue(name)
     monkeypatch.setattr(OUT, "_width", 1000)
     with OUT.capture() as captured:
-        showing.show(result, "run")
+        show_result(result, "run")
     drawn = [
         [part.strip() for part in re.split("[│┃]", line)[1:-1]]
         for line in captured.get().splitlines()

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dent import Dent, Performance, ThreatModel
-from dent.cli import telling
+from dent.cli.output.runs import show_sample
 from dent.errors import ConfigError
 from dent.evaluation import (
     EvaluationResult,
@@ -217,7 +217,7 @@ def test_sample_story_matches_the_journal(run_path: Path, member: int) -> None:
 def test_printed_sample_story_says_attacked_and_not_perturbed(
     run_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    telling.story(sample_story(load_run(run_path), 0))
+    show_sample(sample_story(load_run(run_path), 0))
     said = capsys.readouterr().out
     assert "attacked" in said
     assert "perturbed" not in said

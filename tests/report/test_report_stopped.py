@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from dent.cli import showing, telling
 from dent.cli.console import OUT
+from dent.cli.output.result import show_result
+from dent.cli.output.runs import show_run
 from dent.evaluation import EvaluationResult
 from dent.evaluation.results.recorded_run import RecordedRun, load_run
 from dent.evaluation.results.result import ChallengeSummary, Decision, WorstCase
@@ -75,7 +76,7 @@ def test_every_format_says_at_most(
     stopped: EvaluationResult, markdown: str, page: str, tmp_path: Path
 ) -> None:
     with OUT.capture() as captured:
-        showing.show(stopped, "run")
+        show_result(stopped, "run")
     terminal = captured.get()
     plain = " ".join(re.sub("<[^>]+>", "", page).split())
     for text in (WORST, GAIN):
@@ -123,7 +124,7 @@ def test_list_calls_an_interrupted_process_of_a_stopped_run_complete(stopped_run
     (summary,) = list_runs(stopped_run)
     assert summary.status == "complete"
     with OUT.capture() as captured:
-        telling.line(summary)
+        show_run(summary)
     told = captured.get()
     assert "complete (stopped early, 315/476)" in told
     assert f"worst case {WORST}, against static {GAIN}: no gain" in told
@@ -177,7 +178,7 @@ def test_attacks_that_left_out_members_are_marked(
     plain = re.sub(r" \[[a-z,]+\]", "", markdown)
     assert "| apgd-ce on the model | 41.6% [38.6, 44.6] | 456, 30 |" in plain
     with OUT.capture() as captured:
-        showing.show(stopped, "run")
+        show_result(stopped, "run")
     told = captured.get()
     assert "41.6% *" in told
     assert "* On static, an attack leaves out" in " ".join(told.split())

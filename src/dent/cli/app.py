@@ -8,27 +8,26 @@ from typing import NoReturn
 import typer
 
 from dent import __version__
-from dent.cli.address import AddressMayBeLeftOut
-from dent.cli.board import board_app
-from dent.cli.challenge import challenge_command
-from dent.cli.console import ERR, OUT, warnings_as_messages
-from dent.cli.data import data_command
-from dent.cli.demo import demo_command
-from dent.cli.evaluate import evaluate_command
-from dent.cli.merge import merge_command
-from dent.cli.models import models_command
-from dent.cli.paper import paper_command
-from dent.cli.pipes import EndsWithItsReader
-from dent.cli.playground import playground_command
-from dent.cli.records import (
+from dent.cli.commands.board import board_app
+from dent.cli.commands.challenge import challenge_command
+from dent.cli.commands.data import data_command
+from dent.cli.commands.demo import demo_command
+from dent.cli.commands.evaluate import evaluate_command
+from dent.cli.commands.merge import merge_command
+from dent.cli.commands.models import models_command
+from dent.cli.commands.paper import paper_command
+from dent.cli.commands.playground import playground_command
+from dent.cli.commands.records import (
     list_command,
     pack_command,
     report_command,
     show_command,
     verify_command,
 )
-from dent.cli.serve import serve_command
-from dent.cli.train import train_command
+from dent.cli.commands.serve import serve_command
+from dent.cli.commands.train import train_command
+from dent.cli.console import ERR, OUT, warnings_as_messages
+from dent.cli.typer_classes import AddressMayBeLeftOut, EndsWithItsReader
 from dent.errors import DentError
 from dent.support.blame import place
 from dent.support.signals import Received, as_interrupts

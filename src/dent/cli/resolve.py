@@ -1,4 +1,4 @@
-"""Make models, datasets, defenses, attacks and threat models from what the user typed."""
+"""Make datasets, defenses, attacks, threat models and more from what the user typed."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +14,7 @@ from dent.cli.console import ERR
 from dent.data import ImageDataset
 from dent.distributed import Cluster
 from dent.errors import ConfigError, InputError
-from dent.evaluation import Subject
+from dent.evaluation import Reattack, Subject
 from dent.evaluation.records.spec import STATIC
 from dent.evaluation.records.sweep import Over
 from dent.evaluation.sweeps import Value
@@ -100,6 +100,26 @@ def _own_attack(spec: str, iterations: int | None, protocol: str) -> Attack:
             "inside it, and write those of other attacks as NAME:iterations=N"
         )
     return from_factory(spec)
+
+
+def challenge_source(images: Path | None, attack: str | None, *, allow_code: bool) -> Path | Attack:
+    """Return the source of the images: a file, or an attack.
+
+    Raises:
+        ConfigError: Neither or both are given, or the attack is code that is not allowed.
+    """
+    if (images is None) == (attack is None):
+        raise ConfigError("a challenge takes either --images FILE or --attack ATTACK")
+    if images is not None:
+        return images
+    text = attack or ""
+    if names.is_own_attack(text) and not allow_code:
+        raise ConfigError(
+            f"--attack {text} is code that would be run to make the images. If you trust it, add "
+            "--allow-code. If not, ask its author for the images and pass --images."
+        )
+    (made,) = attacks([text], None, "frozen")
+    return made
 
 
 def check_suite(
@@ -260,6 +280,39 @@ def say_how_many(n: int | None, images: ImageDataset) -> None:
             markup=False,
             soft_wrap=True,
         )
+
+
+def reattack(count: str | None, nonce: str | None, *, records_only: bool) -> Reattack | None:
+    """Return which attacks to run again; None without `--reattack`.
+
+    Args:
+        count: How many, or `all`.
+        nonce: The nonce that draws them.
+        records_only: Whether the check loads no model.
+
+    Raises:
+        ConfigError: The options contradict each other, or `count` is neither a number nor `all`.
+    """
+    if count is None:
+        if nonce is not None:
+            raise ConfigError("--nonce draws attacks to run again: add --reattack K.")
+        return None
+    if records_only:
+        raise ConfigError("--reattack needs the model: leave out --records-only.")
+    if count == "all":
+        if nonce is not None:
+            raise ConfigError("--reattack all draws nothing: leave out --nonce.")
+        return Reattack()
+    if not count.isdecimal():
+        raise ConfigError(f"--reattack expected a number or all, got {count!r}.")
+    if not nonce:
+        raise ConfigError(
+            f"--reattack {count} needs --nonce TEXT, a random text that selects the attacks. "
+            "Choose it "
+            "after the run is finished, so that its author cannot know which attacks you will "
+            "check. Or use --reattack all."
+        )
+    return Reattack(int(count), nonce)
 
 
 def share(mix: str | None) -> float | None:

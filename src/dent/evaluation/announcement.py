@@ -14,7 +14,7 @@ from dent.evaluation.results.recorded_run import load_run
 from dent.evaluation.run import rounds_of
 from dent.evaluation.subject import Subject, describe, prepare
 from dent.storage.errors import RecordError
-from dent.support.durations import between, lasting
+from dent.support.durations import between, duration
 from dent.support.plural import counted
 from dent.support.rounding import points
 
@@ -85,12 +85,12 @@ def time_left(state: Progress, left_in: str = "") -> str:
     """Return the time left, `about 3 to 5 minutes left`; empty if it is unknown or over."""
     if state.unit is None or state.least is None or state.remaining is None:
         return ""
-    duration = f"{between(state.least, state.remaining)} left {left_in}".rstrip()
+    left = f"{between(state.least, state.remaining)} left {left_in}".rstrip()
     if state.decision is None:
-        return f"about {duration}"
+        return f"about {left}"
     if state.decision == 0:
-        return f"at most {duration}"
-    return f"at most {duration}, a decision in {lasting(state.decision)} at the soonest"
+        return f"at most {left}"
+    return f"at most {left}, a decision in {duration(state.decision)} at the soonest"
 
 
 class UnitLines:

@@ -7,7 +7,7 @@ _SWITCH: Final = 1.5
 """A unit applies from this many of it: 80 seconds stay seconds, and 90 are 1.5 minutes."""
 
 
-def lasting(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Return a time such as `40 seconds`, `2.5 hours`, `12 days`."""
     return between(seconds, seconds)
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dent.cli import early, options
+from dent.cli import options, preflight
 from dent.cli.console import ERR, OUT, print_json
 from dent.support.plural import agreeing, counted
 
@@ -27,7 +27,7 @@ def merge_command(
     the runs differ. 3: written, but units are missing. 130, 143: interrupted by Ctrl-C or SIGTERM,
     and nothing was written.
     """
-    early.folder(out)
+    preflight.check_folder(out)
     from dent.distributed import merge
     from dent.evaluation import remote
 

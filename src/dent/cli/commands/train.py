@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from dent import names
-from dent.cli import completing, early, options
+from dent.cli import completion, options, preflight
 from dent.cli.console import ERR, print_json
 from dent.errors import ConfigError
 from dent.support.extras import check
@@ -22,7 +22,7 @@ def train_command(
         typer.Option(
             help="nominal, adversarial, trades (the paper's), or fast (for CPUs), with --norm. Or "
             "a full name such as fast-linf.",
-            autocompletion=completing.recipes,
+            autocompletion=completion.recipes,
             rich_help_panel=_WHAT,
         ),
     ],
@@ -30,7 +30,7 @@ def train_command(
         str,
         typer.Option(
             help="resnet-DEPTH-WIDTH or module:factory.",
-            autocompletion=completing.families,
+            autocompletion=completion.families,
             rich_help_panel=_WHAT,
         ),
     ] = "resnet-26-4",
@@ -38,7 +38,7 @@ def train_command(
         str,
         typer.Option(
             help="Dataset. Its train split is used.",
-            autocompletion=completing.datasets,
+            autocompletion=completion.datasets,
             rich_help_panel=_WHAT,
         ),
     ] = "cifar10",
@@ -148,11 +148,17 @@ def train_command(
         )
     names.check(dataset=dataset)
     names.check_recipe(recipe, norm)
-    early.given(weights)
-    early.folder(out or Path("runs/train"))
+    preflight.check_files_exist(weights)
+    preflight.check_folder(out or Path("runs/train"))
     check("accelerate", "training", extra="train")
     from dent import training
-    from dent.cli import resolve, running, trained
+    from dent.cli import resolve, runner
+    from dent.cli.output.training import (
+        announce_training,
+        show_training,
+        training_json,
+        training_progress,
+    )
 
     chosen = training.named(
         recipe,
@@ -175,9 +181,9 @@ def train_command(
     measured = training.Measured(pgd=pgd, autoattack=autoattack)
     training.check_measured(measured, watch, watched)
     if handle.is_main_process:
-        trained.announce(model, chosen, min(n or len(images), len(images)), images.name, folder)
+        announce_training(model, chosen, min(n or len(images), len(images)), images.name, folder)
     try:
-        with trained.bar(chosen) as report:
+        with training_progress(chosen) as report:
             result = training.train(
                 model,
                 chosen,
@@ -193,7 +199,7 @@ def train_command(
             )
         if not handle.is_main_process:
             return
-        with running.progress() as measuring:
+        with runner.progress() as measuring:
             card = training.write_card(
                 result,
                 watch,
@@ -210,6 +216,6 @@ def train_command(
         )
         raise
     if as_json:
-        print_json(trained.plain(result, card))
+        print_json(training_json(result, card))
     else:
-        trained.show(result, card)
+        show_training(result, card)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from dent import names
-from dent.cli import completing, options
+from dent.cli import completion, options
 from dent.cli.console import ERR, OUT, print_json
 
 
@@ -16,7 +16,7 @@ def data_command(
         str,
         typer.Argument(
             help=f"{', '.join(names.DATASETS)}. After -c: /CORRUPTION/SEVERITY.",
-            autocompletion=completing.datasets,
+            autocompletion=completion.datasets,
         ),
     ],
     root: Annotated[Path | None, options.data(None, "--root")] = None,

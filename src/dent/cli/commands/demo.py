@@ -5,7 +5,7 @@ from typing import Annotated, Final
 
 import typer
 
-from dent.cli import early, options
+from dent.cli import options, preflight
 from dent.cli.console import ERR, OUT, print_json
 
 MODEL: Final = "resnet-14-2-linf"
@@ -29,13 +29,14 @@ def demo_command(
     ResNet-14-2, at linf eps 8/255. The adversarial images are submitted to dent+. Then one attack
     after the other attacks dent+ itself, until a gain can no longer be shown with these images.
     """
-    early.folder(out)
-    from dent.cli import resolve, running, showing
+    preflight.check_folder(out)
+    from dent.cli import resolve, runner
+    from dent.cli.output.result import show_result
     from dent.evaluation import Settings, suite
     from dent.evaluation.restoration import checked_model
     from dent.report import figure, write_report
     from dent.support.devices import usable_device
-    from dent.support.durations import lasting
+    from dent.support.durations import duration
     from dent.threat import ThreatModel
 
     ERR.print(
@@ -55,17 +56,17 @@ def demo_command(
         ThreatModel("linf", EPS),
     )
     settings = Settings(n=SAMPLES, batch_size=SAMPLES)
-    running.announce(subject, settings, out)
-    result = running.run(subject, settings, out)
+    runner.announce(subject, settings, out)
+    result = runner.run(subject, settings, out)
     if as_json:
         print_json(result.to_json())
         return
-    showing.show(result, str(out))
+    show_result(result, str(out))
     figure(result, out / "figure.png")
     page = write_report([out], out / "report.html")
     OUT.print(f"Page: {page}    Figure: {out / 'figure.png'}", markup=False, soft_wrap=True)
     OUT.print(
-        f"Computed in {lasting(result.timing['total'])}. These are {SAMPLES} images and the "
+        f"Computed in {duration(result.timing['total'])}. These are {SAMPLES} images and the "
         "smallest budget: they show how an evaluation works, not how robust this defense is. For "
         "reliable numbers: dent evaluate --suite dynamic --help",
         markup=False,

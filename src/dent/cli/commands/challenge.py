@@ -3,16 +3,12 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from dent.cli import early, options
-from dent.cli.console import OUT, print_json
-from dent.support.printable import one_line
-
-if TYPE_CHECKING:
-    from dent.evaluation import Challenged
+from dent.cli import options, preflight
+from dent.cli.console import print_json
 
 
 def challenge_command(
@@ -63,13 +59,14 @@ def challenge_command(
 
     Exit status 0: recorded, or already there. 2: refused, and nothing was recorded.
     """
-    early.given(weights)
-    from dent.cli import challenging
+    preflight.check_files_exist(weights)
+    from dent.cli import resolve, runner
+    from dent.cli.output.challenge import challenge_json, show_challenge
 
-    source = challenging.source(images, attack, allow_code=allow_code)
+    source = resolve.challenge_source(images, attack, allow_code=allow_code)
 
     with _opened(run, dry_run=dry_run) as folder:
-        found = challenging.challenge(
+        found = runner.challenge(
             folder,
             source,
             by=by,
@@ -80,9 +77,9 @@ def challenge_command(
             restored=(weights, root, device, allow_code),
         )
     if as_json:
-        print_json(challenging.plain(found, run, dry_run=dry_run))
+        print_json(challenge_json(found, run, dry_run=dry_run))
         return
-    _tell(found, dry_run=dry_run)
+    show_challenge(found, dry_run=dry_run)
 
 
 @contextmanager
@@ -95,33 +92,3 @@ def _opened(run: str, *, dry_run: bool) -> Iterator[Path]:
         return
     with remote.written(run) as place:
         yield place.folder
-
-
-def _tell(found: "Challenged", *, dry_run: bool) -> None:
-    from dent.report import wording
-
-    record = found.challenge
-    if dry_run and found.new:
-        OUT.print("Dry run: nothing was written. A challenge would record:")
-    if not found.new:
-        OUT.print(
-            one_line(
-                f"These images are there already, by {record.by} on {record.date[:10]}; nothing "
-                "was changed."
-            ),
-            markup=False,
-            soft_wrap=True,
-        )
-    for name, summary in found.summaries.items():
-        defense = found.result.defenses[name]
-        gain = wording.bound(wording.difference(defense.difference), defense.decided)
-        worst = wording.bound(wording.count(defense.worst.served), defense.decided)
-        against = f", against static {gain}" if gain else ""
-        OUT.print(
-            one_line(
-                f"{name}: {wording.challenged(summary, defense.decided)} Worst case "
-                f"{worst}{against}."
-            ),
-            markup=False,
-            soft_wrap=True,
-        )

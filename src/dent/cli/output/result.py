@@ -22,7 +22,7 @@ from dent.support.plural import counted
 from dent.support.printable import one_line
 
 
-def show(result: EvaluationResult, out: str) -> None:
+def show_result(result: EvaluationResult, out: str) -> None:
     """Print the table of a result, every raised flag, its limits, and the folder of the run."""
     spec = result.spec
     flags = of_one(result)

@@ -19,19 +19,19 @@ _ZOO: Final = {
 """By zoo: the module that its models need, the feature to name in a message, and its extra."""
 
 
-def written(*folders: Path | None, files: Iterable[Path | None] = ()) -> None:
+def check_writable(*folders: Path | None, files: Iterable[Path | None] = ()) -> None:
     """Refuse folders and files that cannot be written.
 
     Raises:
-        ConfigError: As in `folder` and `file`.
+        ConfigError: As in `check_folder` and `check_file`.
     """
     for path in filter(None, folders):
-        folder(path)
+        check_folder(path)
     for path in filter(None, files):
-        file(path)
+        check_file(path)
 
 
-def folder(out: str | Path) -> None:
+def check_folder(out: str | Path) -> None:
     """Refuse a folder that cannot be written to. URLs are checked when they are opened.
 
     Raises:
@@ -45,7 +45,7 @@ def folder(out: str | Path) -> None:
     _writable(path, out)
 
 
-def file(out: Path) -> None:
+def check_file(out: Path) -> None:
     """Refuse a file that cannot be written, or must not be replaced.
 
     Raises:
@@ -58,7 +58,7 @@ def file(out: Path) -> None:
     refuse_record(out)
 
 
-def given(weights: Path | None, defenses: Iterable[str] = ()) -> None:
+def check_files_exist(weights: Path | None, defenses: Iterable[str] = ()) -> None:
     """Refuse weights and defenses' JSON files that do not exist.
 
     Raises:
@@ -77,7 +77,7 @@ def given(weights: Path | None, defenses: Iterable[str] = ()) -> None:
             raise ConfigError(f"--defense {spec}: no such file")
 
 
-def model(name: str) -> None:
+def check_model(name: str) -> None:
     """Refuse a model of a zoo whose package is not installed.
 
     Raises:
@@ -92,7 +92,7 @@ def model(name: str) -> None:
         check(module, purpose, extra=extra)
 
 
-def cluster(address: str | None) -> None:
+def check_cluster(address: str | None) -> None:
     """Refuse `--ray` if Ray is not installed or the cluster does not answer.
 
     Args:
@@ -106,10 +106,10 @@ def cluster(address: str | None) -> None:
         return
     check("ray", "distributed evaluation", extra="ray")
     if not address.startswith("ray://"):  # such an address is refused later
-        reachable(address)
+        check_reachable(address)
 
 
-def reachable(address: str | None = None) -> None:
+def check_reachable(address: str | None = None) -> None:
     """Refuse a cluster that does not answer.
 
     Args:

@@ -8,7 +8,7 @@ from dent.report.story import DefenseStory
 from dent.support.printable import one_line
 
 
-def line(run: RunSummary) -> None:
+def show_run(run: RunSummary) -> None:
     """Print a line for a run, and one for each of its defenses."""
     about = "unreadable"
     if not run.error:
@@ -35,7 +35,7 @@ def line(run: RunSummary) -> None:
             OUT.print(f"        flags: {', '.join(line.flags)}", markup=False, soft_wrap=True)
 
 
-def story(sample: SampleStory) -> None:
+def show_sample(sample: SampleStory) -> None:
     """Print what every attack did to one sample."""
     title = f"Sample {sample.sample}, class {sample.label_name}"
     for defense in sample.defenses:

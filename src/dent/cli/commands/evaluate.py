@@ -7,7 +7,7 @@ from typing import Annotated, Final, Literal
 import typer
 
 from dent import names
-from dent.cli import completing, early, options
+from dent.cli import completion, options, preflight
 from dent.cli.console import print_json
 from dent.errors import ConfigError
 
@@ -28,7 +28,7 @@ def evaluate_command(
         typer.Option(
             help="A name from `dent models`, torchvision/NAME, timm/NAME, hf/ORG/NAME, "
             "resnet-DEPTH-WIDTH with --weights, or module:factory.",
-            autocompletion=completing.models,
+            autocompletion=completion.models,
             rich_help_panel=_INPUT,
         ),
     ] = "resnet-14-2-linf",
@@ -41,7 +41,7 @@ def evaluate_command(
         typer.Option(
             help="cifar10, cifar10-sample, cifar100, imagenet, imagenet-288, cifar10-c/fog/3, "
             "imagefolder or imagefolder-288 (with --data FOLDER), or module:factory.",
-            autocompletion=completing.datasets,
+            autocompletion=completion.datasets,
             rich_help_panel=_INPUT,
         ),
     ] = "cifar10-sample",
@@ -66,7 +66,7 @@ def evaluate_command(
         typer.Option(
             help="Repeatable. static, dent, dent+, dent-nominal, another of docs/defenses.md, a "
             "JSON configuration, or module:factory. Default: dent+.",
-            autocompletion=completing.defenses,
+            autocompletion=completion.defenses,
             rich_help_panel=_INPUT,
         ),
     ] = None,
@@ -89,7 +89,7 @@ def evaluate_command(
             help="Repeatable. apgd-ce, apgd-t, fab-t, square, standard (AutoAttack), plus, pgd, "
             "pgd-imagenet, ...; with settings: pgd:iterations=30; or "
             "module:factory. Default: apgd-ce.",
-            autocompletion=completing.attacks,
+            autocompletion=completion.attacks,
             rich_help_panel=_THREAT,
         ),
     ] = None,
@@ -250,11 +250,12 @@ def evaluate_command(
     names.check(
         model=model, dataset=dataset, defenses=defense or (), attacks=attack or (), own=True
     )
-    early.model(model)
-    early.given(weights, defense or ())
-    early.cluster(ray)
-    early.folder(out)
-    from dent.cli import resolve, running, showing
+    preflight.check_model(model)
+    preflight.check_files_exist(weights, defense or ())
+    preflight.check_cluster(ray)
+    preflight.check_folder(out)
+    from dent.cli import resolve, runner
+    from dent.cli.output.result import show_result
     from dent.evaluation import Settings, remote, restoration
     from dent.evaluation import suite as attacks_of
     from dent.evaluation.records.shard import Shard
@@ -278,7 +279,7 @@ def evaluate_command(
         chosen = list(attacks_of(suite or "dynamic", budget or "small", mixed=mixed))
     else:
         chosen = resolve.attacks(attack or ["apgd-ce"], iterations, protocol)
-    how = running.How(
+    placement = runner.RunPlacement(
         resolve.cluster(ray, workers, cpus_per_worker, gpus_per_worker, device),
         None if shard is None else Shard.parse(shard),
         static_from=static_from,
@@ -298,7 +299,7 @@ def evaluate_command(
         randomness=randomness,
     )
     # On a cluster, workers compute on their own devices, and this process keeps the model on CPU.
-    compute_device = devices.usable_device(device if how.cluster is None else "cpu")
+    compute_device = devices.usable_device(device if placement.cluster is None else "cpu")
     images = resolve.dataset(dataset, root)
     wrapped = restoration.checked_model(model, weights, images, compute_device)
     subject = resolve.subject(
@@ -312,19 +313,18 @@ def evaluate_command(
     if suite is None or n != SUITE_SAMPLES:
         resolve.say_how_many(n, images)
     with remote.written(out) as place:
-        how = replace(how, place=place)
+        placement = replace(placement, place=place)
         if swept is not None:
-            name, values = swept
-            running.announce_sweep(subject, settings, name, values, place.folder, how)
-            results = running.run_sweep(subject, settings, name, values, place.folder, how)
-            folders = {value: f"{out}/{folder_name(name, value)}" for value in results}
+            runner.announce_sweep(subject, settings, *swept, place.folder, placement)
+            results = runner.run_sweep(subject, settings, *swept, place.folder, placement)
+            folders = {value: f"{out}/{folder_name(swept[0], value)}" for value in results}
         else:
-            running.announce(subject, settings, place.folder, how)
-            results = {"": running.run(subject, settings, place.folder, how)}
+            runner.announce(subject, settings, place.folder, placement)
+            results = {"": runner.run(subject, settings, place.folder, placement)}
             folders = {"": out}
     if as_json:
         plain = {value: result.to_json() for value, result in results.items()}
         print_json(plain if swept is not None else plain[""])
         return
     for value, result in results.items():
-        showing.show(result, folders[value])
+        show_result(result, folders[value])

@@ -20,7 +20,7 @@ from dent.paper.estimate import (
 from dent.paper.foreseen import SENTENCES, Foreseen, foreseen
 from dent.paper.planning import RUNS
 from dent.paper.scales import Chosen
-from dent.support.durations import lasting
+from dent.support.durations import duration
 from dent.support.plural import counted
 
 Timer = Callable[[Chosen], float | None]
@@ -41,7 +41,7 @@ class _Estimate:
     limits: Mapping[Foreseen, int]
 
 
-def estimated(plans: Sequence[PaperPlan], folder: Path, timed: Timer, *, as_json: bool) -> None:
+def show_estimate(plans: Sequence[PaperPlan], folder: Path, timed: Timer, *, as_json: bool) -> None:
     """Print the cost of each table, and of all of them together."""
     estimates: dict[str, _Estimate] = {}
     for plan in plans:
@@ -134,7 +134,7 @@ def announce(plans: Sequence[PaperPlan], folder: Path, timed: Timer) -> None:
         return
     time = "for a time that is not known, because models are missing"
     if cost.seconds is not None:
-        time = f"at most {lasting(cost.seconds)}"
+        time = f"at most {duration(cost.seconds)}"
     ERR.print(
         f"{counted(cost.runs, 'run')}, {forwards_in_words(cost.forwards)} forwards of an image, "
         f"{time}; into {folder}." + (f" {AT_MOST}" if cost.seconds is not None else ""),
@@ -170,7 +170,7 @@ def _time(cost: PlanCost) -> str:
 
 
 def _duration(seconds: float | None) -> str:
-    return "not timed" if seconds is None else lasting(seconds)
+    return "not timed" if seconds is None else duration(seconds)
 
 
 def _say(text: str) -> None:

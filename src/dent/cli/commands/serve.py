@@ -8,7 +8,7 @@ import typer
 from pydantic import ValidationError
 
 from dent import names
-from dent.cli import completing, early, options
+from dent.cli import completion, options, preflight
 from dent.cli.console import ERR, print_json
 from dent.errors import ConfigError
 from dent.serving.limits import Limits
@@ -27,7 +27,7 @@ def serve_command(
         str,
         typer.Option(
             help="As in dent evaluate.",
-            autocompletion=completing.models,
+            autocompletion=completion.models,
             rich_help_panel=_SERVED,
         ),
     ] = "resnet-14-2-linf",
@@ -37,7 +37,7 @@ def serve_command(
         typer.Option(
             help="static, dent, dent+, another name from docs/defenses.md, a JSON configuration, "
             "or module:factory.",
-            autocompletion=completing.defenses,
+            autocompletion=completion.defenses,
             rich_help_panel=_SERVED,
         ),
     ] = "dent+",
@@ -46,7 +46,7 @@ def serve_command(
         typer.Option(
             help="Dataset of the model, or package.module:factory: class names, image shape, and "
             "the reference for the confidence. Default: cifar10-sample, unless --shape.",
-            autocompletion=completing.datasets,
+            autocompletion=completion.datasets,
             rich_help_panel=_SERVED,
         ),
     ] = None,
@@ -122,10 +122,10 @@ def serve_command(
     defense is batch-independent. Otherwise every request is a separate batch.
     """
     names.check(model=model, dataset=dataset, defenses=(defense,), own=True)
-    early.model(model)
-    early.given(weights, (defense,))
+    preflight.check_model(model)
+    preflight.check_files_exist(weights, (defense,))
     check("ray", "serving", extra="ray", package="Ray Serve")
-    early.reachable()
+    preflight.check_reachable()
     if dataset is not None and shape is not None:
         raise ConfigError("--dataset and --shape exclude each other: leave one out.")
     if dataset is not None and ":" in dataset and root is not None:

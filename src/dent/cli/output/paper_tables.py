@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dent.cli import running
+from dent.cli import runner
 from dent.cli.console import ERR, OUT, print_json, print_table
-from dent.cli.costs import Timer, announce, seconds_left
+from dent.cli.output.paper_costs import Timer, announce, seconds_left
 from dent.evaluation import Progress
 from dent.evaluation.results.intervals import LEVEL_TEXT
 from dent.paper import (
@@ -21,11 +21,11 @@ from dent.paper import (
 from dent.paper.figures import figure, interval, measured, printed
 from dent.paper.labels import label, label_of
 from dent.paper.runner import Loader
-from dent.support.durations import lasting
+from dent.support.durations import duration
 from dent.support.plural import counted
 
 
-def listed(*, as_json: bool) -> None:
+def show_list(*, as_json: bool) -> None:
     """Print the list of tables."""
     tables = [load_table(name) for name in table_names()]
     if as_json:
@@ -66,7 +66,7 @@ def run(
         announce(plans, folder, timed)
         later = seconds_left(plans, folder, timed)
     try:
-        with running.progress() as bar:
+        with runner.progress() as bar:
 
             def watch(done: int, total: int, name: str, state: Progress | None) -> None:
                 later.pop(name, None)
@@ -80,7 +80,7 @@ def run(
         raise
 
 
-def skipped(missing: Mapping[str, str]) -> None:
+def show_skipped(missing: Mapping[str, str]) -> None:
     """Print why runs were skipped, each reason once."""
     names: dict[str, list[str]] = {}
     for name, reason in missing.items():
@@ -89,7 +89,7 @@ def skipped(missing: Mapping[str, str]) -> None:
         _warn(f"{counted(len(runs), 'run')} skipped: {reason}", style="red")
 
 
-def show(plan: PaperPlan, result: TableResult) -> None:
+def show_table(plan: PaperPlan, result: TableResult) -> None:
     """Print published and measured figures side by side, then the rulings."""
     title = f"{result.source}: {result.title}"
     if result.status == "not run":
@@ -132,7 +132,7 @@ def _later(seconds: Mapping[str, float | None]) -> str:
     known = [value for value in seconds.values() if value is not None]
     if not known or len(known) < len(seconds):
         return "in this run"
-    return f"in this run, at most {lasting(sum(known))} in the later runs"
+    return f"in this run, at most {duration(sum(known))} in the later runs"
 
 
 def _row(plan: PaperPlan, cell: CellResult) -> tuple[str, str, str, str]:

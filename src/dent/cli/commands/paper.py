@@ -6,7 +6,7 @@ from typing import Annotated, Final
 import typer
 
 from dent import names
-from dent.cli import completing, early, options
+from dent.cli import completion, options, preflight
 from dent.cli.console import ERR, OUT, print_json
 from dent.errors import ConfigError
 
@@ -26,7 +26,7 @@ def paper_command(
         list[str] | None,
         typer.Argument(
             help=f"{', '.join(names.TABLES)}.",
-            autocompletion=completing.tables,
+            autocompletion=completion.tables,
         ),
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="All tables.")] = False,
@@ -34,7 +34,7 @@ def paper_command(
         str,
         typer.Option(
             help="full: the paper's setting. gpu, cpu-wide, cpu: the same tables in miniature.",
-            autocompletion=completing.scales,
+            autocompletion=completion.scales,
         ),
     ] = "cpu",
     estimate: Annotated[
@@ -78,19 +78,18 @@ def paper_command(
     if estimate and not (every or tables):
         raise ConfigError("--estimate needs tables: name some, or add --all")
     names.check_tables(tables or (), scale)
-    early.written(out, publish_to, files=(report,))
+    preflight.check_writable(out, publish_to, files=(report,))
     if (tables or every) and not as_json:
         # Printed before anything slow is imported.
         ERR.print(f"{_FIRST[0 if estimate else 1 if run else 2]} ...", markup=False)
     from dent import paper
-    from dent.cli import costs
-    from dent.cli import tables as shown
+    from dent.cli.output import paper_costs, paper_tables
     from dent.paper.estimate import timer
     from dent.paper.runner import Loader
     from dent.support.devices import usable_device
 
     if not (tables or every):
-        shown.listed(as_json=as_json)
+        paper_tables.show_list(as_json=as_json)
         return
     chosen = paper.load_scale(scale)
     folder = out or Path("runs/paper") / scale
@@ -99,20 +98,20 @@ def paper_command(
     compute_device = usable_device(device)
     timed = timer(compute_device)
     if estimate:
-        costs.estimated(plans, folder, timed, as_json=as_json)
+        paper_costs.show_estimate(plans, folder, timed, as_json=as_json)
         return
     loader = Loader(compute_device, root, fetched=True)
-    missing = shown.run(plans, folder, loader, None if as_json else timed) if run else {}
+    missing = paper_tables.run(plans, folder, loader, None if as_json else timed) if run else {}
     results = [paper.summarize(plan, folder) for plan in plans]
     page = paper.write_page(plans, results, folder, report or folder / "paper.html")
     if publish_to is not None:
         page = paper.publish(plans, folder, publish_to)
-    shown.skipped(missing)
+    paper_tables.show_skipped(missing)
     if as_json:
         print_json([result.model_dump(mode="json") for result in results])
     else:
         for plan, result in zip(plans, results, strict=True):
-            shown.show(plan, result)
+            paper_tables.show_table(plan, result)
         OUT.print(f"Page: {page}", markup=False, soft_wrap=True)
     if missing:
         raise typer.Exit(MISSING)

@@ -1,4 +1,7 @@
-"""End a command quietly if nobody reads its output any more, as in `dent list | head -1`."""
+"""What Typer does not support: an optional value of an option, and a quiet end of a pipe.
+
+Nobody may read the output of a command any more, as in `dent list | head -1`.
+"""
 
 import os
 import sys
@@ -6,12 +9,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from dent.support.blame import place
 
 NOBODY_READS: Final = 141
 """Exit status if the reader of the output has ended: 128 plus the number of SIGPIPE."""
+
+_OPTION: Final = "--ray"
+
+
+class AddressMayBeLeftOut(TyperCommand):
+    """A command that reads `--ray` without a value as `--ray ""`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Add the empty value of `--ray` where it is missing, then parse the arguments."""
+        completed = []
+        for index, argument in enumerate(args):
+            completed.append(argument)
+            if argument == _OPTION and (index + 1 == len(args) or args[index + 1].startswith("-")):
+                completed.append("")
+        return super().parse_args(ctx, completed)
 
 
 class EndsWithItsReader(TyperGroup):

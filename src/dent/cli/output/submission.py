@@ -1,15 +1,13 @@
-"""Read the options of a check of a row, and say how to submit one, in a terminal."""
+"""Print how to submit a row of the board."""
 
 from pathlib import Path
 
 from dent.board.pack import Packed
 from dent.board.submission import SUBMISSION, RowSubmission
-from dent.board.verification import Recording
 from dent.cli.console import OUT
-from dent.errors import ConfigError
 
 
-def say_next(folder: Path, submission: RowSubmission, packed: Packed) -> None:
+def show_next_steps(folder: Path, submission: RowSubmission, packed: Packed) -> None:
     """Print how to open the pull request."""
     place = f"board/{submission.track.replace('/', '_')}/{folder.name}"
     images = "" if packed.images is None else f", and {packed.images} with the images"
@@ -23,18 +21,3 @@ def say_next(folder: Path, submission: RowSubmission, packed: Packed) -> None:
         "A maintainer then draws the other half of the samples, and runs `dent board check`.",
     ):
         OUT.print(line, markup=False, soft_wrap=True)
-
-
-def recording(by: str | None, nonce_source: str | None) -> Recording | None:
-    """Return what to record; None without `--record`.
-
-    Raises:
-        ConfigError: There is a source, but nothing to record it with.
-    """
-    if by is None:
-        if nonce_source is not None:
-            raise ConfigError("--nonce-source is recorded with a check: add --record NAME.")
-        return None
-    if nonce_source is not None and not nonce_source.strip():
-        raise ConfigError("--nonce-source expected a text that says where the nonce comes from.")
-    return Recording(by, nonce_source)

@@ -1,15 +1,19 @@
 """`dent board`: list the tracks of the board, and make, submit and check rows."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
 from dent import names
-from dent.cli import completing, early, options
+from dent.cli import completion, options, preflight
 from dent.cli.console import ERR, OUT, print_json
+from dent.errors import ConfigError
 from dent.support.plural import counted
+
+if TYPE_CHECKING:
+    from dent.board.verification import Recording
 
 board_app = typer.Typer(
     name="board",
@@ -22,7 +26,7 @@ _Track = Annotated[
     typer.Argument(
         help="A name from `dent board tracks`.",
         metavar="TRACK",
-        autocompletion=completing.board_tracks,
+        autocompletion=completion.board_tracks,
     ),
 ]
 
@@ -63,7 +67,7 @@ def run_command(
         str,
         typer.Option(
             help="A name from docs/defenses.md, a JSON configuration, or module:factory.",
-            autocompletion=completing.defenses,
+            autocompletion=completion.defenses,
         ),
     ],
     nonce: Annotated[
@@ -109,12 +113,13 @@ def run_command(
     chosen = find(track)
     settings = chosen.settings(variant, nonce, "end" if to_the_end else "decided")
     names.check(model=chosen.model, dataset=chosen.dataset, defenses=(defense,), own=True)
-    early.model(chosen.model)
-    early.given(None, (defense,))
-    early.folder(out)
+    preflight.check_model(chosen.model)
+    preflight.check_files_exist(None, (defense,))
+    preflight.check_folder(out)
     from dent.board import row_folder
     from dent.board.track_rules import attacks_of, check_defenses, check_subject
-    from dent.cli import resolve, running, showing
+    from dent.cli import resolve, runner
+    from dent.cli.output.result import show_result
     from dent.evaluation import describe, remote
     from dent.evaluation.restoration import checked_model
     from dent.support.devices import usable_device
@@ -135,13 +140,13 @@ def run_command(
     with remote.written(out) as place:
         row_folder.begin(place.folder, chosen, nonce)
         folder = place.folder / variant
-        how = running.How(place=place, static_from=static_from)
-        running.announce(subject, settings, folder, how)
-        result = running.run(subject, settings, folder, how)
+        placement = runner.RunPlacement(place=place, static_from=static_from)
+        runner.announce(subject, settings, folder, placement)
+        result = runner.run(subject, settings, folder, placement)
     if as_json:
         print_json(result.to_json())
         return
-    showing.show(result, f"{out}/{variant}")
+    show_result(result, f"{out}/{variant}")
 
 
 @board_app.command("page")
@@ -156,7 +161,7 @@ def page_command(
     as_json: Annotated[bool, options.as_json(what="the rows")] = False,
 ) -> None:
     """Write the page of the board, one self-contained file, from the rows in a folder."""
-    early.file(out)
+    preflight.check_file(out)
     from dent.board.listing import list_rows
     from dent.board.page import write_page, write_reports
 
@@ -240,7 +245,9 @@ def submit_command(
     Exit status 0: done. 1: something is wrong with the row. 2: a field is missing or wrong.
     """
     from dent.board.verification import RowCheck, VerifyOptions, submit
-    from dent.cli import checking, submitting
+    from dent.cli import runner
+    from dent.cli.output.submission import show_next_steps
+    from dent.cli.output.verification import show_checks
 
     given = {
         "name": name,
@@ -251,17 +258,19 @@ def submit_command(
         "license": license_,
         "evaluated_by": evaluated_by,
     }
-    how = VerifyOptions(root, device, records_only=records_only, progress=checking.progress)
-    done = submit(row, fields, given, out, how)
+    verify_options = VerifyOptions(
+        root, device, records_only=records_only, progress=runner.verification_progress
+    )
+    done = submit(row, fields, given, out, verify_options)
     if isinstance(done, RowCheck):
-        checking.show(str(row), done.says, done.checks)
+        show_checks(str(row), done.says, done.checks)
         raise typer.Exit(1)
     for note in done.packed.notes:
         ERR.print(note, markup=False, soft_wrap=True)
     if as_json:
         print_json(done.submission.to_json())
         return
-    submitting.say_next(row, done.submission, done.packed)
+    show_next_steps(row, done.submission, done.packed)
 
 
 @board_app.command("check")
@@ -298,15 +307,35 @@ def check_command(
     wrong, but not everything was checked.
     """
     from dent.board.verification import VerifyOptions, check
-    from dent.cli import checking, submitting
+    from dent.cli import resolve, runner
+    from dent.cli.output.verification import show_checks
 
-    again = checking.reattack(reattack, nonce, records_only=records_only)
-    how = VerifyOptions(root, device, records_only, allow_code, checking.progress)
-    recorded = submitting.recording(by, nonce_source)
-    checked = check(row, images, how, again, recorded)
+    again = resolve.reattack(reattack, nonce, records_only=records_only)
+    verify_options = VerifyOptions(
+        root, device, records_only, allow_code, runner.verification_progress
+    )
+    recorded = _recording(by, nonce_source)
+    checked = check(row, images, verify_options, again, recorded)
     if as_json:
         print_json(checked.to_json())
     else:
-        checking.show(str(row), checked.says, checked.checks)
+        show_checks(str(row), checked.says, checked.checks)
     if checked.status != "verified":
         raise typer.Exit(1 if checked.status == "failed" else 3)
+
+
+def _recording(by: str | None, nonce_source: str | None) -> "Recording | None":
+    """Return what to record; None without `--record`.
+
+    Raises:
+        ConfigError: There is a source, but nothing to record it with.
+    """
+    if by is None:
+        if nonce_source is not None:
+            raise ConfigError("--nonce-source is recorded with a check: add --record NAME.")
+        return None
+    if nonce_source is not None and not nonce_source.strip():
+        raise ConfigError("--nonce-source expected a text that says where the nonce comes from.")
+    from dent.board.verification import Recording
+
+    return Recording(by, nonce_source)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from dent.cli import early, options
+from dent.cli import options, preflight
 from dent.cli.console import ERR, OUT, print_json
 from dent.support.printable import one_line
 
@@ -24,7 +24,7 @@ def list_command(
 ) -> None:
     """List the runs in a folder and its subfolders, one line per defense."""
     from dent import report
-    from dent.cli import telling
+    from dent.cli.output.runs import show_run
     from dent.evaluation import remote
 
     with remote.fetched(root, tensors=False) as folder:
@@ -41,7 +41,7 @@ def list_command(
     if not runs:
         ERR.print(f"No runs in {root} or below.", markup=False, soft_wrap=True)
     for run in runs:
-        telling.line(run)
+        show_run(run)
         if run.error:
             ERR.print(f"{one_line(run.path)}: {one_line(run.error)}", markup=False, soft_wrap=True)
 
@@ -55,7 +55,8 @@ def show_command(
 ) -> None:
     """Show a run's result, or every prediction of one sample."""
     from dent import report
-    from dent.cli import showing, telling
+    from dent.cli.output.result import show_result
+    from dent.cli.output.runs import show_sample
     from dent.evaluation import remote
 
     with remote.fetched(run, tensors=False) as folder:
@@ -64,13 +65,13 @@ def show_command(
         if as_json:
             print_json(loaded.result.to_json())
         else:
-            showing.show(loaded.result, run)
+            show_result(loaded.result, run)
         return
     story = report.sample_story(loaded, sample)
     if as_json:
         print_json(story.model_dump(mode="json"))
         return
-    telling.story(story)
+    show_sample(story)
 
 
 def report_command(
@@ -84,7 +85,7 @@ def report_command(
     as_json: Annotated[bool, options.as_json(what="the path of the file")] = False,
 ) -> None:
     """Write a page, table or file about one run, or several side by side."""
-    early.file(out)
+    preflight.check_file(out)
     from dent import report
     from dent.evaluation import remote
 
@@ -115,18 +116,19 @@ def verify_command(
     Exit status 0: verified. 1: something is wrong. 3: nothing is wrong, but not everything was
     checked. Without --reattack, only the records are verified, not the attacks.
     """
-    from dent.cli import checking
+    from dent.cli import resolve, runner
+    from dent.cli.output.verification import show_checks
     from dent.evaluation import remote
 
-    attacks_again = checking.reattack(reattack, nonce, records_only=records_only)
+    attacks_again = resolve.reattack(reattack, nonce, records_only=records_only)
     with remote.fetched(run) as folder:
-        verification = checking.verify(
+        verification = runner.verify(
             folder, weights, root, device, records_only, allow_code, attacks_again
         )
     if as_json:
         print_json(verification.model_dump(mode="json"))
     else:
-        checking.show(run, verification.says, verification.checks)
+        show_checks(run, verification.says, verification.checks)
     if verification.status != "verified":
         raise typer.Exit(FAILED if verification.status == "failed" else 3)
 
@@ -139,7 +141,7 @@ def pack_command(
     as_json: Annotated[bool, options.as_json(what="what was written")] = False,
 ) -> None:
     """Pack the records of a run into one archive, and its adversarial images into another."""
-    early.file(out)
+    preflight.check_file(out)
     from dent.board import pack
 
     packed = pack.pack(run, out)

@@ -15,7 +15,7 @@ from dent.training import Recipe, TrainingProgress, TrainingResult
 from dent.training.card_page import share
 
 
-def announce(model: str, recipe: Recipe, images: int, dataset: str, folder: Path) -> None:
+def announce_training(model: str, recipe: Recipe, images: int, dataset: str, folder: Path) -> None:
     """Print which training starts, unless a progress bar shows it."""
     if not ERR.is_terminal:
         ERR.print(
@@ -26,7 +26,7 @@ def announce(model: str, recipe: Recipe, images: int, dataset: str, folder: Path
         )
 
 
-def plain(result: TrainingResult, card: Path) -> dict[str, object]:
+def training_json(result: TrainingResult, card: Path) -> dict[str, object]:
     """Return the result of a training run as plain JSON types."""
     return {
         "card": json.loads(card.read_text()),
@@ -42,7 +42,7 @@ def plain(result: TrainingResult, card: Path) -> dict[str, object]:
     }
 
 
-def show(result: TrainingResult, card: Path) -> None:
+def show_training(result: TrainingResult, card: Path) -> None:
     """Print the result of a training run."""
     final = result.metrics[-1]
     OUT.print(
@@ -67,7 +67,7 @@ def _accuracy(line: dict[str, object]) -> str:
 
 
 @contextmanager
-def bar(recipe: Recipe) -> Iterator["_TrainingReport"]:
+def training_progress(recipe: Recipe) -> Iterator["_TrainingReport"]:
     """Show the progress of a training run: a bar in a terminal, otherwise lines."""
     columns = (
         TextColumn("{task.description}"),

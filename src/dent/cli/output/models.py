@@ -46,7 +46,7 @@ def entries(listed: Iterable[str]) -> tuple[list[ModelInfo], dict[str, DentError
     return known, unreadable
 
 
-def none(word: str | None, source: str | None) -> str:
+def nothing_found(word: str | None, source: str | None) -> str:
     """Return the message for an empty list."""
     known_names = {name.rpartition("/")[2].partition(".")[0] for name in models.names()}
     for catalogue in names.CATALOGUES if source is None else [source]:

@@ -1,0 +1,19 @@
+"""Print what was checked about a run or a row, and every problem."""
+
+from collections.abc import Sequence
+
+from rich.markup import escape
+
+from dent.cli.console import OUT, print_table
+from dent.evaluation.verification.verify import Check
+from dent.support.printable import one_line
+
+
+def show_checks(name: str, says: str, checks: Sequence[Check]) -> None:
+    """Print what was checked, and every problem."""
+    rows = [(check.name, check.state, str(check.looked_at)) for check in checks]
+    OUT.print(f"[bold]{escape(one_line(name))}: {says}[/]", soft_wrap=True)
+    print_table("What was checked", ("check", "state", "looked at"), rows)
+    for check in checks:
+        for problem in check.problems:
+            OUT.print(f"{check.name}: {one_line(problem)}", markup=False, soft_wrap=True)
