@@ -2,12 +2,13 @@
 
 import ast
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from dent.cli import console
-from dent.cli.console import OUT, print_table, warnings_as_messages
+from dent.cli.console import ERR, OUT, print_table, warnings_as_messages
 from dent.cli.output.runs import show_sample
 from dent.errors import SmallBatchWarning
 from dent.report.story import DefenseStory, SampleStory, StoryAnswer
@@ -63,22 +64,55 @@ def test_sample_story_prints_class_and_defense_names_that_look_like_markup(
     assert all(name in printed for name in ("[/attack]", "[dog]", "[/defense]", "[/i]", "[/flag]"))
 
 
-def prints_of(module: Path) -> list[str]:
-    """Return the calls that print a value in a module, as source text."""
+@pytest.mark.parametrize("printed", [console.say, console.note])
+def test_say_and_note_print_a_long_text_as_it_is(
+    printed: Callable[[str], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for stream in (OUT, ERR):
+        monkeypatch.setattr(stream, "width", 20)
+    text = "[bold]a name[/] :cat: " + "with many words " * 10
+    printed(text)
+    assert "".join(capsys.readouterr()) == f"{text}\n"
+
+
+def test_sample_story_keeps_the_flags_of_a_defense_on_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(OUT, "width", 40)
+    flags = ("zero gradient", "more iterations still help")
+    told = DefenseStory(defense="dent", answers=(), broken_by=(), flags=flags)
+    show_sample(
+        SampleStory(
+            sample=1, label=0, label_name="cat", batches=(), defenses=(told,), status="complete"
+        )
+    )
+    flagged = "(!) dent: zero gradient, more iterations still help"
+    assert flagged in capsys.readouterr().out.splitlines()
+
+
+def calls_with_values(module: Path, *functions: str) -> list[str]:
+    """Return the calls of functions in a module that print a value, as source text."""
     tree = ast.parse(module.read_text())
     return [
         ast.unparse(node)
         for node in ast.walk(tree)
         if isinstance(node, ast.Call)
-        and ast.unparse(node.func) in ("OUT.print", "ERR.print")
+        and ast.unparse(node.func).removeprefix("console.") in functions
         and any(isinstance(part, ast.FormattedValue) for part in ast.walk(node))
     ]
 
 
 def test_every_command_prints_values_as_plain_text_or_beside_its_own_markup() -> None:
-    found = [call for module in CLI.rglob("*.py") for call in prints_of(module)]
-    assert len(found) > 30
-    assert [call for call in found if "markup=False" not in call and "[bold]" not in call] == []
+    modules = list(CLI.rglob("*.py"))
+    assert (
+        len([call for module in modules for call in calls_with_values(module, "say", "note")]) > 30
+    )
+    marked = [
+        call for module in modules for call in calls_with_values(module, "OUT.print", "ERR.print")
+    ]
+    assert [call for call in marked if "[bold]" not in call] == []
 
 
 def test_own_warning_is_printed_once_and_other_warnings_pass_through(

@@ -8,6 +8,7 @@ from typing import NoReturn
 import typer
 
 from dent import __version__
+from dent.cli import console
 from dent.cli.commands.board import board_app
 from dent.cli.commands.challenge import challenge_command
 from dent.cli.commands.data import data_command
@@ -26,7 +27,6 @@ from dent.cli.commands.records import (
 )
 from dent.cli.commands.serve import serve_command
 from dent.cli.commands.train import train_command
-from dent.cli.console import ERR, OUT, warnings_as_messages
 from dent.cli.typer_classes import AddressMayBeLeftOut, EndsWithItsReader
 from dent.errors import DentError
 from dent.support.blame import place
@@ -68,7 +68,7 @@ app.command("models")(models_command)
 @app.callback(invoke_without_command=True)
 def _root(version: bool = typer.Option(False, "--version", help="Print the version.")) -> None:
     if version:
-        OUT.print(__version__)
+        console.say(__version__)
         raise typer.Exit
 
 
@@ -77,7 +77,7 @@ def main() -> None:
 
     SIGTERM and SIGHUP end it like Ctrl-C, with exit status 143 and 129 instead of 130.
     """
-    with as_interrupts() as received, warnings_as_messages():
+    with as_interrupts() as received, console.warnings_as_messages():
         try:
             app()
         except DentError as error:
@@ -114,11 +114,11 @@ def _is_of_typer(end: SystemExit) -> bool:
 def _refuse(message: str, raised_at: str | None) -> NoReturn:
     if raised_at is not None:
         message += f"\n  raised at {raised_at}"
-    ERR.print(f"dent: {message}", style="red", soft_wrap=True, markup=False)
+    console.note(f"dent: {message}", style="red")
     sys.exit(REFUSED)
 
 
 def _say_interrupted(received: Received) -> NoReturn:
     name = "" if received.number is None else f" by {signal.Signals(received.number).name}"
-    ERR.print(f"dent: interrupted{name}", style="red", markup=False)
+    console.note(f"dent: interrupted{name}", style="red")
     sys.exit(INTERRUPTED if received.number is None else 128 + received.number)

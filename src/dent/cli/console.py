@@ -42,12 +42,22 @@ QUIET: Final = 60.0
 """Seconds between two lines of progress if the output is a file or a pipe."""
 
 
+def say(text: str, style: str | None = None) -> None:
+    """Print plain text on standard output, without markup or line breaks of our own."""
+    OUT.print(text, style=style, markup=False, soft_wrap=True)
+
+
+def note(text: str, style: str | None = None) -> None:
+    """Print plain text on standard error, without markup or line breaks of our own."""
+    ERR.print(text, style=style, markup=False, soft_wrap=True)
+
+
 @contextmanager
 def warnings_as_messages() -> Iterator[None]:
     """Print each warning of torch-dent once, without the source line that raised it."""
     usual, said = warnings.showwarning, set[str]()
 
-    def say(
+    def show(
         message: Warning | str,
         category: type[Warning],
         filename: str,
@@ -61,9 +71,9 @@ def warnings_as_messages() -> Iterator[None]:
         text = str(message)
         if text not in said:
             said.add(text)
-            ERR.print(f"dent: warning: {text}", style="yellow", markup=False, soft_wrap=True)
+            note(f"dent: warning: {text}", style="yellow")
 
-    warnings.showwarning = say
+    warnings.showwarning = show
     try:
         yield
     finally:

@@ -10,7 +10,7 @@ import torch
 from dent import data, names
 from dent import defenses as reference
 from dent.attacks import Attack, Defense, from_factory, make_from
-from dent.cli.console import ERR
+from dent.cli import console
 from dent.data import ImageDataset
 from dent.distributed import Cluster
 from dent.errors import ConfigError, InputError
@@ -73,7 +73,7 @@ def dataset(name: str, root: Path | None, split: Literal["test", "train"] = "tes
                 f"--data is for named datasets, and {name} is a factory: leave out --data"
             )
         return data.from_factory(name)
-    with data.progress_bar(ERR) as report:
+    with data.progress_bar(console.ERR) as report:
         return data.load(name, split, root=root, progress=report)
 
 
@@ -275,10 +275,8 @@ def check_swept(sweep: str, over: Over, typed: Mapping[str, str]) -> None:
 def say_how_many(n: int | None, images: ImageDataset) -> None:
     """Print a note if the user asked for more samples than the dataset has."""
     if n is not None and n > len(images):
-        ERR.print(
-            f"--n {n} is larger than {images.name}: using all {counted(len(images), 'image')}.",
-            markup=False,
-            soft_wrap=True,
+        console.note(
+            f"--n {n} is larger than {images.name}: using all {counted(len(images), 'image')}."
         )
 
 

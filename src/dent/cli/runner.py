@@ -18,7 +18,7 @@ from rich.progress import (
 
 from dent import distributed, evaluation, report
 from dent.attacks import Attack
-from dent.cli.console import ERR, QUIET
+from dent.cli import console
 from dent.distributed import Cluster
 from dent.errors import ConfigError
 from dent.evaluation import (
@@ -97,7 +97,7 @@ class RunPlacement:
             progress=progress,
             shard=self.shard,
             static_from=self.static_from,
-            notice=_say,
+            notice=console.note,
         )
 
 
@@ -151,7 +151,7 @@ def announce(
 ) -> None:
     """Print the largest cost of a run before it starts; nothing if it will not start."""
     for sentence in announcement(_announced(subject, settings, out, placement)):
-        _say(sentence)
+        console.note(sentence)
 
 
 def announce_sweep(
@@ -168,7 +168,7 @@ def announce_sweep(
         for value, (variant, chosen) in variants(subject, settings, over, values).items()
     ]
     for sentence in announcement_of_runs(runs):
-        _say(sentence)
+        console.note(sentence)
 
 
 def _announced(
@@ -217,7 +217,7 @@ def challenge(
                 dry_run=dry_run,
             )
     except KeyboardInterrupt:
-        ERR.print("\nStopped. Nothing was recorded.", soft_wrap=True, markup=False)
+        console.note("\nStopped. Nothing was recorded.")
         raise
 
 
@@ -267,7 +267,7 @@ def _announce_challenge(
     else:
         expected = between(cost.least, cost.seconds)
         text = f"This attack takes about {expected} if it does not stop early. {text}"
-    ERR.print(text, soft_wrap=True, markup=False)
+    console.note(text)
 
 
 def _where(state: State, batches: int) -> str:
@@ -301,7 +301,7 @@ def progress() -> Iterator["_RunReport"]:
         TimeElapsedColumn(),
         TextColumn("{task.fields[left]}  {task.fields[robust]}", markup=False),
     )
-    with Progress(*columns, console=ERR, disable=not ERR.is_terminal) as bar:
+    with Progress(*columns, console=console.ERR, disable=not console.ERR.is_terminal) as bar:
         yield _RunReport(bar)
 
 
@@ -309,7 +309,9 @@ def progress() -> Iterator["_RunReport"]:
 def verification_progress() -> Iterator[OnUnit]:
     """Show a bar, and yield what is called after every unit that was submitted again."""
     columns = ("[progress.description]{task.description}", BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=ERR, disable=not ERR.is_terminal) as bar:
+    with Progress(
+        *columns, TimeRemainingColumn(), console=console.ERR, disable=not console.ERR.is_terminal
+    ) as bar:
         task = bar.add_task("submitting again", total=None)
         yield lambda done, of: bar.update(task, completed=done, total=of)
 
@@ -320,7 +322,7 @@ class _RunReport:
     def __init__(self, bar: Progress) -> None:
         self._bar = bar
         self._task = bar.add_task("starting", total=1.0, left="", robust="")
-        self._lines = UnitLines(_say)
+        self._lines = UnitLines(console.note)
         self._said: float | None = None
 
     def clean(self, done: int, total: int) -> None:
@@ -332,11 +334,11 @@ class _RunReport:
         """
         text = f"Measuring clean accuracy, {done} of {counted(total, 'image')}"
         self._bar.update(self._task, description=text, completed=done / max(total, 1))
-        if ERR.is_terminal or done == total:
+        if console.ERR.is_terminal or done == total:
             return
-        if self._said is None or time.monotonic() - self._said >= QUIET:
+        if self._said is None or time.monotonic() - self._said >= console.QUIET:
             self._said = time.monotonic()
-            _say(text)
+            console.note(text)
 
     def __call__(self, state: State, where: str = "", left_in: str = "") -> None:
         robust = ", ".join(f"{name} {a}/{b}" for name, (a, b) in state.robust.items())
@@ -347,13 +349,9 @@ class _RunReport:
             left=time_left(state, left_in),
             robust=f"robust: {robust}" if robust else "",
         )
-        if not ERR.is_terminal:
+        if not console.ERR.is_terminal:
             self._lines(state, where, left_in)
 
 
 def _stopped(out: str) -> None:
-    _say(f"\nStopped. The records are in {out}. The same command resumes the run.")
-
-
-def _say(text: str) -> None:
-    ERR.print(text, markup=False, soft_wrap=True)
+    console.note(f"\nStopped. The records are in {out}. The same command resumes the run.")

@@ -4,11 +4,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 
 from dent import names
-from dent.cli import completion, options, preflight
-from dent.cli.console import ERR, OUT, print_json
+from dent.cli import completion, console, options, preflight
 from dent.errors import ConfigError
 from dent.support.plural import counted
 
@@ -41,7 +39,7 @@ def tracks_command(
     from dent.board.tracks import tracks
 
     if as_json:
-        print_json(
+        console.print_json(
             [
                 track.to_json() | {"identity": track.identity, "fixed_ids": list(track.fixed_ids)}
                 for track in tracks().values()
@@ -49,14 +47,12 @@ def tracks_command(
         )
         return
     for track in tracks().values():
-        OUT.print(f"[bold]{escape(track.name)}[/]", soft_wrap=True)
+        console.say(track.name, style="bold")
         fixed = "" if track.weights else "; the digest of the weights is not recorded yet"
-        OUT.print(
+        console.say(
             f"    {track.label} ({track.model}{fixed})\n    {track.half} fixed samples and "
             f"{track.half} drawn by a nonce, in batches of {track.batch_size}; dynamic suite "
-            f"{track.suite}, {track.budget}",
-            markup=False,
-            soft_wrap=True,
+            f"{track.suite}, {track.budget}"
         )
 
 
@@ -144,7 +140,7 @@ def run_command(
         runner.announce(subject, settings, folder, placement)
         result = runner.run(subject, settings, folder, placement)
     if as_json:
-        print_json(result.to_json())
+        console.print_json(result.to_json())
         return
     show_result(result, f"{out}/{variant}")
 
@@ -168,9 +164,9 @@ def page_command(
     rows = list_rows(folder)
     write_page(rows, out, write_reports(rows, root) if reports else ())
     if as_json:
-        print_json([row.to_json() for row in rows])
+        console.print_json([row.to_json() for row in rows])
         return
-    OUT.print(f"Written to {out}, {counted(len(rows), 'row')}", markup=False, soft_wrap=True)
+    console.say(f"Written to {out}, {counted(len(rows), 'row')}")
 
 
 @board_app.command("export")
@@ -201,13 +197,11 @@ def export_command(
 
     exported = export(folder, to, out, url, benchmark)
     if as_json:
-        print_json(exported.to_json())
+        console.print_json(exported.to_json())
         return
     for name, reason in exported.omitted:
-        OUT.print(f"Left out {name}: {reason}", markup=False, soft_wrap=True)
-    OUT.print(
-        f"{counted(len(exported.files), 'file')} written to {out}", markup=False, soft_wrap=True
-    )
+        console.say(f"Left out {name}: {reason}")
+    console.say(f"{counted(len(exported.files), 'file')} written to {out}")
 
 
 @board_app.command("submit")
@@ -266,9 +260,9 @@ def submit_command(
         show_checks(str(row), done.says, done.checks)
         raise typer.Exit(1)
     for note in done.packed.notes:
-        ERR.print(note, markup=False, soft_wrap=True)
+        console.note(note)
     if as_json:
-        print_json(done.submission.to_json())
+        console.print_json(done.submission.to_json())
         return
     show_next_steps(row, done.submission, done.packed)
 
@@ -317,7 +311,7 @@ def check_command(
     recorded = _recording(by, nonce_source)
     checked = check(row, images, verify_options, again, recorded)
     if as_json:
-        print_json(checked.to_json())
+        console.print_json(checked.to_json())
     else:
         show_checks(str(row), checked.says, checked.checks)
     if checked.status != "verified":

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dent.cli import options, preflight
-from dent.cli.console import print_json
+from dent.cli import console, options, preflight
 
 
 def challenge_command(
@@ -77,7 +76,7 @@ def challenge_command(
             restored=(weights, root, device, allow_code),
         )
     if as_json:
-        print_json(challenge_json(found, run, dry_run=dry_run))
+        console.print_json(challenge_json(found, run, dry_run=dry_run))
         return
     show_challenge(found, dry_run=dry_run)
 

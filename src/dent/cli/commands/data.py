@@ -7,8 +7,7 @@ from typing import Annotated
 import typer
 
 from dent import names
-from dent.cli import completion, options
-from dent.cli.console import ERR, OUT, print_json
+from dent.cli import completion, console, options
 
 
 def data_command(
@@ -37,18 +36,16 @@ def data_command(
     names.check(dataset=name)
     from dent import data
 
-    with data.progress_bar(ERR) as report:
+    with data.progress_bar(console.ERR) as report:
         result = data.fetch(name, root=root, source=source, progress=report)
     if as_json:
         plain = asdict(result)
         plain["path"] = str(result.path)
         plain["files"] = [str(file) for file in result.files]
-        print_json(plain)
+        console.print_json(plain)
         return
-    OUT.print(
-        f"{result.name} is in {result.path} (source: {result.source})", markup=False, soft_wrap=True
-    )
+    console.say(f"{result.name} is in {result.path} (source: {result.source})")
     for split, digest in result.digests.items():
-        OUT.print(f"  {split}: SHA-256 {digest}", markup=False, soft_wrap=True)
+        console.say(f"  {split}: SHA-256 {digest}")
     for attempt in result.tried:
-        ERR.print(f"  not from {attempt.source}: {attempt.reason}", soft_wrap=True, markup=False)
+        console.note(f"  not from {attempt.source}: {attempt.reason}")

@@ -5,8 +5,7 @@ from typing import Annotated, Final
 
 import typer
 
-from dent.cli import options, preflight
-from dent.cli.console import ERR, OUT, print_json
+from dent.cli import console, options, preflight
 
 MODEL: Final = "resnet-14-2-linf"
 DATASET: Final = "cifar10-sample"
@@ -39,11 +38,9 @@ def demo_command(
     from dent.support.durations import duration
     from dent.threat import ThreatModel
 
-    ERR.print(
+    console.note(
         f"{MODEL}, {SAMPLES} bundled CIFAR-10 test images as one batch, the suite {SUITE} "
-        f"({BUDGET}) at linf eps {EPS}, against static and {' and '.join(DEFENSES)}.",
-        markup=False,
-        soft_wrap=True,
+        f"({BUDGET}) at linf eps {EPS}, against static and {' and '.join(DEFENSES)}."
     )
     images = resolve.dataset(DATASET, None)
     wrapped = checked_model(MODEL, None, images, usable_device("cpu"))
@@ -59,16 +56,14 @@ def demo_command(
     runner.announce(subject, settings, out)
     result = runner.run(subject, settings, out)
     if as_json:
-        print_json(result.to_json())
+        console.print_json(result.to_json())
         return
     show_result(result, str(out))
     figure(result, out / "figure.png")
     page = write_report([out], out / "report.html")
-    OUT.print(f"Page: {page}    Figure: {out / 'figure.png'}", markup=False, soft_wrap=True)
-    OUT.print(
+    console.say(f"Page: {page}    Figure: {out / 'figure.png'}")
+    console.say(
         f"Computed in {duration(result.timing['total'])}. These are {SAMPLES} images and the "
         "smallest budget: they show how an evaluation works, not how robust this defense is. For "
-        "reliable numbers: dent evaluate --suite dynamic --help",
-        markup=False,
-        soft_wrap=True,
+        "reliable numbers: dent evaluate --suite dynamic --help"
     )

@@ -7,8 +7,7 @@ from typing import Annotated, Final, Literal
 import typer
 
 from dent import names
-from dent.cli import completion, options, preflight
-from dent.cli.console import print_json
+from dent.cli import completion, console, options, preflight
 from dent.errors import ConfigError
 
 _INPUT = "What is evaluated"
@@ -324,7 +323,7 @@ def evaluate_command(
             folders = {"": out}
     if as_json:
         plain = {value: result.to_json() for value, result in results.items()}
-        print_json(plain if swept is not None else plain[""])
+        console.print_json(plain if swept is not None else plain[""])
         return
     for value, result in results.items():
         show_result(result, folders[value])

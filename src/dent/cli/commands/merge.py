@@ -5,8 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dent.cli import options, preflight
-from dent.cli.console import ERR, OUT, print_json
+from dent.cli import console, options, preflight
 from dent.support.plural import agreeing, counted
 
 GAPS = 3
@@ -37,25 +36,21 @@ def merge_command(
         summary = merge(folders, place.folder)
     summary = summary.model_copy(update={"path": out, "runs": tuple(runs)})
     if as_json:
-        print_json(summary.model_dump(mode="json"))
+        console.print_json(summary.model_dump(mode="json"))
     else:
-        OUT.print(
+        console.say(
             f"{out}: {summary.units_done} of {counted(summary.units_planned, 'unit')} from "
             f"{counted(len(runs), 'run')}, {summary.duplicates} of them recorded more than "
             "once, with equal content"
-            + (f" ({counted(summary.rounded, 'probe')} up to rounding)" if summary.rounded else ""),
-            markup=False,
-            soft_wrap=True,
+            + (f" ({counted(summary.rounded, 'probe')} up to rounding)" if summary.rounded else "")
         )
     if summary.missing:
         batches = ", ".join(map(str, summary.missing_batches))
-        ERR.print(
+        console.note(
             f"{counted(len(summary.missing), 'unit')} {agreeing(len(summary.missing), 'are')} in "
             "none of the runs"
             + (f", in batches {batches}" if batches else "")
             + f". The first is {summary.missing[0]}. To run them, use the same `dent evaluate` "
-            f"with --out {out}.",
-            markup=False,
-            soft_wrap=True,
+            f"with --out {out}."
         )
         raise typer.Exit(GAPS)

@@ -7,8 +7,7 @@ import typer
 from rich.markup import escape
 from rich.padding import Padding
 
-from dent.cli import completion, options
-from dent.cli.console import ERR, OUT, print_json
+from dent.cli import completion, console, options
 
 
 def models_command(
@@ -38,22 +37,20 @@ def models_command(
     names, missing = models.chosen(word, source)
     entries, unreadable = models.entries(names)
     for name, problem in unreadable.items():
-        ERR.print(f"Not listed: {name}: {problem}", markup=False, soft_wrap=True)
+        console.note(f"Not listed: {name}: {problem}")
     for error in missing:
-        ERR.print(f"Not searched: {error}", markup=False, soft_wrap=True)
+        console.note(f"Not searched: {error}")
     if as_json:
-        print_json([asdict(entry) for entry in entries])
+        console.print_json([asdict(entry) for entry in entries])
         return
     for entry in entries:
-        OUT.print(f"[bold]{escape(entry.name)}[/]", soft_wrap=True)
-        OUT.print(Padding(escape(models.about(entry)), (0, 0, 0, 4)))
+        console.say(entry.name, style="bold")
+        console.OUT.print(Padding(escape(models.about(entry)), (0, 0, 0, 4)))
     if not entries:
-        ERR.print(models.nothing_found(word, source), markup=False, soft_wrap=True)
+        console.note(models.nothing_found(word, source))
     models.print_sources(entries)
     if word is None and source is None:
-        OUT.print(
+        console.say(
             "More: `dent models --source robustbench`, torchvision or timm, and `dent models WORD` "
-            "to search all of them. From the Hugging Face hub: `--model hf/ORG/NAME`.",
-            markup=False,
-            soft_wrap=True,
+            "to search all of them. From the Hugging Face hub: `--model hf/ORG/NAME`."
         )

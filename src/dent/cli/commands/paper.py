@@ -6,8 +6,7 @@ from typing import Annotated, Final
 import typer
 
 from dent import names
-from dent.cli import completion, options, preflight
-from dent.cli.console import ERR, OUT, print_json
+from dent.cli import completion, console, options, preflight
 from dent.errors import ConfigError
 
 MISSING: Final = 3
@@ -81,7 +80,7 @@ def paper_command(
     preflight.check_writable(out, publish_to, files=(report,))
     if (tables or every) and not as_json:
         # Printed before anything slow is imported.
-        ERR.print(f"{_FIRST[0 if estimate else 1 if run else 2]} ...", markup=False)
+        console.note(f"{_FIRST[0 if estimate else 1 if run else 2]} ...")
     from dent import paper
     from dent.cli.output import paper_costs, paper_tables
     from dent.paper.estimate import timer
@@ -108,10 +107,10 @@ def paper_command(
         page = paper.publish(plans, folder, publish_to)
     paper_tables.show_skipped(missing)
     if as_json:
-        print_json([result.model_dump(mode="json") for result in results])
+        console.print_json([result.model_dump(mode="json") for result in results])
     else:
         for plan, result in zip(plans, results, strict=True):
             paper_tables.show_table(plan, result)
-        OUT.print(f"Page: {page}", markup=False, soft_wrap=True)
+        console.say(f"Page: {page}")
     if missing:
         raise typer.Exit(MISSING)

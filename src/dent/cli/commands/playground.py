@@ -4,8 +4,7 @@ from typing import Annotated
 
 import typer
 
-from dent.cli import options
-from dent.cli.console import OUT, print_json
+from dent.cli import console, options
 from dent.support.extras import check
 
 
@@ -33,8 +32,8 @@ def playground_command(
 
     def ready(address: str) -> None:
         if as_json:
-            print_json({"url": address})
+            console.print_json({"url": address})
         else:
-            OUT.print(f"Open {address} in a browser. Ctrl-C ends it.", markup=False, soft_wrap=True)
+            console.say(f"Open {address} in a browser. Ctrl-C ends it.")
 
     serve(host, port, ready, allowed=allowed_host or (), seconds=time_limit)

@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-from dent.cli import options, preflight
-from dent.cli.console import ERR, OUT, print_json
+from dent.cli import console, options, preflight
 from dent.support.printable import one_line
 
 FAILED = 1
@@ -36,14 +35,14 @@ def list_command(
                 for run, path in zip(runs, paths, strict=True)
             ]
     if as_json:
-        print_json([run.model_dump(mode="json") for run in runs])
+        console.print_json([run.model_dump(mode="json") for run in runs])
         return
     if not runs:
-        ERR.print(f"No runs in {root} or below.", markup=False, soft_wrap=True)
+        console.note(f"No runs in {root} or below.")
     for run in runs:
         show_run(run)
         if run.error:
-            ERR.print(f"{one_line(run.path)}: {one_line(run.error)}", markup=False, soft_wrap=True)
+            console.note(f"{one_line(run.path)}: {one_line(run.error)}")
 
 
 def show_command(
@@ -63,13 +62,13 @@ def show_command(
         loaded = report.load_run(folder)
     if sample is None:
         if as_json:
-            print_json(loaded.result.to_json())
+            console.print_json(loaded.result.to_json())
         else:
             show_result(loaded.result, run)
         return
     story = report.sample_story(loaded, sample)
     if as_json:
-        print_json(story.model_dump(mode="json"))
+        console.print_json(story.model_dump(mode="json"))
         return
     show_sample(story)
 
@@ -93,9 +92,9 @@ def report_command(
         folders = [stack.enter_context(remote.fetched(run)) for run in runs]
         path = report.write_report(folders, out, data_root=root)
     if as_json:
-        print_json({"written": str(path), "runs": runs})
+        console.print_json({"written": str(path), "runs": runs})
         return
-    OUT.print(f"Written to {path}", markup=False, soft_wrap=True)
+    console.say(f"Written to {path}")
 
 
 def verify_command(
@@ -126,7 +125,7 @@ def verify_command(
             folder, weights, root, device, records_only, allow_code, attacks_again
         )
     if as_json:
-        print_json(verification.model_dump(mode="json"))
+        console.print_json(verification.model_dump(mode="json"))
     else:
         show_checks(run, verification.says, verification.checks)
     if verification.status != "verified":
@@ -146,11 +145,11 @@ def pack_command(
 
     packed = pack.pack(run, out)
     for note in packed.notes:
-        ERR.print(note, markup=False, soft_wrap=True)
+        console.note(note)
     if as_json:
         images = None if packed.images is None else str(packed.images)
-        print_json({"records": str(out), "images": images, **packed.manifest.to_json()})
+        console.print_json({"records": str(out), "images": images, **packed.manifest.to_json()})
         return
     for path in filter(None, (packed.records, packed.images)):
-        OUT.print(f"Written to {path}", markup=False, soft_wrap=True)
-    OUT.print(f"Manifest {packed.manifest.digest}", markup=False, soft_wrap=True)
+        console.say(f"Written to {path}")
+    console.say(f"Manifest {packed.manifest.digest}")

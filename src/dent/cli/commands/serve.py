@@ -8,8 +8,7 @@ import typer
 from pydantic import ValidationError
 
 from dent import names
-from dent.cli import completion, options, preflight
-from dent.cli.console import ERR, print_json
+from dent.cli import completion, console, options, preflight
 from dent.errors import ConfigError
 from dent.serving.limits import Limits
 from dent.serving.options import ServerOptions
@@ -164,21 +163,19 @@ def serve_command(
     with listening.listen(host, port) as listener:
         port = listener.getsockname()[1]
     url = listening.url(host, port)
-    ERR.print(f"Loading {model} with {defense}, and starting Ray ...", markup=False)
+    console.note(f"Loading {model} with {defense}, and starting Ray ...")
     loading.check(options)
 
     def announce() -> None:
         if as_json:
-            print_json({"url": url, **options.model_dump(mode="json")})
-        ERR.print(
+            console.print_json({"url": url, **options.model_dump(mode="json")})
+        console.note(
             f"{defense} of {model} at {url}/v1/predict, described by {url}/openapi.json. "
-            "Ctrl-C stops it.",
-            markup=False,
-            soft_wrap=True,
+            "Ctrl-C stops it."
         )
 
     launch.run(options, host, port, announce, allowed=allowed_host or ())
-    ERR.print("Stopped. All accepted requests were answered.")
+    console.note("Stopped. All accepted requests were answered.")
 
 
 def _shape(text: str | None) -> list[int] | None:

@@ -6,8 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from dent import names
-from dent.cli import completion, options, preflight
-from dent.cli.console import ERR, print_json
+from dent.cli import completion, console, options, preflight
 from dent.errors import ConfigError
 from dent.support.extras import check
 
@@ -209,13 +208,11 @@ def train_command(
                 on_clean=measuring.clean,
             )
     except KeyboardInterrupt:
-        ERR.print(
-            f"\nStopped. The checkpoint is in {folder}. The same command resumes the training.",
-            markup=False,
-            soft_wrap=True,
+        console.note(
+            f"\nStopped. The checkpoint is in {folder}. The same command resumes the training."
         )
         raise
     if as_json:
-        print_json(training_json(result, card))
+        console.print_json(training_json(result, card))
     else:
         show_training(result, card)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from dent.cli.console import OUT
+from dent.cli import console
 from dent.evaluation import Challenged
 from dent.report import wording
 from dent.support.printable import one_line
@@ -33,26 +33,22 @@ def show_challenge(found: Challenged, *, dry_run: bool) -> None:
     """Print what came of a challenge for each attacked defense."""
     record = found.challenge
     if dry_run and found.new:
-        OUT.print("Dry run: nothing was written. A challenge would record:")
+        console.say("Dry run: nothing was written. A challenge would record:")
     if not found.new:
-        OUT.print(
+        console.say(
             one_line(
                 f"These images are there already, by {record.by} on {record.date[:10]}; nothing "
                 "was changed."
-            ),
-            markup=False,
-            soft_wrap=True,
+            )
         )
     for name, summary in found.summaries.items():
         defense = found.result.defenses[name]
         gain = wording.bound(wording.difference(defense.difference), defense.decided)
         worst = wording.bound(wording.count(defense.worst.served), defense.decided)
         against = f", against static {gain}" if gain else ""
-        OUT.print(
+        console.say(
             one_line(
                 f"{name}: {wording.challenged(summary, defense.decided)} Worst case "
                 f"{worst}{against}."
-            ),
-            markup=False,
-            soft_wrap=True,
+            )
         )

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from dent import models, names
-from dent.cli.console import OUT
+from dent.cli import console
 from dent.errors import (
     ConfigError,
     DentError,
@@ -83,7 +83,7 @@ def print_sources(entries: list[ModelInfo]) -> None:
                 if len(distinct) == 1
                 else f"{len(distinct)} models, first {distinct[0]}"
             )
-            OUT.print(f"{heading} {source} ({shown})", markup=False, soft_wrap=True)
+            console.say(f"{heading} {source} ({shown})")
 
 
 def _describe(measured: OnImages, trained_for: str | None) -> str:

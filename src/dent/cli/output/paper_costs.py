@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dent.cli.console import ERR, OUT, print_json, print_table
+from dent.cli import console
 from dent.evaluation.records.folder import RESULT
 from dent.paper import PaperPlan, PlannedRun
 from dent.paper.estimate import (
@@ -52,28 +52,28 @@ def show_estimate(plans: Sequence[PaperPlan], folder: Path, timed: Timer, *, as_
         estimates[plan.table.id] = estimate
     estimates["together"] = _estimate(plans, folder, timed)
     if as_json:
-        print_json([_as_plain(name, estimate) for name, estimate in estimates.items()])
+        console.print_json([_as_plain(name, estimate) for name, estimate in estimates.items()])
         return
     costs = {name: estimate.cost for name, estimate in estimates.items()}
     rows = [
         (name, str(cost.runs), forwards_in_words(cost.forwards), _time(cost))
         for name, cost in costs.items()
     ]
-    print_table("Cost", ("table", "runs to do", "forwards", "at most"), rows)
+    console.print_table("Cost", ("table", "runs to do", "forwards", "at most"), rows)
     for plan in plans:
         if plan.profile is not None:
-            _say(
+            console.say(
                 f"{plan.table.id} is a profile, not an evaluation: "
                 f"{profile_forwards(plan):.0f} forwards of {plan.profile.model} at "
                 f"{plan.profile.size} pixels, not counted above."
             )
     _say_missing(costs.values())
-    _say(
+    console.say(
         "A forward is one image through the static model. Tables share runs, so together they "
         "cost less than separately."
     )
     if any(cost.seconds is not None for cost in costs.values()):
-        _say(AT_MOST)
+        console.say(AT_MOST)
     _say_largest(estimates["together"].largest)
     _say_limits({name: estimates[name].limits for name in (plan.table.id for plan in plans)})
 
@@ -100,15 +100,15 @@ def _as_plain(name: str, estimate: _Estimate) -> dict[str, Any]:
 def _say_missing(costs: Iterable[PlanCost]) -> None:
     missing = dict.fromkeys(chosen for cost in costs for chosen in cost.missing)
     if missing:
-        _say("Not timed, because models are missing:")
+        console.say("Not timed, because models are missing:")
     for chosen in missing:
         how = f"make it by: {chosen.made_by}" if chosen.made_by else "its first run downloads it"
-        _say(f"  {chosen.name} on {chosen.dataset}: {how}")
+        console.say(f"  {chosen.name} on {chosen.dataset}: {how}")
 
 
 def _say_largest(unit: UnitCost | None) -> None:
     if unit is not None:
-        _say(
+        console.say(
             "A run that is killed loses the unit that it is in. The largest unit: "
             f"{unit.attack} on {unit.defense} of {unit.model.name}, at most "
             f"{forwards_in_words(unit.forwards)} forwards, {_duration(unit.seconds)}."
@@ -124,7 +124,7 @@ def _say_limits(limits: Mapping[str, Mapping[Foreseen, int]]) -> None:
             if counts.get(limit)
         ]
         if where:
-            _say(f"{sentence.removesuffix('.')}: {', '.join(where)}.")
+            console.say(f"{sentence.removesuffix('.')}: {', '.join(where)}.")
 
 
 def announce(plans: Sequence[PaperPlan], folder: Path, timed: Timer) -> None:
@@ -135,11 +135,9 @@ def announce(plans: Sequence[PaperPlan], folder: Path, timed: Timer) -> None:
     time = "for a time that is not known, because models are missing"
     if cost.seconds is not None:
         time = f"at most {duration(cost.seconds)}"
-    ERR.print(
+    console.note(
         f"{counted(cost.runs, 'run')}, {forwards_in_words(cost.forwards)} forwards of an image, "
-        f"{time}; into {folder}." + (f" {AT_MOST}" if cost.seconds is not None else ""),
-        markup=False,
-        soft_wrap=True,
+        f"{time}; into {folder}." + (f" {AT_MOST}" if cost.seconds is not None else "")
     )
 
 
@@ -171,7 +169,3 @@ def _time(cost: PlanCost) -> str:
 
 def _duration(seconds: float | None) -> str:
     return "not timed" if seconds is None else duration(seconds)
-
-
-def _say(text: str) -> None:
-    OUT.print(text, markup=False, soft_wrap=True)

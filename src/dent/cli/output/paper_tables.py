@@ -3,8 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dent.cli import runner
-from dent.cli.console import ERR, OUT, print_json, print_table
+from dent.cli import console, runner
 from dent.cli.output.paper_costs import Timer, announce, seconds_left
 from dent.evaluation import Progress
 from dent.evaluation.results.intervals import LEVEL_TEXT
@@ -29,7 +28,7 @@ def show_list(*, as_json: bool) -> None:
     """Print the list of tables."""
     tables = [load_table(name) for name in table_names()]
     if as_json:
-        print_json(
+        console.print_json(
             [
                 {
                     "id": table.id,
@@ -44,10 +43,8 @@ def show_list(*, as_json: bool) -> None:
         )
         return
     for table in tables:
-        OUT.print(f"{table.id:10} {table.source}: {table.title}", markup=False, soft_wrap=True)
-    OUT.print(
-        f"Scales: {', '.join(scale_names())}. Run one: dent paper table4 --scale cpu", markup=False
-    )
+        console.say(f"{table.id:10} {table.source}: {table.title}")
+    console.say(f"Scales: {', '.join(scale_names())}. Run one: dent paper table4 --scale cpu")
 
 
 def run(
@@ -76,7 +73,7 @@ def run(
 
             return run_plans(plans, folder, loader, watch=watch)
     except KeyboardInterrupt:
-        _warn(f"\nStopped. The records are in {folder}. The same command resumes the runs.")
+        console.note(f"\nStopped. The records are in {folder}. The same command resumes the runs.")
         raise
 
 
@@ -86,30 +83,30 @@ def show_skipped(missing: Mapping[str, str]) -> None:
     for name, reason in missing.items():
         names.setdefault(reason, []).append(name)
     for reason, runs in names.items():
-        _warn(f"{counted(len(runs), 'run')} skipped: {reason}", style="red")
+        console.note(f"{counted(len(runs), 'run')} skipped: {reason}", style="red")
 
 
 def show_table(plan: PaperPlan, result: TableResult) -> None:
     """Print published and measured figures side by side, then the rulings."""
     title = f"{result.source}: {result.title}"
     if result.status == "not run":
-        _say(f"{title}: not run. To run it: {result.command}")
+        console.say(f"{title}: not run. To run it: {result.command}")
         return
     rows = [_row(plan, cell) for cell in result.cells]
-    print_table(title, ("cell", "paper", f"measured [{LEVEL_TEXT}]", "flags"), rows)
+    console.print_table(title, ("cell", "paper", f"measured [{LEVEL_TEXT}]", "flags"), rows)
     if result.status == "partial":
-        _say(f"Not finished. To resume it: {result.command}")
+        console.say(f"Not finished. To resume it: {result.command}")
     said = ""
     for judgement in result.judgements:
         if judgement.as_in is None:
             if judgement.says != said:
                 said = judgement.says
-                _say(f"Claim: {said}")
-            _say(f"  {_judged(plan, judgement)}")
+                console.say(f"Claim: {said}")
+            console.say(f"  {_judged(plan, judgement)}")
     for suite_result in result.suite:
         if suite_result.as_in is None:
             name = label(plan.table, suite_result.cell)
-            _say(f"Dynamic suite, {name}: {suite_result.sentence}")
+            console.say(f"Dynamic suite, {name}: {suite_result.sentence}")
 
 
 def _names(plans: Sequence[PaperPlan]) -> dict[str, tuple[str, str]]:
@@ -154,11 +151,3 @@ def _judged(plan: PaperPlan, judgement: Judgement) -> str:
     found = f"{measured(judgement)} {bounds}".strip()
     name = label_of(plan.table, judgement.cells)
     return f"{judgement.ruling}: {found}, paper {printed(judgement)}; {name}"
-
-
-def _say(text: str) -> None:
-    OUT.print(text, markup=False, soft_wrap=True)
-
-
-def _warn(text: str, style: str | None = None) -> None:
-    ERR.print(text, style=style, markup=False, soft_wrap=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from dent.cli.console import OUT, print_table
+from dent.cli import console
 from dent.evaluation import DefenseResult, EvaluationResult
 from dent.evaluation.results.intervals import LEVEL_TEXT
 from dent.report import wording
@@ -32,25 +32,23 @@ def show_result(result: EvaluationResult, out: str) -> None:
     by_defense = [_column(row, table.columns) for row in table.rows]
     # One column per defense, because there are few defenses and may be many submissions.
     header, *rows = zip(titles, *by_defense, strict=True)
-    print_table(
+    console.print_table(
         f"{spec.model.name} on {attacked}, {spec.threat.norm} eps {spec.threat.eps}",
         header,
         rows,
     )
     for name, defense in result.defenses.items():
         for sentence in wording.findings(defense):
-            OUT.print(one_line(f"{name}: {sentence}"), markup=False, soft_wrap=True)
+            console.say(one_line(f"{name}: {sentence}"))
     if result.status == "partial":
-        OUT.print(
+        console.OUT.print(
             f"[bold]Partial:[/] {result.units_done} of {counted(result.units_planned, 'unit')}."
         )
     for flag in flags.all:
         raised_by = ", ".join(flag.raised_by)
-        OUT.print(
-            one_line(f"({flag.letter}) {raised_by}: {flag.sentence}"), markup=False, soft_wrap=True
-        )
+        console.say(one_line(f"({flag.letter}) {raised_by}: {flag.sentence}"))
     _explain(result, mixed=table.has(BYSTANDERS))
-    OUT.print(f"Records: {out}    Result: {out}/result.json", markup=False, soft_wrap=True)
+    console.say(f"Records: {out}    Result: {out}/result.json")
 
 
 def _column(row: Row, columns: Sequence[Column]) -> list[str]:
@@ -71,7 +69,7 @@ def _marks(flags: Sequence[Flag]) -> str:
 
 
 def _explain(result: EvaluationResult, *, mixed: bool) -> None:
-    OUT.print(
+    console.say(
         "Robust accuracy: attacked images that the defense still classifies correctly when the "
         "whole batch is submitted again. "
         + ("After the slash: natural members of the same batches. " if mixed else "")
@@ -80,14 +78,12 @@ def _explain(result: EvaluationResult, *, mixed: bool) -> None:
             f"{unit} ({', '.join(map(one_line, names))})"
             for unit, names in _units(result.defenses).items()
         )
-        + f". Intervals: {LEVEL_TEXT}. Cost: one prediction, in static forwards.",
-        markup=False,
-        soft_wrap=True,
+        + f". Intervals: {LEVEL_TEXT}. Cost: one prediction, in static forwards."
     )
     if carried := wording.carried(result):
-        OUT.print(f"* {one_line(carried)}", markup=False, soft_wrap=True)
+        console.say(f"* {one_line(carried)}")
     for sentence in limits(result):
-        OUT.print(f"- {one_line(sentence)}", markup=False, soft_wrap=True)
+        console.say(f"- {one_line(sentence)}")
 
 
 def _units(defenses: Mapping[str, DefenseResult]) -> dict[str, list[str]]:

@@ -2,7 +2,7 @@
 
 from rich.markup import escape
 
-from dent.cli.console import OUT, print_table
+from dent.cli import console
 from dent.report import RunSummary, SampleStory, wording
 from dent.report.story import DefenseStory
 from dent.support.printable import one_line
@@ -16,23 +16,23 @@ def show_run(run: RunSummary) -> None:
         if run.status == "complete" and run.units_done < run.units_planned:
             done = f"(stopped early, {done})"
         about = f"{run.status} {done}, {run.model}, {run.samples} of {run.dataset}, {run.threat}"
-    OUT.print(f"[bold]{escape(one_line(run.path))}[/]  {escape(one_line(about))}", soft_wrap=True)
+    console.OUT.print(
+        f"[bold]{escape(one_line(run.path))}[/]  {escape(one_line(about))}", soft_wrap=True
+    )
     for line in run.defenses:
         gained = wording.bound(wording.difference(line.difference), line.decided)
         worst = wording.bound(wording.count(line.worst), line.decided)
-        OUT.print(
+        console.say(
             f"    {one_line(line.name)}: clean {wording.percent(line.natural.share)}, "
             f"worst case {worst}"
             + (f", against static {gained}" if gained else "")
-            + (f": {line.ruling}" if line.ruling else ""),
-            markup=False,
-            soft_wrap=True,
+            + (f": {line.ruling}" if line.ruling else "")
         )
         if line.broken_by:
             makers = one_line(", ".join(line.broken_by))
-            OUT.print(f"        lowered by: {makers}", markup=False, soft_wrap=True)
+            console.say(f"        lowered by: {makers}")
         if line.flags:
-            OUT.print(f"        flags: {', '.join(line.flags)}", markup=False, soft_wrap=True)
+            console.say(f"        flags: {', '.join(line.flags)}")
 
 
 def show_sample(sample: SampleStory) -> None:
@@ -41,7 +41,7 @@ def show_sample(sample: SampleStory) -> None:
     for defense in sample.defenses:
         _table(title, defense)
         if defense.flags:
-            OUT.print(f"(!) {one_line(defense.defense)}: {', '.join(defense.flags)}", markup=False)
+            console.say(f"(!) {one_line(defense.defense)}: {', '.join(defense.flags)}")
 
 
 def _table(title: str, defense: DefenseStory) -> None:
@@ -68,4 +68,4 @@ def _table(title: str, defense: DefenseStory) -> None:
     if len(batches) == 1:
         title = f"{title}, batch {batches.pop()}"
         table = [(row[0], *row[2:]) for row in table]
-    print_table(title, table[0], table[1:])
+    console.print_table(title, table[0], table[1:])

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from dent.board.pack import Packed
 from dent.board.submission import SUBMISSION, RowSubmission
-from dent.cli.console import OUT
+from dent.cli import console
 
 
 def show_next_steps(folder: Path, submission: RowSubmission, packed: Packed) -> None:
@@ -20,4 +20,4 @@ def show_next_steps(folder: Path, submission: RowSubmission, packed: Packed) -> 
         f'  4. Open a pull request called "Row: {submission.name} on {submission.track}".',
         "A maintainer then draws the other half of the samples, and runs `dent board check`.",
     ):
-        OUT.print(line, markup=False, soft_wrap=True)
+        console.say(line)

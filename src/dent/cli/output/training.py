@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from dent.cli.console import ERR, OUT, QUIET
+from dent.cli import console
 from dent.support.plural import counted
 from dent.support.rounding import percent
 from dent.training import Recipe, TrainingProgress, TrainingResult
@@ -17,12 +17,10 @@ from dent.training.card_page import share
 
 def announce_training(model: str, recipe: Recipe, images: int, dataset: str, folder: Path) -> None:
     """Print which training starts, unless a progress bar shows it."""
-    if not ERR.is_terminal:
-        ERR.print(
+    if not console.ERR.is_terminal:
+        console.note(
             f"Training {model} by {recipe.name} on {counted(images, 'image')} of {dataset}, "
-            f"into {folder}.",
-            markup=False,
-            soft_wrap=True,
+            f"into {folder}."
         )
 
 
@@ -45,17 +43,16 @@ def training_json(result: TrainingResult, card: Path) -> dict[str, object]:
 def show_training(result: TrainingResult, card: Path) -> None:
     """Print the result of a training run."""
     final = result.metrics[-1]
-    OUT.print(
-        f"Epoch {final['epoch']}: {_accuracy(final)}. Best weights: epoch {result.best_epoch}.",
-        markup=False,
+    console.say(
+        f"Epoch {final['epoch']}: {_accuracy(final)}. Best weights: epoch {result.best_epoch}."
     )
     if result.stopped:
-        OUT.print(f"(!) Stopped by {result.stopped}", markup=False, soft_wrap=True)
+        console.say(f"(!) Stopped by {result.stopped}")
     for accuracy in json.loads(card.read_text())["accuracies"]:
         attack = f"{accuracy['attack']} at {accuracy['threat']}" if accuracy["attack"] else "clean"
-        OUT.print(f"  {attack}: {share(accuracy)}", markup=False, soft_wrap=True)
-    OUT.print(f"Weights: {result.best} and {result.last}", markup=False, soft_wrap=True)
-    OUT.print(f"Model card: {card}", markup=False, soft_wrap=True)
+        console.say(f"  {attack}: {share(accuracy)}")
+    console.say(f"Weights: {result.best} and {result.last}")
+    console.say(f"Model card: {card}")
 
 
 def _accuracy(line: dict[str, object]) -> str:
@@ -77,7 +74,7 @@ def training_progress(recipe: Recipe) -> Iterator["_TrainingReport"]:
         TimeRemainingColumn(elapsed_when_finished=False),
         TextColumn("{task.fields[figures]}"),
     )
-    with Progress(*columns, console=ERR, disable=not ERR.is_terminal) as progress:
+    with Progress(*columns, console=console.ERR, disable=not console.ERR.is_terminal) as progress:
         yield _TrainingReport(progress, recipe)
 
 
@@ -107,11 +104,11 @@ class _TrainingReport:
             total=state.steps,
             figures=figures,
         )
-        if not ERR.is_terminal and (state.watched is not self._watched or self._silent()):
+        if not console.ERR.is_terminal and (state.watched is not self._watched or self._silent()):
             self._watched, self._said = state.watched, time.monotonic()
             position = f"[{state.step}/{state.steps}] epoch {state.epoch}/{state.epochs}"
-            ERR.print(f"{position}, {figures}", markup=False, soft_wrap=True)
+            console.note(f"{position}, {figures}")
 
     def _silent(self) -> bool:
         """Return whether no line was printed during the last minute."""
-        return self._said is None or time.monotonic() - self._said >= QUIET
+        return self._said is None or time.monotonic() - self._said >= console.QUIET

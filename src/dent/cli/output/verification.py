@@ -2,9 +2,7 @@
 
 from collections.abc import Sequence
 
-from rich.markup import escape
-
-from dent.cli.console import OUT, print_table
+from dent.cli import console
 from dent.evaluation.verification.verify import Check
 from dent.support.printable import one_line
 
@@ -12,8 +10,8 @@ from dent.support.printable import one_line
 def show_checks(name: str, says: str, checks: Sequence[Check]) -> None:
     """Print what was checked, and every problem."""
     rows = [(check.name, check.state, str(check.looked_at)) for check in checks]
-    OUT.print(f"[bold]{escape(one_line(name))}: {says}[/]", soft_wrap=True)
-    print_table("What was checked", ("check", "state", "looked at"), rows)
+    console.say(f"{one_line(name)}: {says}", style="bold")
+    console.print_table("What was checked", ("check", "state", "looked at"), rows)
     for check in checks:
         for problem in check.problems:
-            OUT.print(f"{check.name}: {one_line(problem)}", markup=False, soft_wrap=True)
+            console.say(f"{check.name}: {one_line(problem)}")
