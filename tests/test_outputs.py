@@ -135,7 +135,7 @@ def test_errors_of_check_model_and_attacks_suggest_the_adapter(where: str) -> No
         (Output(torch.zeros(2, 10)), "Output with 'logits' of shape (2, 10)"),
         (
             [torch.zeros(1)] * 8,
-            f"list with {', '.join(f'element {i} of shape (1,)' for i in range(6))} and 2 more",
+            f"list with {', '.join(f'element {i} of shape (1,)' for i in range(6))}, and 2 more",
         ),
         ([], "list"),
         (None, "NoneType"),

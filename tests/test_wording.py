@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dent.support.plural import agreeing, counted
+from dent.support.plural import agreeing, counted, first_few, listed
 from dent.support.rounding import factor, percent, percent_bounds, points, points_bounds
 
 SOURCES = sorted((Path(__file__).parents[1] / "src/dent").rglob("*.py"))
@@ -34,6 +34,15 @@ def test_a_verb_agrees_with_its_number() -> None:
     assert [agreeing(1, verb) for verb in verbs] == ["is", "was", "has", "stands"]
     assert [agreeing(2, verb) for verb in verbs] == list(verbs)
     assert counted(2, "person", "people") == "2 people"
+
+
+def test_a_long_list_says_how_many_items_follow() -> None:
+    assert listed(["a", "b"], 2) == "a, b"
+    assert listed(range(5), 2) == "0, 1, and 3 more"
+    assert listed({"a": 1, "b": 2}, 1) == "a and 1 more"
+    assert listed([], 3) == ""
+    assert first_few(("a", "b", "c"), 2) == ["a", "b", "and 1 more"]
+    assert first_few(("a", "b"), 2) == ["a", "b"]
 
 
 def test_shares_and_differences_have_one_decimal() -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dent.errors import InputError, UnsupportedModelError
+from dent.support.plural import listed
 
 _LOGITS: Final = "logits"
 _SHOWN: Final = 6
@@ -76,8 +77,7 @@ def described(output: object) -> str:
         return type(output).__name__
     if isinstance(output, Sequence):
         parts = [f"element {part}" for part in parts]
-    more = f" and {len(parts) - _SHOWN} more" if len(parts) > _SHOWN else ""
-    return f"{type(output).__name__} with {', '.join(parts[:_SHOWN])}{more}"
+    return f"{type(output).__name__} with {listed(parts, _SHOWN)}"
 
 
 def advice(output: object) -> str:

@@ -14,12 +14,14 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from dent.adaptation.private_copy import kept_tensors, private_copy
 from dent.errors import StatefulModelWarning, UnsupportedModelError
+from dent.support.plural import listed
 from dent.support.warned import warn
 
 _ULPS: Final = 1000
 _LOOSEST: Final = 0.05
 """Largest distance of two outputs that count as equal: `_ULPS` units in the last place of the
 largest value, but at most the share `_LOOSEST` of it."""
+_SHOWN: Final = 3
 
 _ATOMS: Final = (int, float, str, bytes, NoneType)
 _NO_OBJECTS: Final = (Tensor, nn.Module, type, ModuleType, FunctionType)
@@ -108,8 +110,9 @@ def _compare(
         ) from failure
     if called:
         raise UnsupportedModelError(
-            f"A private copy of {name} calls layers of the model itself ({listed(called)}), so "
-            f"what is adapted would change nothing. {_WHY_COPY_DIFFERS.format(name=name)}"
+            f"A private copy of {name} calls layers of the model itself "
+            f"({listed(dict.fromkeys(called), _SHOWN)}), so what is adapted would change "
+            f"nothing. {_WHY_COPY_DIFFERS.format(name=name)}"
         )
     if not equal_up_to_rounding(actual, expected) and repeats():
         apart = ""
@@ -256,10 +259,3 @@ def _flat(container: Any) -> list[Any]:
     if isinstance(container, dict):
         return [*container.keys(), *container.values()]
     return list(container)
-
-
-def listed(names: list[str]) -> str:
-    """Return the first names, without repetition, and how many follow."""
-    names = list(dict.fromkeys(names))
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more

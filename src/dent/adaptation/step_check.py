@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dent.adaptation.adapted_model import AdaptedModel, eager, norm_parameters
-from dent.adaptation.copy_check import distance, equal_up_to_rounding, listed
+from dent.adaptation.copy_check import distance, equal_up_to_rounding
 from dent.adaptation.lookalikes import FunctionalNorms
 from dent.adaptation.norm import norm_layers, registered_kind
 from dent.adaptation.objectives import loss
@@ -22,11 +22,12 @@ from dent.errors import (
     UnsupportedModelError,
 )
 from dent.outputs import seem_probabilities
-from dent.support.plural import counted
+from dent.support.plural import counted, listed
 from dent.support.warned import warn
 
 _STATIC: Final = DentConfig(steps=0)
 _REGISTERED_APART: Final = 0.02
+_SHOWN: Final = 3
 
 _CHECKPOINTING: Final = (
     "Switch activation checkpointing off (set_grad_checkpointing(False) in timm, "
@@ -112,9 +113,9 @@ def _check_functions(model: nn.Module, config: DentConfig, functions: Functional
         )
     if functions.called and config.adapt_affine:
         warn(
-            f"The forward of {name} calls {listed(functions.called)} with tensors of its own, "
-            "outside of a normalization layer, so they are not adapted. Call a torch.nn layer "
-            "there, or ignore dent.UnadaptedLayersWarning.",
+            f"The forward of {name} calls {listed(dict.fromkeys(functions.called), _SHOWN)} with "
+            "tensors of its own, outside of a normalization layer, so they are not adapted. Call a "
+            "torch.nn layer there, or ignore dent.UnadaptedLayersWarning.",
             UnadaptedLayersWarning,
         )
 
@@ -163,10 +164,10 @@ def _gradients(model: nn.Module, objective: Tensor, inputs: list[Tensor]) -> tup
 def _refuse_cut(model: nn.Module, names: list[str], total: int) -> None:
     raise UnsupportedModelError(
         f"No gradient reaches {len(names)} of {total} adapted scales and shifts of "
-        f"{type(model).__name__} ({listed(names)}), although its logits depend on them, so they "
-        "would never change. Something cuts the graph: reentrant checkpointing, torch.no_grad(), "
-        f"detach() or NumPy. {_CHECKPOINTING} If the cut is intended, adapt only the layers after "
-        "it (last_layers)."
+        f"{type(model).__name__} ({listed(dict.fromkeys(names), _SHOWN)}), although its logits "
+        "depend on them, so they would never change. Something cuts the graph: reentrant "
+        f"checkpointing, torch.no_grad(), detach() or NumPy. {_CHECKPOINTING} If the cut is "
+        "intended, adapt only the layers after it (last_layers)."
     )
 
 

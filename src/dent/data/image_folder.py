@@ -21,10 +21,12 @@ from dent.data.file_digests import file_digests
 from dent.data.preprocessing import FORMATS, Preprocessing
 from dent.data.progress import OnBytes
 from dent.errors import DataError, DataWarning, InputError
-from dent.support.plural import agreeing, counted
+from dent.support.plural import agreeing, counted, listed
 
 SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """The suffixes of image files, as in torchvision's ImageFolder."""
+
+_SHOWN: Final = 5
 
 
 @final
@@ -200,14 +202,15 @@ def open_image_folder(
             empty.append(class_name)
     if empty:
         raise DataError(
-            f"{folder}: {len(empty)} of {len(class_names)} classes have no images: {_some(empty)}. "
-            f"What to do: fill or delete these folders (images end in {', '.join(SUFFIXES)})"
+            f"{folder}: {len(empty)} of {len(class_names)} classes have no images: "
+            f"{listed(empty, _SHOWN)}. What to do: fill or delete these folders "
+            f"(images end in {', '.join(SUFFIXES)})"
         )
     if passed:
         warnings.warn(
             f"{folder}: {counted(len(passed), 'link')} to folders "
             f"{agreeing(len(passed), 'were')} not followed, because they lead to a folder of the "
-            f"dataset or to a parent folder: {_some(passed)}",
+            f"dataset or to a parent folder: {listed(passed, _SHOWN)}",
             DataWarning,
             stacklevel=2,
         )
@@ -266,8 +269,8 @@ def _compare(folder: Path, class_names: Sequence[str], expected: Sequence[str]) 
     missing = sorted(set(expected) - set(class_names))
     unknown = sorted(set(class_names) - set(expected))
     if missing or unknown:
-        problems = [f"{len(missing)} are missing: {_some(missing)}"] if missing else []
-        problems += [f"{len(unknown)} are unknown: {_some(unknown)}"] if unknown else []
+        problems = [f"{len(missing)} are missing: {listed(missing, _SHOWN)}"] if missing else []
+        problems += [f"{len(unknown)} are unknown: {listed(unknown, _SHOWN)}"] if unknown else []
         raise DataError(
             f"{folder} must have the {len(expected)} class folders that its labels are numbered "
             f"by; {'; '.join(problems)}. What to do: add the missing ones and remove the others, "
@@ -330,9 +333,3 @@ def _unfit(path: Path, what: str) -> str:
         f"{path} {what}. What to do: copy it again or delete it. The digest of the dataset then "
         "changes, so start a new run"
     )
-
-
-def _some(names: Sequence[str]) -> str:
-    shown = 5
-    more = f", and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + more

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
@@ -34,7 +34,7 @@ from dent.errors import (
     UnsupportedModelError,
 )
 from dent.performance import Performance
-from dent.support.plural import counted
+from dent.support.plural import counted, listed
 from dent.support.predictions import is_prediction
 from dent.support.warned import warn
 
@@ -333,9 +333,9 @@ class Dent(nn.Module):
         if not shares or (names and names != expected.keys()):
             raise InputError(
                 f"An adaptation with sample_wise={adaptation.sample_wise}, smoothing "
-                f"{adaptation.covariance_kind} and {_listed(names)} cannot predict "
-                f"with a defense of sample_wise={sample_wise}, smoothing {kind} and "
-                f"{_listed(expected)}: predict with the defense that adapted."
+                f"{adaptation.covariance_kind} and {listed(names, 1) or 'no parameters'} cannot "
+                f"predict with a defense of sample_wise={sample_wise}, smoothing {kind} and "
+                f"{listed(expected, 1) or 'no parameters'}: predict with the defense that adapted."
             )
         if sample_wise and adaptation.batch_size != samples:
             raise InputError(
@@ -401,11 +401,6 @@ def _is_recorded() -> bool:
         return bool(torch.compiler.is_exporting())
     # torch 2.6 has no is_exporting: it is compiling, but not for torch.compile.
     return torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
-
-
-def _listed(names: Iterable[str]) -> str:
-    first, *others = [*names] or ["no parameters"]
-    return f"{first} and {len(others)} more" if others else first
 
 
 def _check_batch(x: Tensor) -> None:

@@ -31,6 +31,7 @@ from dent.storage.canonical import Record, without_timing
 from dent.storage.disk import TEMPORARY, sync_folder, writing
 from dent.storage.errors import RecordError, SpecMismatchError
 from dent.storage.lock import LOCK, FolderLock
+from dent.support.plural import first_few
 
 _SHOWN: Final = 10
 _DRAWN: Final = 8
@@ -226,11 +227,10 @@ def _read(probe: ProbeRecord) -> dict[str, Any]:
 
 def _refuse_conflicts(conflicts: Sequence[str]) -> None:
     if conflicts:
-        listed = "\n  ".join(conflicts[:_SHOWN])
-        more = f"\n  and {len(conflicts) - _SHOWN} more" if len(conflicts) > _SHOWN else ""
+        listed = "\n  ".join(first_few(conflicts, _SHOWN))
         raise ConflictError(
             "the runs differ in the same units: one of them is wrong, or was made on another kind "
-            f"of device or with another number of threads. Nothing was written:\n  {listed}{more}\n"
+            f"of device or with another number of threads. Nothing was written:\n  {listed}\n"
             "Leave out one of the runs, and run the rest again.",
             tuple(conflicts),
         )

@@ -28,7 +28,7 @@ from dent.models.info import ModelInfo
 from dent.models.weights import check_finite, read_weights
 from dent.names import check_hub
 from dent.support.extras import check, require
-from dent.support.plural import counted
+from dent.support.plural import counted, listed
 
 _PURPOSE: Final = "a model of the Hugging Face hub"
 _EXTRA: Final = "hf"
@@ -256,10 +256,14 @@ def _filled(config: Any, state: dict[str, Tensor], origin: str) -> nn.Module:
     problems = {
         "missing in the file": told["missing_keys"],
         "unknown to the model": told["unexpected_keys"],
-        "of another shape": told["mismatched_keys"],
+        "of another shape": [
+            each if isinstance(each, str) else each[0] for each in told["mismatched_keys"]
+        ],
     }
     if any(problems.values()):
-        lines = (f"\n  {what}: {_some(found)}" for what, found in problems.items() if found)
+        lines = (
+            f"\n  {what}: {listed(found, _SHOWN)}" for what, found in problems.items() if found
+        )
         raise WeightsError(
             f"{origin} does not fit {kind.__name__} with {counted(config.num_labels, 'class')}:"
             f"{''.join(lines)}\nName the model, and the number of classes, that it was saved from"
@@ -274,7 +278,7 @@ def _classes(config: Any) -> tuple[str, ...]:
     if sorted(names) != list(range(len(names))):
         raise ConfigError(
             f"{_CONFIG}: expected id2label to name the classes from 0 on, got the numbers "
-            f"{_some(sorted(names))}"
+            f"{listed(sorted(names), _SHOWN)}"
         )
     return tuple(names[index] for index in range(len(names)))
 
@@ -282,7 +286,7 @@ def _classes(config: Any) -> tuple[str, ...]:
 def _dataset(classes: tuple[str, ...], written: str) -> str:
     if len(classes) == _IMAGENET and written:
         return {"r256-c224": "imagenet"}.get(written, f"imagenet-{written}")
-    return f"{counted(len(classes), 'class')} ({_some(classes)})"
+    return f"{counted(len(classes), 'class')} ({listed(classes, _SHOWN)})"
 
 
 def _laid() -> Iterator[str]:
@@ -348,9 +352,3 @@ def _safe(file: str) -> str:
 
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), "")
-
-
-def _some(items: Any) -> str:
-    listed = [str(item[0] if isinstance(item, tuple) else item) for item in items]
-    more = len(listed) - _SHOWN
-    return ", ".join(listed[:_SHOWN]) + (f", and {more} more" if more > 0 else "")

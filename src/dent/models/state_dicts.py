@@ -10,6 +10,7 @@ from typing import Final
 from torch import Tensor
 
 from dent.errors import WeightsError, WeightsWarning
+from dent.support.plural import listed
 
 #: Keys under which training scripts keep the weights, most specific first.
 WRAPPERS: Final = (
@@ -133,5 +134,4 @@ def _state_dicts(
 def _others(loaded: Mapping[object, object]) -> str:
     others = [f"{key} ({type(value).__name__})" for key, value in loaded.items()
               if not isinstance(value, Tensor)]  # fmt: skip
-    more = len(others) - _SHOWN
-    return ", ".join(others[:_SHOWN]) + (f", and {more} more" if more > 0 else "")
+    return listed(others, _SHOWN)

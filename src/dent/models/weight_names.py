@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from dent.errors import WeightsError, WeightsWarning
 from dent.models.state_dicts import is_average
-from dent.support.plural import agreeing, counted
+from dent.support.plural import agreeing, counted, listed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,9 +65,9 @@ def aligned(
     if unknown := [name for name in leftover if not _of_training(name)]:
         raise WeightsError(
             f"{origin}: the entries below {chosen!r} fit, but the file contains "
-            f"{len(unknown)} more: {_some(unknown)}. If these change the logits (a normalization, "
-            "a layer in front), build the model with them. To leave them out, name the part to "
-            f"load: {origin}#{chosen.removesuffix('.')}"
+            f"{len(unknown)} more: {listed(unknown, _SHOWN)}. If these change the logits (a "
+            "normalization, a layer in front), build the model with them. To leave them out, "
+            f"name the part to load: {origin}#{chosen.removesuffix('.')}"
         )
     _tell(chosen, others, leftover, origin)
     return inside
@@ -133,12 +133,7 @@ def _tell(chosen: str, other_prefixes: list[str], leftover: list[str], origin: s
     if leftover:
         sentences.append(
             f"{counted(len(leftover), 'entry')} of the training {agreeing(len(leftover), 'were')} "
-            f"left out: {_some(leftover)}"
+            f"left out: {listed(leftover, _SHOWN)}"
         )
     if sentences:
         warnings.warn(f"{origin}: {'; '.join(sentences)}", WeightsWarning, stacklevel=4)
-
-
-def _some(items: list[str]) -> str:
-    more = len(items) - _SHOWN
-    return ", ".join(items[:_SHOWN]) + (f", and {more} more" if more > 0 else "")

@@ -24,7 +24,7 @@ from dent.models.convert import command, globals_in, is_harmful
 from dent.models.file_kinds import is_safetensors, recognized
 from dent.models.state_dicts import state_dict_in
 from dent.models.weight_names import aligned
-from dent.support.plural import agreeing, counted
+from dent.support.plural import agreeing, counted, listed
 
 _TORCH_SUFFIXES = (".pt", ".pth", ".th", ".pyth", ".ckpt", ".tar", ".bin")
 #: The suffixes of weights files.
@@ -194,10 +194,12 @@ def _refusal(path: Path, data: bytes, error: pickle.UnpicklingError) -> WeightsE
         )
     refused = (
         f"{path} was refused, and nothing in it was run: it contains Python objects "
-        f"({_some(names)}), and rebuilding those could run any code."
+        f"({listed(names, _SHOWN)}), and rebuilding those could run any code."
     )
     if harmful := [name for name in names if is_harmful(name)]:
-        return _PythonObjectsError(f"{refused} No weights file needs {_some(harmful)}: delete it")
+        return _PythonObjectsError(
+            f"{refused} No weights file needs {listed(harmful, _SHOWN)}: delete it"
+        )
     return _PythonObjectsError(
         f"{refused} If you trust its source, convert it once. This rebuilds these objects and no "
         f"others:\n  {command(path, names)}"
@@ -246,7 +248,7 @@ def fit_weights(model: nn.Module, state: Mapping[str, Tensor], origin: str) -> N
         if name not in reshaped and not any(alias in rest for alias in shared.get(name, ()))
     ]
     problems = [
-        f"{len(names)} of the {total} {what}: {_some(names)}"
+        f"{len(names)} of the {total} {what}: {listed(names, _SHOWN)}"
         for names, total, what in (
             (missing, len(expected), "entries of the model are missing in the file"),
             (outcome.unexpected_keys, len(state), "entries of the file are unknown to the model"),
@@ -315,7 +317,7 @@ def check_finite(model: nn.Module, origin: str) -> None:
     if broken:
         raise WeightsError(
             f"{origin}: {counted(len(broken), 'tensor')} {agreeing(len(broken), 'contain')} NaN "
-            f"or infinite values ({_some(broken)}): the "
+            f"or infinite values ({listed(broken, _SHOWN)}): the "
             "training diverged, overflowed half precision, or the file is damaged"
         )
 
@@ -367,11 +369,6 @@ def _content(name: str, tensor: Tensor) -> bytes:
     header = json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode() + b"\n"
     values = tensor.detach().cpu().resolve_conj().resolve_neg()
     return header + values.reshape(-1).view(torch.uint8).numpy().tobytes()
-
-
-def _some(items: Sequence[str]) -> str:
-    more = len(items) - _SHOWN
-    return ", ".join(items[:_SHOWN]) + (f", and {more} more" if more > 0 else "")
 
 
 def _kind(tensor: Tensor) -> str:

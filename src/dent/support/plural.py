@@ -1,5 +1,6 @@
-"""Singular and plural forms of nouns and verbs, for messages."""
+"""Numbers with their nouns and verbs, and lists, for messages."""
 
+from collections.abc import Iterable
 from typing import Final
 
 _HISSING: Final = ("s", "sh", "ch", "x", "z")
@@ -33,6 +34,28 @@ def agreeing(number: int, verb: str) -> str:
         verb: The plural form.
     """
     return _OF_ONE.get(verb, f"{verb}s") if number == 1 else verb
+
+
+def listed(items: Iterable[object], shown: int) -> str:
+    """Return the first items, and how many follow: `a, b`, `a, b, and 3 more`, `a and 4 more`.
+
+    Args:
+        items: The items; any number of them.
+        shown: Number of items to write out, at least 1.
+    """
+    return (" " if shown == 1 else ", ").join(first_few(items, shown))
+
+
+def first_few(items: Iterable[object], shown: int) -> list[str]:
+    """Return the first items as texts, then `and 3 more` if 3 follow.
+
+    Args:
+        items: The items; any number of them.
+        shown: Number of items to return, at least 1.
+    """
+    texts = [str(item) for item in items]
+    more = len(texts) - shown
+    return [*texts[:shown], *([f"and {more} more"] if more > 0 else [])]
 
 
 _OF_ONE: Final = {"are": "is", "were": "was", "have": "has", "do": "does"}

@@ -18,7 +18,7 @@ from dent.errors import InputError
 from dent.evaluation.records.folder import ENTRY
 from dent.evaluation.records.plan import Batch, Plan
 from dent.storage.disk import read
-from dent.support.plural import agreeing, counted
+from dent.support.plural import agreeing, counted, first_few, listed
 from dent.threat import ThreatModel
 
 IDS: Final = "ids"
@@ -119,8 +119,9 @@ def by_batch(given: Given, plan: Plan) -> dict[int, Tensor]:
         if missing and len(missing) < len(members):
             raise InputError(
                 f"a batch is submitted as a whole, and batch {batch.index} lacks the images of "
-                f"{counted(len(missing), 'sample')} of {len(members)}: {_listed(missing)}. Give "
-                "the natural image where you have no other, or leave the whole batch out"
+                f"{counted(len(missing), 'sample')} of {len(members)}: "
+                f"{listed(missing, _SHOWN)}. Give the natural image where you have no other, or "
+                "leave the whole batch out"
             )
         if not missing:
             laid[batch.index] = given.images[[rows[sample] for sample in members]]
@@ -180,10 +181,8 @@ def refuse_outside(
     hint = ""
     if farthest <= _ROUNDING * threat.eps:
         hint = ". Rounding may be the cause: project again, x_adv = threat.project(x_adv, x)"
-    listed = [f"sample {sample}: {why}" for sample, why in outside.items()][:_SHOWN]
-    if len(outside) > _SHOWN:
-        listed.append(f"and {len(outside) - _SHOWN} more")
-    raise InputError("\n  ".join([f"{told}{hint}:", *listed]))
+    problems = [f"sample {sample}: {why}" for sample, why in outside.items()]
+    raise InputError("\n  ".join([f"{told}{hint}:", *first_few(problems, _SHOWN)]))
 
 
 def _fitting_order(
@@ -251,11 +250,11 @@ def _ids(given: Given, every: list[int]) -> tuple[int, ...]:
         )
     if len(set(given.ids)) < count:
         twice = [sample for sample in sorted(set(given.ids)) if given.ids.count(sample) > 1]
-        raise InputError(f"two images have the id of one sample: {_listed(twice)}")
+        raise InputError(f"two images have the id of one sample: {listed(twice, _SHOWN)}")
     unknown = sorted(set(given.ids) - set(every))
     if unknown:
         raise InputError(
-            f"the run attacks no sample with the id {_listed(unknown)}; its ids are from "
+            f"the run attacks no sample with the id {listed(unknown, _SHOWN)}; its ids are from "
             f"{every[0]} to {every[-1]} (plan.json lists them)"
         )
     return given.ids
@@ -307,8 +306,3 @@ def _most(plan: Plan, image: tuple[int, ...]) -> int:
     for side in image:
         values *= side
     return _OVERHEAD + _WIDEST * (values + plan.attacked)
-
-
-def _listed(samples: list[int]) -> str:
-    shown = ", ".join(map(str, samples[:_SHOWN]))
-    return shown if len(samples) <= _SHOWN else f"{shown} and {len(samples) - _SHOWN} more"

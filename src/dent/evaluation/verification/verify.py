@@ -20,7 +20,7 @@ from dent.evaluation.verification.resubmit import DROPPED, Finding, Resubmission
 from dent.storage.canonical import Record, without_rulings, without_wording
 from dent.storage.disk import is_there
 from dent.storage.errors import RecordError
-from dent.support.plural import agreeing, counted
+from dent.support.plural import agreeing, counted, first_few
 
 _SHOWN = 20
 _RESUBMITTED = ("tensors", "threat model", "served", "probes", "verdict")
@@ -434,14 +434,11 @@ def _failed(recorded: RecordedRun, tally: _Tally) -> Iterator[str]:
 
 
 def _check(name: str, looked_at: int, problems: list[str]) -> Check:
-    listed = problems[:_SHOWN]
-    if len(problems) > _SHOWN:
-        listed.append(f"and {len(problems) - _SHOWN} more")
     return Check(
         name=name,
         state="failed" if problems else "passed",
         looked_at=looked_at,
-        problems=tuple(listed),
+        problems=tuple(first_few(problems, _SHOWN)),
     )
 
 
