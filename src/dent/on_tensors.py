@@ -17,8 +17,8 @@ from dent.errors import ConfigError
 from dent.evaluation import EvaluationResult, Settings, Subject
 from dent.evaluation.announcement import AnnouncedRun, UnitLines, announcement
 from dent.evaluation.engine.progress import OnProgress
-from dent.evaluation.records.spec import STATIC
-from dent.evaluation.suite_attacks import Budget, SuiteName
+from dent.evaluation.records.spec import STATIC, Budget
+from dent.evaluation.suite_attacks import SuiteName
 from dent.models.check import check_is_module
 from dent.support.devices import device_of
 from dent.threat import ThreatModel, usual_eps

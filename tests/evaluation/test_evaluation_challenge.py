@@ -38,8 +38,7 @@ from dent.evaluation.records.journal import CHALLENGES
 from dent.evaluation.records.plan import seed_of
 from dent.evaluation.records.schema import ChallengeRecord, UnitRecord
 from dent.evaluation.results import summary
-from dent.evaluation.results.gates import Ground
-from dent.evaluation.results.result import Difference
+from dent.evaluation.results.result import Difference, Ground
 from dent.evaluation.results.verdict import Differences, conclude
 from dent.evaluation.verification.resubmit import Finding, Resubmission
 from dent.storage.canonical import canonical, digest

@@ -13,7 +13,7 @@ from dent.evaluation import Settings, describe, suite
 from dent.evaluation.attack_kinds import kind_of_attack
 from dent.evaluation.records.plan import Batch
 from dent.evaluation.records.schema import GradientPoint, GradientRecord, ProbeRecord, UnitRecord
-from dent.evaluation.records.spec import STATIC, EvaluationSpec
+from dent.evaluation.records.spec import STATIC, Budget, EvaluationSpec
 from dent.evaluation.results.certificate import CERTIFICATE
 from dent.evaluation.results.diagnostics import HUGE_EPS, SIGHTED, of_run
 from dent.evaluation.results.gates import (
@@ -25,7 +25,6 @@ from dent.evaluation.results.gates import (
     UNDECLARED,
     UNFINISHED,
     Evidence,
-    Ground,
     gates_of,
     ground_of,
 )
@@ -41,11 +40,12 @@ from dent.evaluation.results.result import (
     Diagnostic,
     Difference,
     Gate,
+    Ground,
     Verdict,
 )
 from dent.evaluation.results.scoring import Piece, Scores, piece_of
 from dent.evaluation.results.verdict import RULES, Differences, conclude, with_verdicts
-from dent.evaluation.suite_attacks import VERSION, Budget
+from dent.evaluation.suite_attacks import VERSION
 from dent.evaluation.suites import suite_attacks, suite_specs
 from dent.report import wording
 from tests.evaluation.subjects import make_subject

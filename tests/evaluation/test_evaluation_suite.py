@@ -13,6 +13,7 @@ from dent.attacks import Attack, Outcome, Querier, make
 from dent.errors import UnknownNameError
 from dent.evaluation import Settings, Subject, describe, evaluate, suite
 from dent.evaluation.attack_kinds import has_exact_attack, kind_of_attack
+from dent.evaluation.records.spec import Budget
 from dent.evaluation.subject import SURROGATES
 from dent.evaluation.suite_attacks import (
     BUDGETS,
@@ -20,7 +21,6 @@ from dent.evaluation.suite_attacks import (
     SUITES,
     VERSION,
     VERSIONS,
-    Budget,
     SuiteAttack,
     name_of,
 )

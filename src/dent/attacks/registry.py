@@ -7,10 +7,10 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 from dent.attacks.adaptive import ADAPTIVE
-from dent.attacks.autoattack.attack import AutoAttack
+from dent.attacks.autoattack.attack import AutoAttack, QueryProtocol
 from dent.attacks.autoattack.parts import PARTS, SETS
 from dent.attacks.base import Attack
 from dent.attacks.pgd import PGD
@@ -71,7 +71,7 @@ def settings_of(name: str) -> tuple[str, ...]:
 
 
 def make_from(
-    text: str, *, iterations: int | None = None, protocol: Literal["frozen", "published"] = "frozen"
+    text: str, *, iterations: int | None = None, protocol: QueryProtocol = "frozen"
 ) -> Attack:
     """Make an attack from command-line text: `pgd`, or `pgd:iterations=30,restarts=5`.
 

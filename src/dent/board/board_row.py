@@ -33,7 +33,7 @@ from dent.evaluation.suite_attacks import VERSION
 from dent.evaluation.suites import coverage_of
 from dent.evaluation.verification.verify import Check
 
-Ruling = Literal["robust gain", "no gain", "harmful", "inconclusive", "the reference", "none"]
+RowRuling = Literal["robust gain", "no gain", "harmful", "inconclusive", "the reference", "none"]
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class BoardRow:
         return (self.headline, *self.variants, *views)
 
     @property
-    def ruling(self) -> Ruling:
+    def ruling(self) -> RowRuling:
         """The ruling of the verdict; `none` without one, `the reference` for the static model."""
         if self.headline.defense_name == STATIC:
             return "the reference"

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from dent.board.board_row import BoardRow, Ruling, VariantResult
+from dent.board.board_row import BoardRow, RowRuling, VariantResult
 from dent.board.pack import declared_of
 from dent.board.row_checks import checks_of
 from dent.board.row_folder import ROW, read_row, track_of
@@ -24,7 +24,7 @@ from dent.storage.errors import RecordError
 from dent.support.plural import counted
 
 _RECORDS: Final = (RUN, PLAN, JOURNAL)
-_ORDER: Final[tuple[Ruling, ...]] = (
+_ORDER: Final[tuple[RowRuling, ...]] = (
     "robust gain",
     "the reference",
     "no gain",

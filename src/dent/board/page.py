@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 
 from markupsafe import Markup
 
-from dent.board.board_row import BoardRow, Ruling, VariantResult
+from dent.board.board_row import BoardRow, RowRuling, VariantResult
 from dent.board.tracks import HEADLINE, Track
 from dent.evaluation.records.spec import STATIC
 from dent.evaluation.results.result import Count, Difference
@@ -26,7 +26,7 @@ from dent.storage.protected import refuse_record
 from dent.support.plural import counted
 from dent.support.rounding import MINUS, factor
 
-LOOKS: Final[dict[Ruling, tuple[int, str]]] = {
+LOOKS: Final[dict[RowRuling, tuple[int, str]]] = {
     "robust gain": (3, "diamond"),
     "no gain": (0, "circle"),
     "harmful": (2, "down"),
@@ -35,7 +35,7 @@ LOOKS: Final[dict[Ruling, tuple[int, str]]] = {
     "none": (4, "triangle"),
 }
 """By ruling, the number of the color in the style sheet, and the shape."""
-_TONES: Final[dict[Ruling, str]] = {"robust gain": "good", "harmful": "bad"}
+_TONES: Final[dict[RowRuling, str]] = {"robust gain": "good", "harmful": "bad"}
 REPORT: Final = "report.html"
 _LEAST_COST: Final = 1.0
 _VIEWS: Final = "Against views"
@@ -152,7 +152,7 @@ class Scatter:
     y_ticks: tuple[Tick, ...]
     zero: float
     dots: tuple[Dot, ...]
-    rulings: frozenset[Ruling]
+    rulings: frozenset[RowRuling]
     base: str = ""
     height: float = HEIGHT
 

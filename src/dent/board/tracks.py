@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 from pydantic import Field
 
 from dent.errors import ConfigError, UnknownNameError
-from dent.evaluation.records.spec import Order, Randomness, Settings, Sha256
+from dent.evaluation.records.spec import Budget, Order, Randomness, Settings, Sha256
 from dent.storage.canonical import Record, digest
 from dent.support import ranges
 from dent.support.suggest import did_you_mean
@@ -72,7 +72,7 @@ class Track(Record):
     variants: dict[str, Variant] = VARIANTS
     suite: int
     """Version of the dynamic suite."""
-    budget: Literal["small", "standard", "full"] = "small"
+    budget: Budget = "small"
     seed: int = 0
 
     @property

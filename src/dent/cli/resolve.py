@@ -10,6 +10,7 @@ import torch
 from dent import data, names
 from dent import defenses as reference
 from dent.attacks import Attack, Defense, from_factory, make_from
+from dent.attacks.autoattack.attack import QueryProtocol
 from dent.cli import console
 from dent.data import ImageDataset
 from dent.distributed import Cluster
@@ -77,9 +78,7 @@ def dataset(name: str, root: Path | None, split: Literal["test", "train"] = "tes
         return data.load(name, split, root=root, progress=report)
 
 
-def attacks(
-    texts: Sequence[str], iterations: int | None, protocol: Literal["frozen", "published"]
-) -> list[Attack]:
+def attacks(texts: Sequence[str], iterations: int | None, protocol: QueryProtocol) -> list[Attack]:
     """Return attacks by name or factory; `iterations` applies to those that do not set their own.
 
     Raises:

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, get_args
 
 from dent.attacks import Attack, make
+from dent.evaluation.records.spec import Budget
 
 SuiteName = Literal["dynamic", "dynamic-2", "dynamic-1"]
 """`dynamic` is the newest version. Older versions have a number."""
-Budget = Literal["small", "standard", "full"]
 SUITES: Final[tuple[SuiteName, ...]] = get_args(SuiteName)
 BUDGETS: Final[tuple[Budget, ...]] = get_args(Budget)
 """In ascending order. Every setting of a budget is at least as large as in the one before."""

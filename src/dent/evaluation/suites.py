@@ -8,7 +8,7 @@ from typing import Any
 from dent.attacks import Attack
 from dent.errors import ConfigError, UnknownNameError
 from dent.evaluation.attack_specs import attack_of, attack_spec
-from dent.evaluation.records.spec import AttackSpec, EvaluationSpec
+from dent.evaluation.records.spec import AttackSpec, Budget, EvaluationSpec
 from dent.evaluation.suite_attacks import (
     BUDGETS,
     BY_ATTACK,
@@ -16,7 +16,6 @@ from dent.evaluation.suite_attacks import (
     VERSION,
     VERSION_OF,
     VERSIONS,
-    Budget,
     SuiteAttack,
     SuiteName,
     name_of,

@@ -11,11 +11,11 @@ from dent.evaluation.results.worst_case import MIN_CLUSTERS, paired
 from dent.paper.figures import RATIO
 from dent.paper.measure import APPROXIMATE, Interval, MeasuredCell, worst_by_batch
 from dent.paper.ratios import METHOD, ratio
-from dent.paper.results import Judgement, Ruling, Unit
+from dent.paper.results import ClaimRuling, Judgement, Unit
 from dent.paper.rules import rule
 from dent.paper.spec import Claim, Table
 
-_UNFINISHED: Final[tuple[Ruling, str]] = ("not finished", "Not finished: batches are missing.")
+_UNFINISHED: Final[tuple[ClaimRuling, str]] = ("not finished", "Not finished: batches are missing.")
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def _judgement(
     published: float | None,
     compared: Compared | None,
     unit: Unit,
-    ruling: Ruling,
+    ruling: ClaimRuling,
     sentence: str,
 ) -> Judgement:
     return Judgement(

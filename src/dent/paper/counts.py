@@ -5,9 +5,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, get_args
 
-from dent.paper.results import Judgement, Ruling
+from dent.paper.results import ClaimRuling, Judgement
 
-RULINGS: Final[tuple[Ruling, ...]] = get_args(Ruling)
+RULINGS: Final[tuple[ClaimRuling, ...]] = get_args(ClaimRuling)
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,10 @@ class Sentence:
     """
 
     says: str
-    rulings: Mapping[Ruling, int]
+    rulings: Mapping[ClaimRuling, int]
 
 
-def count_rulings(judgements: Iterable[Judgement]) -> dict[Ruling, int]:
+def count_rulings(judgements: Iterable[Judgement]) -> dict[ClaimRuling, int]:
     """Count judgements by ruling. Comparisons of the same runs count once for each claim."""
     counts = Counter(judgement.ruling for judgement in judgements if judgement.as_in is None)
     return {ruling: counts[ruling] for ruling in RULINGS}

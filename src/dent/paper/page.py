@@ -18,7 +18,7 @@ from dent.paper.labels import label
 from dent.paper.load import load_roles
 from dent.paper.planning import PaperPlan
 from dent.paper.profile import PROFILE
-from dent.paper.results import CellResult, Ruling, TableResult, Unit
+from dent.paper.results import CellResult, ClaimRuling, TableResult, Unit
 from dent.paper.runner import REPORT
 from dent.paper.spec import Table, TableChart
 from dent.report.charts import COLOURS, Chart, Curve, Value, chart, thin
@@ -82,7 +82,7 @@ class TablePart:
     commands: Mapping[str, tuple[str, ...]]
 
     @property
-    def rulings(self) -> Mapping[Ruling, int]:
+    def rulings(self) -> Mapping[ClaimRuling, int]:
         """The number of distinct comparisons by ruling."""
         return count_rulings(self.result.judgements)
 

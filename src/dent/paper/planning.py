@@ -4,12 +4,13 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from dent.config import DentConfig
 from dent.defenses import CONFIGS
 from dent.errors import ConfigError
 from dent.evaluation import Settings
+from dent.evaluation.records.spec import Budget
 from dent.paper.defenses import defense_name
 from dent.paper.load import load_roles
 from dent.paper.scales import Chosen, Role, Scale, choose
@@ -46,7 +47,7 @@ class PlannedRun:
     norm: Norm
     eps: str
     attacks: tuple[str, ...]
-    suite: Literal["small", "standard", "full"] | None
+    suite: Budget | None
     samples: int
     batch_size: int
     mix: float | None

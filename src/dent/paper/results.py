@@ -7,7 +7,9 @@ from dent.storage.canonical import Record
 
 Interval = tuple[float, float]
 Unit = Literal["%", "% of the second", "×", "s", "pixels", "GFLOPs"]
-Ruling = Literal["reproduced", "not reproduced", "cannot be told", "not finished", "not measured"]
+ClaimRuling = Literal[
+    "reproduced", "not reproduced", "cannot be told", "not finished", "not measured"
+]
 
 
 class CellResult(Record):
@@ -57,7 +59,7 @@ class Judgement(Record):
     unit: Unit
     method: str
     """Method and assumptions of the interval."""
-    ruling: Ruling
+    ruling: ClaimRuling
     sentence: str
     as_in: str | None
     """The cells of the judgement that counts in place of this one, if several judgements of a claim

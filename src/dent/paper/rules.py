@@ -5,12 +5,12 @@ from typing import Final
 
 from dent.evaluation.results.worst_case import MIN_CLUSTERS
 from dent.paper.figures import figure, signed
-from dent.paper.results import Interval, Ruling, Unit
+from dent.paper.results import ClaimRuling, Interval, Unit
 from dent.paper.spec import Claim
 from dent.support.plural import counted
 from dent.support.rounding import MINUS
 
-WORST_FIRST: Final[tuple[Ruling, ...]] = (
+WORST_FIRST: Final[tuple[ClaimRuling, ...]] = (
     "not reproduced",
     "cannot be told",
     "not finished",
@@ -36,7 +36,7 @@ class _Check:
 
 def rule(
     claim: Claim, published: float | None, bounds: Interval | None, unit: Unit, *, few: bool
-) -> tuple[Ruling, str]:
+) -> tuple[ClaimRuling, str]:
     """Return the ruling on a claim, and a sentence that says what was checked.
 
     Args:
@@ -54,7 +54,7 @@ def rule(
             f"{check.claimed} Members of a batch share an adaptation. An interval that accounts "
             f"for this needs at least {counted(MIN_CLUSTERS, 'batch')}."
         )
-    ruling: Ruling = "cannot be told"
+    ruling: ClaimRuling = "cannot be told"
     if check.inside:
         ruling = "reproduced"
     elif check.outside:

@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 from pydantic import Field, model_validator
 
 from dent import models
 from dent.errors import UnknownNameError
+from dent.evaluation.records.spec import Budget
 from dent.paper.spec import Profile, Strict
 
 
@@ -64,7 +65,7 @@ class Role(Strict):
 class SuiteScale(Strict):
     """The size of a run of the dynamic suite at a scale."""
 
-    budget: Literal["small", "standard", "full"]
+    budget: Budget
     samples: int = Field(ge=1)
     batch_size: int = Field(ge=1)
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from dent.attacks.querier import Querier
     from dent.threat import Norm, ThreatModel
 
-Protocol = Literal["frozen", "published"]
+QueryProtocol = Literal["frozen", "published"]
 Ask = Literal["whole", "standing"]
 _T = TypeVar("_T", int, float)
 
@@ -82,7 +82,7 @@ class AutoAttack(Attack):
     """APGD halves its step if at most this share of the steps improved the loss; in (0, 1)."""
     square_iterations: int | None = None
     """Queries of Square in a set."""
-    protocol: Protocol = "frozen"
+    protocol: QueryProtocol = "frozen"
     """`frozen` or `published`."""
     batch_size: int | None = None
     """For `published`, the size of the regrouped batches. Default: all given images, and in an
@@ -100,7 +100,7 @@ class AutoAttack(Attack):
             object.__setattr__(self, "attack", self.name)
         super().__post_init__()
         check_choice("attack", self.attack, (*PARTS, *SETS))
-        check_choice("protocol", self.protocol, get_args(Protocol))
+        check_choice("protocol", self.protocol, get_args(QueryProtocol))
         self._check_budget()
         if self.batch_size is not None and (
             self.protocol == "frozen" or not is_count(self.batch_size)

@@ -3,19 +3,18 @@
 import time
 from collections.abc import Collection
 from contextlib import nullcontext, suppress
-from typing import Final, Literal, Self
+from typing import Final, Self
 
 from dent.evaluation.records.folder import RunFolder
 from dent.evaluation.records.plan import Plan
 from dent.evaluation.records.provenance import later, now
-from dent.evaluation.records.schema import JournalRecord, Session, UnitRecord
+from dent.evaluation.records.schema import JournalRecord, Session, SessionEnd, UnitRecord
 from dent.evaluation.results.decision import left
 from dent.storage.errors import RecordError
 from dent.support.printable import encodable
 
 _LONGEST: Final = 4000
 """Most characters of an error message that are recorded."""
-SessionEnd = Literal["complete", "interrupted", "failed"]
 
 
 class OpenSession:

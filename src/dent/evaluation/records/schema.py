@@ -20,6 +20,7 @@ from dent.storage.canonical import Record
 TENSORS: Final = "adversarial"
 _Count = Annotated[int, Field(ge=0)]
 _Seconds = Annotated[float, Field(ge=0)]
+SessionEnd = Literal["complete", "interrupted", "failed"]
 
 
 class TensorRef(Record):
@@ -328,7 +329,7 @@ class Session(Record):
     """UTC, ISO 8601."""
     ended: str | None = None
     """Null while the process runs, and if it was killed."""
-    outcome: Literal["complete", "interrupted", "failed"] | None = None
+    outcome: SessionEnd | None = None
     message: str | None = None
     """The error message if the process failed."""
     units: _Count = 0

@@ -25,6 +25,8 @@ STATIC: Final = "static"
 
 Order = Literal["dataset", "shuffled", "by-class"]
 Randomness = Literal["private", "public"]
+Budget = Literal["small", "standard", "full"]
+"""How long the attacks of a suite run."""
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 

@@ -5,7 +5,7 @@ Every doubt about the numbers opens a gate, which stays open until its cause is 
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 from dent.evaluation.records.spec import EvaluationSpec
 from dent.evaluation.results.certificate import CERTIFICATE, answered_classes, over_large_steps
@@ -17,7 +17,7 @@ from dent.evaluation.results.diagnostics import (
     static_is_another,
 )
 from dent.evaluation.results.gradient_comparison import GradientComparison, compare_gradients
-from dent.evaluation.results.result import DefenseResult, Diagnostic, Gate
+from dent.evaluation.results.result import DefenseResult, Diagnostic, Gate, Ground
 from dent.evaluation.results.scoring import Scores
 from dent.evaluation.results.worst_case import (
     MIN_CLUSTERS,
@@ -32,8 +32,6 @@ LARGE_STEPS: Final = "gradient over large steps"
 MORE_CLASSES: Final = "more logits than classes"
 NO_TRANSFERS: Final = "no transfers"
 UNDECLARED: Final = "undeclared dependence"
-
-Ground = Literal["exact gradient certified", "surrogate gradient, unbeaten"]
 
 
 @dataclass(frozen=True)

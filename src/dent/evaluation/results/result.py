@@ -9,6 +9,7 @@ from dent.attacks.adaptive import is_unavailable
 from dent.evaluation.records.schema import Session, Trace, short_digest
 from dent.evaluation.records.spec import (
     SCHEMA_VERSION,
+    Budget,
     EvaluationSpec,
     OfSpec,
     SchemaVersion,
@@ -22,6 +23,8 @@ from dent.support.rounding import percent, percent_bounds, points, points_bounds
 
 _Count = Annotated[int, Field(ge=0)]
 Interval = tuple[float, float]
+Ruling = Literal["robust gain", "no gain", "harmful", "inconclusive"]
+Ground = Literal["exact gradient certified", "surrogate gradient, unbeaten"]
 
 
 class Count(Record):
@@ -286,15 +289,15 @@ class Gate(Record):
 class Verdict(Record):
     """The verdict of the dynamic suite on a defense; see docs/evaluation/suite.md."""
 
-    ruling: Literal["robust gain", "no gain", "harmful", "inconclusive"]
+    ruling: Ruling
     suite: Literal["dynamic"] = "dynamic"
     version: int = 1
     """Version of the suite."""
     rules: int = 1
     """Version of the rules; see docs/evaluation/suite.md."""
-    budget: Literal["small", "standard", "full"]
+    budget: Budget
     """The largest budget for which the run has the whole suite."""
-    ground: Literal["exact gradient certified", "surrogate gradient, unbeaten"] | None = None
+    ground: Ground | None = None
     """The evidence for a robust gain; null for other verdicts."""
     gates: tuple[Gate, ...]
     """Gates of the defense, open or closed."""

@@ -10,13 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from dent.evaluation.records.spec import STATIC, EvaluationSpec
+from dent.evaluation.records.spec import STATIC, Budget, EvaluationSpec
 from dent.evaluation.results.gates import (
     FEW_BATCHES,
     LARGE_STEPS,
     MORE_CLASSES,
     UNFINISHED,
-    Ground,
     evidence_of,
     few_batches_gates,
     gates_of,
@@ -27,19 +26,25 @@ from dent.evaluation.results.gates import (
 from dent.evaluation.results.intervals import sign_test
 from dent.evaluation.results.mistakes import AT_CHANCE
 from dent.evaluation.results.power import detectable_gain
-from dent.evaluation.results.result import Decision, DefenseResult, Difference, Gate, Verdict
+from dent.evaluation.results.result import (
+    Decision,
+    DefenseResult,
+    Difference,
+    Gate,
+    Ground,
+    Ruling,
+    Verdict,
+)
 from dent.evaluation.results.scoring import Scores
 from dent.evaluation.results.worst_case import (
     bootstrap_seed,
     bystander_difference,
     natural_difference,
 )
-from dent.evaluation.suite_attacks import VERSION, Budget
+from dent.evaluation.suite_attacks import VERSION
 from dent.evaluation.suites import coverage_of
 from dent.support.plural import counted
 from dent.support.rounding import points, points_bounds
-
-Ruling = Literal["robust gain", "no gain", "harmful", "inconclusive"]
 
 RULES: Final = 7
 """Version of these rules."""
