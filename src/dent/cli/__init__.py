@@ -1,4 +1,4 @@
-"""The command line, `dent`: a module for each command, and what they share."""
+"""The command line, `dent`: its commands, what they print, and what they share."""
 
 from dent.cli.app import main
 
