@@ -45,6 +45,13 @@ def test_a_long_list_says_how_many_items_follow() -> None:
     assert first_few(("a", "b"), 2) == ["a", "b"]
 
 
+def test_no_list_in_a_message_is_cut_without_saying_so() -> None:
+    """The exceptions cut lines of an error message, and one list whose length follows it."""
+    cut = re.compile(r"join\(.*\[:(_SHOWN|[0-9]+)\]")
+    found = {path.name for path in SOURCES if cut.search(path.read_text(encoding="utf-8"))}
+    assert found == {"dent.py", "npm_source.py", "ray_pool.py", "story.py"}
+
+
 def test_shares_and_differences_have_one_decimal() -> None:
     assert (percent(0.4375), percent(1.0), percent_bounds((0.3806, 0.4961))) == (
         "43.8%",

@@ -247,6 +247,12 @@ def test_folders_and_files_that_are_not_runs_are_not_written_to(tmp_path: Path) 
     with pytest.raises(RecordError, match=r"not part of a run \(thesis.tex\)"):
         evaluate(make_subject(), SMALL, out=tmp_path)
     assert [item.name for item in tmp_path.iterdir()] == ["thesis.tex"]
+    for chapter in range(1, 7):
+        (tmp_path / f"chapter-{chapter}.tex").write_text("a year of work")
+    with pytest.raises(RecordError, match=r"\(chapter-1.tex, .*, and 3 more\): nothing"):
+        evaluate(make_subject(), SMALL, out=tmp_path)
+    for chapter in range(1, 7):
+        (tmp_path / f"chapter-{chapter}.tex").unlink()
     with pytest.raises(RecordError, match="is a file: a run is a folder"):
         evaluate(make_subject(), SMALL, out=tmp_path / "thesis.tex")
     with pytest.raises(RecordError, match="cannot write"):

@@ -8,6 +8,7 @@ from dent.data.image_folder import ImageFolderDataset, class_folders, open_image
 from dent.data.preprocessing import Preprocessing
 from dent.data.progress import OnBytes
 from dent.errors import DataError
+from dent.support.plural import listed
 
 IMAGENET: Final = "imagenet"
 IMAGEFOLDER: Final = "imagefolder"
@@ -105,8 +106,8 @@ def _same_classes(test: Path, train: Path) -> None:
     """Refuse splits with different classes, because a missing class would shift the labels."""
     in_test, in_train = set(class_folders(test)), set(class_folders(train))
     if in_train and in_test != in_train:
-        missing = ", ".join(sorted(in_train - in_test)[:5]) or "none"
-        extra = ", ".join(sorted(in_test - in_train)[:5]) or "none"
+        missing = listed(sorted(in_train - in_test), 5) or "none"
+        extra = listed(sorted(in_test - in_train), 5) or "none"
         raise DataError(
             f"{test} and {train} have different class folders, so their labels would not mean the "
             f"same. Missing in the first: {missing}; missing in the second: {extra}. What to do: "

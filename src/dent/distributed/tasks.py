@@ -26,6 +26,7 @@ from dent.evaluation.records.schema import JournalRecord, Session, UnitRecord
 from dent.evaluation.records.spec import EvaluationSpec, differences
 from dent.evaluation.subject import Prepared, describe
 from dent.support.devices import device_of
+from dent.support.plural import first_few
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ class Worker:
         if changed:
             raise InputError(
                 f"the evaluation changed on its way to a worker on {socket.gethostname()}: "
-                f"{'; '.join(changed[:4])}. All parts of a defense or model must pickle"
+                f"{'; '.join(first_few(changed, 4))}. All parts of a defense or model must pickle"
             )
         self._run = open_run(prepared, GroupStore(spec))
         return new_session(device_of(subject.model))

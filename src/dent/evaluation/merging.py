@@ -145,10 +145,10 @@ def _refuse_another(first: RecordedRun, other: RecordedRun) -> None:
     specs = first.run.spec.newest.to_json(), other.run.spec.newest.to_json()
     mismatches = differences(*specs, names=_names(first, other))
     if mismatches:
-        listed = "\n  ".join(mismatches[:_SHOWN])
+        shown = "\n  ".join(first_few(mismatches, _SHOWN))
         raise SpecMismatchError(
             f"{other.path} records another evaluation than {first.path}; nothing was written. They "
-            f"differ in\n  {listed}",
+            f"differ in\n  {shown}",
             mismatches,
         )
     if first.run.plan != other.run.plan:
@@ -227,10 +227,10 @@ def _read(probe: ProbeRecord) -> dict[str, Any]:
 
 def _refuse_conflicts(conflicts: Sequence[str]) -> None:
     if conflicts:
-        listed = "\n  ".join(first_few(conflicts, _SHOWN))
+        shown = "\n  ".join(first_few(conflicts, _SHOWN))
         raise ConflictError(
             "the runs differ in the same units: one of them is wrong, or was made on another kind "
-            f"of device or with another number of threads. Nothing was written:\n  {listed}\n"
+            f"of device or with another number of threads. Nothing was written:\n  {shown}\n"
             "Leave out one of the runs, and run the rest again.",
             tuple(conflicts),
         )

@@ -15,6 +15,7 @@ from dent.evaluation.records.schema import UnitRecord
 from dent.evaluation.records.spec import STATIC, EvaluationSpec, differences
 from dent.evaluation.results.recorded_run import load_run
 from dent.storage.errors import RecordError, SpecMismatchError
+from dent.support.plural import first_few
 
 _SHOWN: Final = 10
 
@@ -44,10 +45,10 @@ def take_static_part(folder: RunFolder, source: Path) -> int:
     names = ("this run has", f"{source} has")
     mismatches = differences(_static_part(spec), _static_part(other.run.spec), names=names)
     if mismatches:
-        listed = "\n  ".join(mismatches[:_SHOWN])
         raise SpecMismatchError(
             f"the static model's part of {source} does not fit: it must have the same model, "
-            f"samples, batches, threat model and attacks. They differ in\n  {listed}",
+            "samples, batches, threat model and attacks. They differ in\n  "
+            + "\n  ".join(first_few(mismatches, _SHOWN)),
             mismatches,
         )
     if folder.run.plan != other.run.plan:

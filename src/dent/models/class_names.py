@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from dent.errors import ClassNamesWarning, UnsupportedModelError
-from dent.support.plural import counted
+from dent.support.plural import counted, first_few, listed
 
 if TYPE_CHECKING:
     from torch import nn
@@ -45,18 +45,19 @@ def check_class_names(model: nn.Module, classes: Sequence[str]) -> None:
     moved = [i for i, name in enumerate(ours) if name in unique and name != theirs[i]]
     # Two lists of ImageNet's 1000 names differ in a few of them.
     if len(moved) > len(ours) / 100:
-        shown = "; ".join(
+        places = [
             f"{own[i]!r} is label {i} of the model and {theirs.index(ours[i])} of the dataset"
-            for i in moved[:_SHOWN]
-        )
+            for i in moved
+        ]
         raise UnsupportedModelError(
             f"the model and the dataset have {counted(len(moved), 'class')} in another order: "
-            f"{shown}. Reorder the logits in a model of your own, package.module:factory"
+            f"{'; '.join(first_few(places, _SHOWN))}. Reorder the logits in a model of your own, "
+            "package.module:factory"
         )
     if not same and not moved:
         warnings.warn(
-            f"the model's classes ({', '.join(own[:_SHOWN])}, ...) have other names than the "
-            f"dataset's ({', '.join(classes[:_SHOWN])}, ...): make sure that they mean the same, "
+            f"the model's classes ({listed(own, _SHOWN)}) have other names than the "
+            f"dataset's ({listed(classes, _SHOWN)}): make sure that they mean the same, "
             "in the same order",
             ClassNamesWarning,
             stacklevel=2,

@@ -6,6 +6,8 @@ import io
 import zipfile
 from typing import Final
 
+from dent.support.plural import listed
+
 _GIT_LFS: Final = b"version https://git-lfs.github.com/spec/"
 _PAGES: Final = (b"<!doctype", b"<html", b"<head", b"<?xml")
 #: The first bytes of a file, the kind of file, and what to do with it.
@@ -79,8 +81,10 @@ def _archive(data: bytes) -> str | None:
         return None
     if any(name.endswith(".npy") for name in names):
         return "is an .npz archive of NumPy arrays: export the weights with torch.save"
-    listed = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-    return f"is a zip archive that torch.save did not write (it contains {listed}): unpack it"
+    return (
+        "is a zip archive that torch.save did not write (it contains "
+        f"{listed(names, 3)}): unpack it"
+    )
 
 
 def _text(data: bytes) -> str | None:

@@ -20,6 +20,7 @@ from dent.evaluation.results.summary import summarize
 from dent.evaluation.subject import Prepared, Subject, describe
 from dent.storage.disk import is_there
 from dent.storage.errors import RecordError, SpecMismatchError
+from dent.support.plural import first_few
 from dent.support.printable import encodable
 
 
@@ -185,7 +186,7 @@ def _refuse_another(recorded: RecordedRun, subject: Subject) -> None:
     plan = make_plan(spec.settings, subject.dataset)
     mismatches += differences(recorded.plan.to_json(), plan.to_json())
     if mismatches:
-        listed = "\n  ".join(mismatches[:10])
+        listed = "\n  ".join(first_few(mismatches, 10))
         raise SpecMismatchError(
             f"{recorded.path} evaluated something else than what is here; nothing was submitted. "
             f"They differ in\n  {listed}",

@@ -50,6 +50,7 @@ from dent.storage.disk import (
 from dent.storage.errors import RecordError, SchemaVersionError, SpecMismatchError
 from dent.storage.lock import HOLDER, LOCK, FolderLock
 from dent.storage.plain_json import parse, problem_of
+from dent.support.plural import listed
 from dent.support.printable import encodable
 
 RUN: Final = "run.json"
@@ -474,7 +475,7 @@ def _refuse_what_is_no_run(path: Path) -> None:
         )
     if foreign:
         raise RecordError(
-            f"{path} contains files that are not part of a run ({', '.join(foreign[:4])}): nothing "
+            f"{path} contains files that are not part of a run ({listed(foreign, 4)}): nothing "
             "was changed; choose a new or empty folder"
         )
 

@@ -30,7 +30,7 @@ from dent.evaluation.results.result import EvaluationResult
 from dent.evaluation.results.summary import summarize
 from dent.storage.disk import is_there, unreadable
 from dent.storage.errors import RecordError
-from dent.support.plural import counted
+from dent.support.plural import counted, listed
 
 
 @dataclass(frozen=True)
@@ -241,5 +241,4 @@ def _instead(path: Path) -> str:
         raise unreadable(path, error) from error
     if not inside:
         return ""
-    more = ", ..." if len(inside) > 4 else ""
-    return f". There are runs inside it: {', '.join(inside[:4])}{more}"
+    return f". There are runs inside it: {listed(inside, 4)}"

@@ -261,7 +261,7 @@ def _attack(
         name="attacks",
         state="not-run",
         looked_at=len(reattacked.units),
-        problems=tuple(reasons[:_SHOWN]),
+        problems=tuple(first_few(reasons, _SHOWN)),
     )
     return reattacked, not_run
 
