@@ -1,9 +1,10 @@
 """How strong the dynamic suite is, compared with published attacks by others on the same images.
 
-Every attack runs separately and from scratch. Its images are submitted once more to a new defense,
-and the result is counted. The attacks are:
+Every attack but those of `suite` runs separately and from scratch. Its images are submitted once
+more to a new defense, and the result is counted. The attacks are:
 
 - each attack of the suite under a budget;
+- `suite`: a whole run of it, in which attacks skip members that others broke, or start from them;
 - options that no attack of the suite uses (`options`): losses at every step of the adaptation, and
   the exact gradient of fewer, larger steps. Both begin where `adaptive-unrolled-warm` begins;
 - the fixed point attack and GMSA as Chen et al. (ICLR 2022) describe them, with plain sign steps;
@@ -13,6 +14,7 @@ and the result is counted. The attacks are:
   follow the gradient of the last forward, as with any model.
 
     python benchmarks/strength.py run --n 128     the measurements; the same command continues them
+    python benchmarks/strength.py run --from RUN --defense dent+     a run of the suite to its end
     python benchmarks/strength.py page            write the tables of docs/evaluation/strength.md
 
 The journals are in docs/evaluation/strength/. *By image* is the per-image worst case over the
@@ -36,7 +38,9 @@ from torch import Tensor
 from dent import DENT, DENT_PLUS, Dent, ThreatModel, data, models
 from dent.attacks import Attack, from_adv_lib, from_foolbox
 from dent.attacks.losses import margin
+from dent.evaluation import load_run
 from dent.evaluation.results.intervals import wilson
+from dent.evaluation.results.scoring import score
 from dent.evaluation.suite_attacks import BUDGETS
 from dent.evaluation.suites import suite_attacks
 
@@ -47,6 +51,8 @@ BATCH: Final = 32
 ROOT: Final = Path(__file__).parent.parent
 PAGE: Final = ROOT / "docs/evaluation/strength.md"
 KEPT: Final = ROOT / "docs/evaluation/strength"
+SUITE: Final = "suite"
+"""The group of a whole run of the suite; see `take`."""
 Strong = Callable[[Any, Tensor, Tensor], Tensor]
 """A function from a defense, images and labels to adversarial images."""
 
@@ -264,8 +270,40 @@ def run(out: Path, n: int, names: Sequence[str], defenses: Sequence[str], budget
                 print(defense_name, name, first, seconds, sum(right), flush=True)
 
 
+def take(journal: Path, folder: Path, n: int) -> None:
+    """Append what a whole run of the suite submitted to a defense, from its records.
+
+    Only its first `n` images are taken.
+
+    Raises:
+        SystemExit: The run has another defense, or batches that are not those of this script.
+    """
+    recorded = load_run(folder)
+    if journal.stem not in recorded.result.defenses:
+        raise SystemExit(f"{folder} has no defense that is called {journal.stem}")
+    done = {(line["attack"], line["first"]) for line in records(journal)}
+    scores = score(recorded.run.spec, recorded.plan, recorded.records)[journal.stem]
+    for batch in recorded.plan.batches[: n // BATCH]:
+        first = batch.index * BATCH
+        if tuple(batch.ids) != tuple(range(first, first + BATCH)):
+            raise SystemExit(f"batch {batch.index} of {folder} has other images than this script")
+        took = {
+            name: sum(each.timing.total or 0.0 for each in of if each.batch == batch.index)
+            for name, of in scores.records.items()
+        }
+        for name, piece in scores.of_batch(batch.index).items():
+            attack = f"{SUITE}/{name}"
+            if (attack, first) not in done:
+                right = [bool(each) for each in piece.attacked]
+                line = {"attack": attack, "first": first, "seconds": round(took[name], 1)}
+                append(journal, line | {"right": right})
+
+
 def table(journal: Path) -> Iterator[str]:
-    """Yield the lines of a table: the correct images under each attack, and under each group."""
+    """Yield the lines of a table: the correct images under each attack, and under each group.
+
+    Of a whole run of the suite, only the worst case over all submissions has a line.
+    """
     found: dict[str, dict[int, dict[str, Any]]] = {}
     for line in records(journal):
         found.setdefault(line["attack"], {})[line["first"]] = line
@@ -273,7 +311,7 @@ def table(journal: Path) -> Iterator[str]:
     yield "| --- | ---: | ---: | ---: | ---: |"
     for group in dict.fromkeys(name.partition("/")[0] for name in found):
         inside = [name for name in found if name.startswith(f"{group}/")]
-        for name in inside:
+        for name in inside if group != SUITE else ():
             yield _row(name, [found[name]])
         if len(inside) > 1:
             yield _row(f"**{group}, all**", [found[name] for name in inside])
@@ -310,9 +348,13 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=128)
     parser.add_argument("--budget", choices=BUDGETS, default="small")
     parser.add_argument("--attack", action="append", default=[])
+    parser.add_argument("--from", type=Path, dest="folder", help="records of the suite to take")
     parser.add_argument("--defense", action="append", choices=DEFENSES, default=[])
     asked = parser.parse_args()
-    if asked.what == "run":
+    if asked.folder is not None:
+        for name in asked.defense:
+            take(asked.out / f"{name}.jsonl", asked.folder, asked.n)
+    elif asked.what == "run":
         torch.set_num_threads(1)
         run(asked.out, asked.n, asked.attack, asked.defense or list(DEFENSES), asked.budget)
     else:

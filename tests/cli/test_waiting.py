@@ -27,10 +27,23 @@ def test_duration_has_one_unit_and_two_significant_digits(seconds: float, said: 
     assert duration(seconds) == said
 
 
-def test_duration_range_uses_the_unit_of_its_upper_end() -> None:
-    assert between(170.0, 310.0) == "2.8 to 5.2 minutes"
-    assert between(40.0, 130.0) == "0.67 to 2.2 minutes"
-    assert between(718.0, 722.0) == "12 minutes"
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [
+        (170.0, 310.0, "2.8 to 5.2 minutes"),
+        (60.0, 89.0, "60 to 89 seconds"),
+        (40.0, 130.0, "40 seconds to 2.2 minutes"),
+        (60.0 * 52, 86400.0 * 4, "52 minutes to 4 days"),
+        (0.0, 250.0, "1 second to 4.2 minutes"),
+        (718.0, 722.0, "12 minutes"),
+        (0.1, 0.2, "1 second"),
+        (59.7 * 60, 60.2 * 60, "60 minutes"),
+    ],
+)
+def test_duration_range_uses_the_unit_of_its_upper_end_unless_the_lower_is_below_one(
+    low: float, high: float, said: str
+) -> None:
+    assert between(low, high) == said
 
 
 def test_clean_accuracy_without_a_terminal_prints_a_line_every_minute(

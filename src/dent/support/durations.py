@@ -9,22 +9,26 @@ _SWITCH: Final = 1.5
 
 def duration(seconds: float) -> str:
     """Return a time such as `40 seconds`, `2.5 hours`, `12 days`."""
-    return between(seconds, seconds)
+    unit, length = _unit(seconds)
+    figure = _figure(seconds / length, unit)
+    return f"{figure} {unit}{'' if figure == '1' else 's'}"
 
 
 def between(low: float, high: float) -> str:
-    """Return a range such as `3 to 5 minutes`, or one time if both round to the same."""
-    unit, length = _UNITS[0]
-    for name, seconds in _UNITS:
-        if high >= _SWITCH * seconds:
-            unit, length = name, seconds
+    """Return a range such as `3 to 5 minutes`, or one time if both round to the same.
+
+    A low end below one unit of the high end has its own unit: `50 minutes to 4 days`.
+    """
+    unit, length = _unit(high)
+    if low < length:
+        shortest, longest = duration(low), duration(high)
+        return longest if shortest == longest else f"{shortest} to {longest}"
     shortest, longest = _figure(low / length, unit), _figure(high / length, unit)
-    plural = "" if longest == "1" else "s"
-    return (
-        f"{longest} {unit}{plural}"
-        if shortest == longest
-        else f"{shortest} to {longest} {unit}{plural}"
-    )
+    return duration(high) if shortest == longest else f"{shortest} to {longest} {unit}s"
+
+
+def _unit(seconds: float) -> tuple[str, float]:
+    return [each for each in _UNITS if each is _UNITS[0] or seconds >= _SWITCH * each[1]][-1]
 
 
 def _figure(value: float, unit: str) -> str:
