@@ -1,7 +1,7 @@
 """Journals of measurements: one line of JSON for each, so that an interrupted run can continue."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,3 @@ def records(path: Path) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
         except ValueError:
             continue
-
-
-def write_between(page: Path, name: str, parts: Iterable[str]) -> None:
-    """Replace what a page has between the markers of a name."""
-    begin, end = (f"<!-- {name}: {word} -->" for word in ("begin", "end"))
-    before, _, rest = page.read_text().partition(begin)
-    _, _, after = rest.partition(end)
-    page.write_text("\n\n".join([f"{before}{begin}", *parts, f"{end}{after}"]))

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from pages import write_between
+
 from dent import DENT_PLUS, Dent, DentConfig, ThreatModel, data, models
 from dent.attacks import make
 from dent.evaluation import Settings, Subject, evaluate
@@ -28,7 +30,6 @@ KEPT: Final = ROOT / "docs/paper/reasons.json"
 MODEL: Final = "resnet-14-2-linf"
 WIDE: Final = "resnet-26-4-linf"
 HEADER: Final = "| change | clean | APGD-CE | transferred | worst case against static, points |"
-BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 
 
 @dataclass(frozen=True)
@@ -107,10 +108,7 @@ def _counts(result: Any) -> dict[str, int]:
 
 def page() -> None:
     """Write the table into the page."""
-    text = PAGE.read_text()
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    PAGE.write_text("\n".join([before + BEGIN, *table(json.loads(KEPT.read_text())), END + after]))
+    write_between(PAGE, "table", ["\n".join(table(json.loads(KEPT.read_text())))])
 
 
 def table(kept: Mapping[str, Any]) -> list[str]:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from pages import write_between
 from results_chart import Row, draw
 
 from dent.evaluation import EvaluationResult, load_run
@@ -35,7 +36,6 @@ PICTURE: Final = PAGE.with_suffix(".svg")
 FINDING: Final = ROOT / "docs/figures/finding.svg"
 """The figure in the README: the columns `SHOWN` of the defense `FOUND`."""
 FOUND: Final = "dent+"
-BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 
 BOARD: Final = ROOT / "board/cifar10-linf-8_255-v1"
 SAMPLES: Final = 256
@@ -282,11 +282,7 @@ def _unfinished(result: EvaluationResult) -> str:
 
 def page(found: Results) -> None:
     """Write the table between its markers in the page."""
-    text = PAGE.read_text()
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    lines = "\n".join(table(found))
-    PAGE.write_text(f"{before}{BEGIN}\n\n{lines}\n\n{END}{after}")
+    write_between(PAGE, "table", ["\n".join(table(found))])
 
 
 def main() -> None:

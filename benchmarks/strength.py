@@ -32,7 +32,8 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import torch
-from journal import append, records, write_between
+from journal import append, records
+from pages import write_between
 from torch import Tensor
 
 from dent import DENT, DENT_PLUS, Dent, ThreatModel, data, models
@@ -281,22 +282,20 @@ def take(journal: Path, folder: Path, n: int) -> None:
     recorded = load_run(folder)
     if journal.stem not in recorded.result.defenses:
         raise SystemExit(f"{folder} has no defense that is called {journal.stem}")
-    done = {(line["attack"], line["first"]) for line in records(journal)}
-    scores = score(recorded.run.spec, recorded.plan, recorded.records)[journal.stem]
     for batch in recorded.plan.batches[: n // BATCH]:
         first = batch.index * BATCH
         if tuple(batch.ids) != tuple(range(first, first + BATCH)):
             raise SystemExit(f"batch {batch.index} of {folder} has other images than this script")
-        took = {
-            name: sum(each.timing.total or 0.0 for each in of if each.batch == batch.index)
-            for name, of in scores.records.items()
-        }
-        for name, piece in scores.of_batch(batch.index).items():
-            attack = f"{SUITE}/{name}"
-            if (attack, first) not in done:
+    done = {(line["attack"], line["first"]) for line in records(journal)}
+    scores = score(recorded.run.spec, recorded.plan, recorded.records)[journal.stem]
+    for name, pieces in scores.submissions.items():
+        took = {unit.batch: round(unit.timing.total, 1) for unit in scores.records[name]}
+        for index, piece in pieces.items():
+            attack, first = f"{SUITE}/{name}", index * BATCH
+            if first + BATCH <= n and (attack, first) not in done:
                 right = [bool(each) for each in piece.attacked]
-                line = {"attack": attack, "first": first, "seconds": round(took[name], 1)}
-                append(journal, line | {"right": right})
+                line = {"attack": attack, "first": first, "seconds": took[index], "right": right}
+                append(journal, line)
 
 
 def table(journal: Path) -> Iterator[str]:
@@ -351,9 +350,10 @@ def main() -> None:
     parser.add_argument("--from", type=Path, dest="folder", help="records of the suite to take")
     parser.add_argument("--defense", action="append", choices=DEFENSES, default=[])
     asked = parser.parse_args()
+    if asked.folder is not None and (asked.what != "run" or len(asked.defense) != 1):
+        parser.error("--from is for run, with the one --defense whose records it takes")
     if asked.folder is not None:
-        for name in asked.defense:
-            take(asked.out / f"{name}.jsonl", asked.folder, asked.n)
+        take(asked.out / f"{asked.defense[0]}.jsonl", asked.folder, asked.n)
     elif asked.what == "run":
         torch.set_num_threads(1)
         run(asked.out, asked.n, asked.attack, asked.defense or list(DEFENSES), asked.budget)

@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from journal import append, records, write_between
+from journal import append, records
+from pages import write_between
 from torch import Tensor, nn
 
 from dent import DENT_PLUS, Dent, DentConfig, ThreatModel, ViewsConfig, data, models

@@ -32,6 +32,7 @@ def test_duration_has_one_unit_and_two_significant_digits(seconds: float, said: 
     [
         (170.0, 310.0, "2.8 to 5.2 minutes"),
         (60.0, 89.0, "60 to 89 seconds"),
+        (0.2, 40.0, "1 to 40 seconds"),
         (40.0, 130.0, "40 seconds to 2.2 minutes"),
         (60.0 * 52, 86400.0 * 4, "52 minutes to 4 days"),
         (0.0, 250.0, "1 second to 4.2 minutes"),

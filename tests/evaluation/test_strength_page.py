@@ -69,8 +69,12 @@ def test_the_suite_is_taken_from_a_run_with_the_worst_case_of_its_result(
 ) -> None:
     run = ROOT / "docs/paper/resnet-26-4/dentplus"
     journal = tmp_path / "dent+.jsonl"
-    for n in (64, 256, 256):  # taken once, however often
-        strength.take(journal, run, n)
+    strength.take(journal, run, 64)
+    strength.take(journal, run, 256)
+    taken = journal.read_text()
+    strength.take(journal, run, 256)
+    assert journal.read_text() == taken
+    assert len(set(taken.splitlines())) == len(taken.splitlines())
     (row,) = list(strength.table(journal))[2:]
     worst = load_run(run).result.defenses["dent+"].worst.served
     assert row.startswith("| **suite, all** | 256 | ")
@@ -90,3 +94,18 @@ def test_a_run_with_other_batches_or_defenses_is_refused(
     with pytest.raises(SystemExit, match=why):
         strength.take(tmp_path / f"{name}.jsonl", ROOT / run, 64)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_page_without_the_markers_is_refused_and_unchanged(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    pages = importlib.import_module("pages")
+    page = tmp_path / "page.md"
+    page.write_text("a\n<!-- x: begin -->\nold\n<!-- x: end -->\nz\n")
+    pages.write_between(page, "x", ["one", "two"])
+    written = "a\n<!-- x: begin -->\n\none\n\ntwo\n\n<!-- x: end -->\nz\n"
+    assert page.read_text() == written
+    with pytest.raises(ValueError, match="unpack"):
+        pages.write_between(page, "y", ["one"])
+    assert page.read_text() == written

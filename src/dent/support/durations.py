@@ -9,9 +9,7 @@ _SWITCH: Final = 1.5
 
 def duration(seconds: float) -> str:
     """Return a time such as `40 seconds`, `2.5 hours`, `12 days`."""
-    unit, length = _unit(seconds)
-    figure = _figure(seconds / length, unit)
-    return f"{figure} {unit}{'' if figure == '1' else 's'}"
+    return _in(seconds, _unit(seconds))
 
 
 def between(low: float, high: float) -> str:
@@ -19,16 +17,22 @@ def between(low: float, high: float) -> str:
 
     A low end below one unit of the high end has its own unit: `50 minutes to 4 days`.
     """
-    unit, length = _unit(high)
-    if low < length:
-        shortest, longest = duration(low), duration(high)
-        return longest if shortest == longest else f"{shortest} to {longest}"
-    shortest, longest = _figure(low / length, unit), _figure(high / length, unit)
-    return duration(high) if shortest == longest else f"{shortest} to {longest} {unit}s"
+    unit = _unit(high)
+    unit_of_low = _unit(low) if low < unit[1] else unit
+    shortest, longest = _in(low, unit_of_low), _in(high, unit)
+    if shortest == longest:
+        return longest
+    return f"{shortest.split()[0] if unit_of_low == unit else shortest} to {longest}"
 
 
 def _unit(seconds: float) -> tuple[str, float]:
     return [each for each in _UNITS if each is _UNITS[0] or seconds >= _SWITCH * each[1]][-1]
+
+
+def _in(seconds: float, unit: tuple[str, float]) -> str:
+    name, length = unit
+    figure = _figure(seconds / length, name)
+    return f"{figure} {name}{'' if figure == '1' else 's'}"
 
 
 def _figure(value: float, unit: str) -> str:

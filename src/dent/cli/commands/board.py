@@ -241,7 +241,7 @@ def submit_command(
     from dent.board.verification import RowCheck, VerifyOptions, submit
     from dent.cli import runner
     from dent.cli.output.submission import show_next_steps
-    from dent.cli.output.verification import show_checks
+    from dent.cli.output.verification import FAILED, show_checks
 
     given = {
         "name": name,
@@ -258,7 +258,7 @@ def submit_command(
     done = submit(row, fields, given, out, verify_options)
     if isinstance(done, RowCheck):
         show_checks(str(row), done.says, done.checks)
-        raise typer.Exit(1)
+        raise typer.Exit(FAILED)
     for note in done.packed.notes:
         console.note(note)
     if as_json:
@@ -302,7 +302,7 @@ def check_command(
     """
     from dent.board.verification import VerifyOptions, check
     from dent.cli import resolve, runner
-    from dent.cli.output.verification import show_checks
+    from dent.cli.output.verification import exit_unless_verified, show_checks
 
     again = resolve.reattack(reattack, nonce, records_only=records_only)
     verify_options = VerifyOptions(
@@ -314,8 +314,7 @@ def check_command(
         console.print_json(checked.to_json())
     else:
         show_checks(str(row), checked.says, checked.checks)
-    if checked.status != "verified":
-        raise typer.Exit(1 if checked.status == "failed" else 3)
+    exit_unless_verified(checked.status)
 
 
 def _recording(by: str | None, nonce_source: str | None) -> "Recording | None":

@@ -9,9 +9,6 @@ import typer
 from dent.cli import console, options, preflight
 from dent.support.printable import one_line
 
-FAILED = 1
-"""Exit status when a check found something wrong."""
-
 _Run = Annotated[str, typer.Argument(help="Run folder, or its URL.", metavar="RUN")]
 _Json = Annotated[bool, options.as_json()]
 _Data = Annotated[Path | None, options.data()]
@@ -116,7 +113,7 @@ def verify_command(
     checked. Without --reattack, only the records are verified, not the attacks.
     """
     from dent.cli import resolve, runner
-    from dent.cli.output.verification import show_checks
+    from dent.cli.output.verification import exit_unless_verified, show_checks
     from dent.evaluation import remote
 
     attacks_again = resolve.reattack(reattack, nonce, records_only=records_only)
@@ -128,8 +125,7 @@ def verify_command(
         console.print_json(verification.model_dump(mode="json"))
     else:
         show_checks(run, verification.says, verification.checks)
-    if verification.status != "verified":
-        raise typer.Exit(FAILED if verification.status == "failed" else 3)
+    exit_unless_verified(verification.status)
 
 
 def pack_command(
