@@ -231,7 +231,7 @@ def test_a_model_that_returns_a_dict_is_refused_with_a_hint_to_the_adapter() -> 
 def test_printed_result_is_a_few_lines() -> None:
     result = dent.evaluate(net(), *data(), defense="static", attack=CHEAP, batch_size=3)
     first, second, *others = str(result).splitlines()
-    assert first == "Sequential on 6 of tensors, 2 batches, linf eps 8/255"
+    assert first == "Sequential on 6 images of tensors, 2 batches, linf eps 8/255"
     assert re.fullmatch(r"static: clean 100\.0%, worst case [\d.]+% \[[\d.]+, [\d.]+\]", second)
     assert len(others) <= 1
 

@@ -118,7 +118,9 @@ def test_flags_mark_the_headline_numbers_and_appear_in_show_and_list(dent: Run) 
     assert dent("show", "run").out == table
     listed = dent("list", ".").out
     assert "flags: carries state, uneven batches" in listed
-    assert "run  complete 14/14, own_evaluated:small, 6 of cifar10-sample, linf 8/255" in listed
+    assert (
+        "run  complete 14/14, own_evaluated:small, 6 images of cifar10-sample, linf 8/255" in listed
+    )
     result = json.loads(dent("list", ".", "--json").out)
     assert result[0]["defenses"][1]["flags"] == ["carries state", "uneven batches"]
 

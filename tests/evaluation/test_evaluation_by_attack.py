@@ -140,14 +140,20 @@ def test_rounds_attack_the_static_model_first_and_then_run_one_attack_each() -> 
         by_round = list(rounds(spec, plan))
         assert [unit for groups_of in by_round for group in groups_of for unit in group] == order
         assert {unit.defense for group in by_round[1] for unit in group} == {STATIC}
-        attacks = [
-            {unit.attack for group in groups_of for unit in group if unit.kind == "attack"}
-            for groups_of in by_round[4:-1]
+        distinct = [entry.name for entry in spec.attacks if entry.name not in spec.same_on_static]
+        assert len(distinct) > 2
+        assert {unit.attack for group in by_round[2] for unit in group} == {None, distinct[0]}
+        ran = [
+            {(unit.kind, unit.attack, unit.batch) for group in groups_of for unit in group}
+            for groups_of in by_round[3:-1]
         ]
-        first = spec.attacks[0].name
-        assert {unit.attack for group in by_round[2] for unit in group} == {None, first}
-        assert first not in {unit.attack for group in by_round[3] for unit in group}
-        assert attacks == [{entry.name} for entry in spec.attacks]
+        stages = [
+            *(("transfer", name) for name in distinct[1:]),
+            *(("attack", entry.name) for entry in spec.attacks),
+        ]
+        assert [{each for each in units_of if each[0] != "assembled"} for units_of in ran] == [
+            {(kind, attack, batch.index)} for kind, attack in stages for batch in plan.batches
+        ]
         assert {unit.kind for group in by_round[-1] for unit in group} == {"certificate"}
         # A shard has whole batches, because earlier units decide which members are left out.
         assert {unit for group in groups(spec, plan) for unit in group} == set(order)
@@ -277,6 +283,66 @@ def test_a_run_stops_once_no_gain_is_possible(folder: Path, complete: Path) -> N
     for key, record in stopped.records.items():
         other = full.records[key].to_json()
         assert {**record.to_json(), "timing": 0} == {**other, "timing": 0}
+
+
+@pytest.mark.parametrize(("batches", "sizes"), [(3, [1, 1, 1]), (8, [1] * 8), (20, [3] * 6 + [2])])
+def test_an_attack_on_the_defenses_has_up_to_8_rounds_in_the_order_of_the_batches(
+    batches: int, sizes: list[int]
+) -> None:
+    spec, plan = spec_of(), make_plan(QUICK, dataset())
+    one = plan.batches[0]
+    plan = plan.model_copy(
+        update={"batches": tuple(one.model_copy(update={"index": at}) for at in range(batches))}
+    )
+    name = spec.attacks[0].name
+
+    def attacked(*, in_parts: bool) -> list[list[int]]:
+        found = [
+            [unit.batch or 0 for group in groups_of for unit in group if unit.attack == name]
+            for groups_of in rounds(spec, plan, in_parts=in_parts)
+            if ("attack", "it", name)
+            in {(u.kind, u.defense, u.attack) for g in groups_of for u in g}
+        ]
+        assert [batch for part in found for batch in part] == list(range(batches))
+        return found
+
+    assert [len(part) for part in attacked(in_parts=True)] == sizes
+    assert len(attacked(in_parts=False)) == 1
+    whole = [
+        unit for part in rounds(spec, plan, in_parts=False) for group in part for unit in group
+    ]
+    assert whole == list(units(spec, plan))
+
+
+def test_a_run_stops_between_the_batches_of_an_attack(complete: Path) -> None:
+    run = load_run(complete)
+    spec = run.run.spec.model_copy(update={"settings": QUICK})
+    first = spec.attacks[0].name
+    # Attacks on the static model break 6 of 16 members. The first on the defense breaks a batch.
+    records: dict[str, Any] = {}
+    for unit in units(spec, run.plan):
+        record = run.records[unit.key]
+        if isinstance(record, UnitRecord):
+            labels = list(run.plan.batches[unit.batch or 0].labels)
+            wrong = 0
+            if unit.batch == 0 and unit.kind == "attack":
+                wrong = 6 if unit.defense == STATIC else BATCH
+            served = tuple(
+                (label + 1) % 4 if at < wrong else label for at, label in enumerate(labels)
+            )
+            record = record.model_copy(update={"served": served, "views": {}})
+        records[unit.key] = record
+    order = list(units(spec, run.plan))
+    at = order.index(Unit("attack", "it", first, 0))
+    before = {unit.key: records[unit.key] for unit in order[:at]}
+    assert decisions(spec, run.plan, before) == {}
+    one = before | {order[at].key: records[order[at].key]}
+    assert decisions(spec, run.plan, one)["it"].after == 0  # it has not run on every batch
+    assert decisions(spec, run.plan, one)["it"].at_most == -2 / (2 * BATCH)
+    assert not [unit for unit in left(spec, run.plan, one) if unit.defense == "it"]
+    assert order[at + 1] == Unit("attack", "it", first, 1)
+    both = one | {order[at + 1].key: records[order[at + 1].key]}
+    assert decisions(spec, run.plan, both)["it"].after == 1
 
 
 def test_decisions_are_derived_only_from_the_records(complete: Path) -> None:

@@ -88,7 +88,11 @@ def test_attacks_that_did_not_run_are_not_on_the_ladder() -> None:
 
 
 def test_rungs_that_attacked_different_batches_are_not_compared() -> None:
-    assert ladder_of(LADDER, [left("stop", 12), left("exact", 3, total=10)]) is None
+    partly = left("exact", 3, total=10)
+    assert ladder_of(LADDER, [left("stop", 12), partly]) is None
+    found = ladder_of(LADDER, [left("square", 9, kind="transfer"), left("stop", 12), partly])
+    assert found is not None
+    assert [rung.rung for rung in found.rungs] == ["transfer", "stop-gradient"]
 
 
 def test_rungs_are_listed_in_the_order_of_the_ladder() -> None:

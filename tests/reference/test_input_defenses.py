@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from dent import ConfigError, InputError, Status, UnsupportedModelError
-from dent.defenses import AntiAdversary, Hedge
+from dent.defenses import AntiAdversary, Hedge, make
 
 
 @settings(max_examples=25, deadline=None)
@@ -111,6 +111,20 @@ def test_hedge_raises_the_sum_of_the_losses_of_all_classes(
         return -logits.log_softmax(1).sum(1)
 
     assert bool((loss(Hedge(small, eps=0.2, seed=0)(batch)) > loss(small(batch))).all())
+
+
+def test_fixed_hedge_is_deterministic_and_starts_every_sample_from_one_pattern(
+    small: nn.Sequential, batch: Tensor
+) -> None:
+    fixed = make("dent.defenses:fixed_hedge", small)
+    assert isinstance(fixed, Hedge)
+    assert not fixed.randomized
+    answer = fixed.predict(batch, fixed.adapt(batch))
+    torch.manual_seed(11)  # it would move a drawn start
+    assert torch.equal(fixed.predict(batch, fixed.adapt(batch)), answer)
+    assert torch.equal(Hedge(small, seed=0)(batch), answer)
+    flipped = batch.flip(0)
+    torch.testing.assert_close(fixed.predict(flipped, fixed.adapt(flipped)), answer.flip(0))
 
 
 def test_hedge_without_a_seed_draws_from_the_global_generator(

@@ -13,7 +13,7 @@ from dent.defenses.anti_adversary import AntiAdversary
 from dent.defenses.base import ReferenceDefense
 from dent.defenses.dent import Dent
 from dent.defenses.et3 import ET3
-from dent.defenses.hedge import Hedge
+from dent.defenses.hedge import Hedge, fixed_hedge
 from dent.defenses.mean_sparse import MeanSparse, Sparsity
 from dent.defenses.med_bn import MedBN
 from dent.defenses.perturbation import Perturbation
@@ -43,6 +43,7 @@ __all__ = [
     "TentState",
     "TestTimeAdaptation",
     "describe",
+    "fixed_hedge",
     "load_config",
     "make",
     "names",

@@ -28,9 +28,10 @@ def evaluate(
     """Evaluate as `dent.evaluation.evaluate` does, on many processes and machines.
 
     Workers take whole batches. So the records are bit-equal to those of one process on the same
-    kind of device with as many threads as a worker. Only this process writes to the folder. If a
-    worker or machine dies, at most the unit in progress is lost, and another worker takes the rest
-    of its batch.
+    kind of device with as many threads as a worker. A run of the suite stops only between attacks,
+    where one process may also stop between the batches of an attack. Only this process writes to
+    the folder. If a worker or machine dies, at most the unit in progress is lost, and another
+    worker takes the rest of its batch.
 
     Args:
         subject: What to evaluate. It must pickle. Keep it on the CPU: workers move it to their own
@@ -67,4 +68,5 @@ def evaluate(
         progress=progress,
         shard=shard,
         static_from=static_from,
+        in_parts=False,
     )

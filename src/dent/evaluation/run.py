@@ -192,16 +192,18 @@ def evaluate_with(
     progress: OnProgress | None,
     shard: Shard | None,
     static_from: Path | None = None,
+    in_parts: bool = True,
 ) -> EvaluationResult:
     """Evaluate as `evaluate` does, but run the units by `run_units`.
 
-    The other arguments are the same.
+    If not `in_parts`, the run stops only between attacks, and not between the batches of one. The
+    other arguments are the same.
     """
     settings = settings or Settings()
     prepared = prepare(subject, settings)
     spec, plan = prepared.spec, prepared.plan
     _warn_of_missing_classes(prepared)
-    unit_rounds = rounds_of(shard, spec, plan)
+    unit_rounds = rounds_of(shard, spec, plan, in_parts=in_parts)
     todo = [unit for unit_groups in unit_rounds for group in unit_groups for unit in group]
 
     if out is None or not os.path.exists(Path(out) / RUN):  # a resumed run was rehearsed already
@@ -265,14 +267,20 @@ def _warn_of_missing_classes(prepared: Prepared) -> None:
 
 
 def rounds_of(
-    shard: Shard | None, spec: EvaluationSpec, plan: Plan
+    shard: Shard | None, spec: EvaluationSpec, plan: Plan, *, in_parts: bool = True
 ) -> tuple[tuple[Group, ...], ...]:
     """Return the rounds of a shard; of the whole run if it is None.
 
     In a run by attack, every shard makes all probes: its attacks and certificates depend on them.
+
+    Args:
+        shard: The part to run.
+        spec: The specification.
+        plan: Its batches.
+        in_parts: Whether to split an attack of a whole run into rounds.
     """
     if shard is None:
-        return tuple(rounds(spec, plan))
+        return tuple(rounds(spec, plan, in_parts=in_parts))
     every = tuple(groups(spec, plan))
     if spec.schedule == "by-batch":
         return (shard.of_all(every),)

@@ -27,7 +27,8 @@ def show_result(result: EvaluationResult, out: str) -> None:
     spec = result.spec
     flags = of_one(result)
     table = headline(result, flags)
-    attacked = f"{result.samples} of {spec.dataset.name}, {counted(result.batches, 'batch')}"
+    images = f"{counted(result.samples, 'image')} of {spec.dataset.name}"
+    attacked = f"{images}, {counted(result.batches, 'batch')}"
     titles = ["defense", *(column.title for column in table.columns)]
     by_defense = [_column(row, table.columns) for row in table.rows]
     # One column per defense, because there are few defenses and may be many submissions.

@@ -5,6 +5,7 @@ from rich.markup import escape
 from dent.cli import console
 from dent.report import RunSummary, SampleStory, wording
 from dent.report.story import DefenseStory
+from dent.support.plural import counted
 from dent.support.printable import one_line
 
 
@@ -15,7 +16,8 @@ def show_run(run: RunSummary) -> None:
         done = f"{run.units_done}/{run.units_planned}"
         if run.status == "complete" and run.units_done < run.units_planned:
             done = f"(stopped early, {done})"
-        about = f"{run.status} {done}, {run.model}, {run.samples} of {run.dataset}, {run.threat}"
+        images = f"{counted(run.samples, 'image')} of {run.dataset}"
+        about = f"{run.status} {done}, {run.model}, {images}, {run.threat}"
     console.OUT.print(
         f"[bold]{escape(one_line(run.path))}[/]  {escape(one_line(about))}", soft_wrap=True
     )

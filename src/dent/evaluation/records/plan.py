@@ -157,6 +157,8 @@ def units(spec: EvaluationSpec, plan: Plan) -> Iterator[Unit]:
             yield from group
 
 
+_PARTS: Final = 8
+"""Number of rounds at most into which an attack on the defenses is split."""
 _FIRST_ROUNDS: Final = 3
 """Number of rounds after which a run by attack may first stop."""
 
@@ -169,7 +171,9 @@ def before_decision(spec: EvaluationSpec, plan: Plan) -> tuple[Unit, ...]:
     return tuple(chain.from_iterable(chain.from_iterable(first)))
 
 
-def rounds(spec: EvaluationSpec, plan: Plan) -> Iterator[tuple[Group, ...]]:
+def rounds(
+    spec: EvaluationSpec, plan: Plan, *, in_parts: bool = True
+) -> Iterator[tuple[Group, ...]]:
     """Yield the rounds of a run. A round has independent groups, and builds on earlier rounds.
 
     A run by batch is a single round. A run by attack has these rounds:
@@ -178,12 +182,19 @@ def rounds(spec: EvaluationSpec, plan: Plan) -> Iterator[tuple[Group, ...]]:
     2. the natural batches of the static model, and the attacks on it;
     3. for each defense, the natural batches and the transfers from the first attack on the static
        model, which decide most runs;
-    4. the transfers from the other attacks on the static model;
-    5. one round for each attack on the defenses;
+    4. for each other attack on the static model, the transfers from it;
+    5. for each attack on the defenses, the attack;
     6. attacks with the published protocol, if there are any;
     7. the certificates.
 
-    From the third round on, a run may stop after each round.
+    From the third round on, a run may stop after each round. So 4 and 5 have up to 8 rounds for
+    each attack, with a part of the batches each.
+
+    Args:
+        spec: The specification.
+        plan: Its batches.
+        in_parts: Whether to split an attack into rounds. Without it, many workers can share all
+            batches of an attack.
     """
     if spec.schedule == "by-batch":
         yield tuple(groups(spec, plan))
@@ -191,17 +202,26 @@ def rounds(spec: EvaluationSpec, plan: Plan) -> Iterator[tuple[Group, ...]]:
     yield tuple((unit,) for unit in _probes(spec))
     yield tuple(tuple(_on_static(spec, batch.index)) for batch in plan.batches)
     others = _others(spec)
+    stoppable = False
     for part in _by_attack(spec):
-        yield tuple(
-            group
-            for batch in plan.batches
-            for defense in others
-            if (group := tuple(part(defense, batch.index)))
-        )
+        for batches in _parts(plan.batches) if stoppable and in_parts else (plan.batches,):
+            yield tuple(
+                group
+                for batch in batches
+                for defense in others
+                if (group := tuple(part(defense, batch.index)))
+            )
+        stoppable = True  # once every batch has a submission after its natural one
     published = tuple(_published(spec))
     if published:
         yield published
     yield _certificates(spec)
+
+
+def _parts(batches: Sequence[Batch]) -> Iterator[Sequence[Batch]]:
+    size = -(-len(batches) // _PARTS)
+    for start in range(0, len(batches), size):
+        yield batches[start : start + size]
 
 
 def groups(spec: EvaluationSpec, plan: Plan) -> Iterator[Group]:
@@ -270,7 +290,8 @@ _Part = Callable[[DefenseSpec, int], Iterator[Unit]]
 
 def _by_attack(spec: EvaluationSpec) -> Iterator[_Part]:
     yield partial(_natural_and_first_transfer, spec)
-    yield partial(_other_transfers, spec)
+    for attack in _transfers(spec)[1:]:
+        yield partial(_transferred, spec, attack)
     for attack in _frozen(spec):
         yield partial(_attacked, spec, attack)
 
@@ -283,11 +304,11 @@ def _natural_and_first_transfer(
         yield Unit("transfer", defense.name, attack, batch)
 
 
-def _other_transfers(spec: EvaluationSpec, defense: DefenseSpec, batch: int) -> Iterator[Unit]:
-    transfers = _transfers(spec)
-    for attack in transfers[1:]:
-        yield Unit("transfer", defense.name, attack, batch)
-    if defense.batch_dependent and len(transfers) > 1:
+def _transferred(
+    spec: EvaluationSpec, attack: str, defense: DefenseSpec, batch: int
+) -> Iterator[Unit]:
+    yield Unit("transfer", defense.name, attack, batch)
+    if defense.batch_dependent and attack == _transfers(spec)[-1]:
         yield Unit("assembled", defense.name, None, batch)
 
 

@@ -102,7 +102,7 @@ class _Watched:
         defense: DefenseSpec,
         by_round: Sequence[Sequence[Group]],
     ) -> None:
-        self._spec, self._defense = spec, defense
+        self._spec, self._plan, self._defense = spec, plan, defense
         planned = [unit for groups in by_round for unit in self._own(groups)]
         self._planned = sum(unit.kind != "certificate" for unit in planned)
         self._done = 0
@@ -131,18 +131,24 @@ class _Watched:
     ) -> Decision | None:
         """Return the decision after the last complete round; None while a gain can be shown.
 
+        It counts the attacks that ran on every batch. The next one may have run on some of them.
         Also None if every unit is recorded, because then nothing was left out.
         """
         if all(unit.key in records for groups in by_round for unit in self._own(groups)):
             return None
         attacks: set[str] = set()
+        last = self._plan.batches[-1].index
         found: Decision | None = None
         for groups in by_round:
             units = self._own(groups)
             if any(unit.key not in records for unit in units):
                 break
             self.add([groups], records)
-            attacks |= {unit.attack or "" for unit in units if unit.kind == "attack"}
+            attacks |= {
+                unit.attack or ""
+                for unit in units
+                if unit.kind == "attack" and unit.batch in (last, None)
+            }
             if not any(unit.kind in ("attack", "transfer") for unit in units):
                 continue
             if self._drawn or (found is None and self._can_gain(static)):

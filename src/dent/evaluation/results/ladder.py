@@ -19,23 +19,27 @@ def ladder_of(spec: EvaluationSpec, attacks: Sequence[AttackSummary]) -> Ladder 
         attacks: The attacks on one defense. Attacks that were not available for it do not count.
 
     Returns:
-        None if fewer than two rungs attacked the defense, if the rungs have not yet attacked the
-        same batches, or if the best attack on a rung left out members that earlier attacks broke:
-        what it left is then not its own doing.
+        None if fewer than two rungs attacked the same batches, or if the best attack on a rung left
+        out members that earlier attacks broke: what it left is then not its own doing. An attack
+        that has run on fewer batches than another does not count.
     """
     rungs_by_attack = {attack.name: _rung_of_spec(attack) for attack in spec.attacks}
+    on_a_rung = [
+        (rung, summary)
+        for summary in attacks
+        if (rung := _rung_of_summary(summary, rungs_by_attack)) in RUNGS
+    ]
+    total = max((summary.served.total for _, summary in on_a_rung), default=0)
     rungs, carried = [], 0
     for rung in RUNGS:
         tried = [
-            summary
-            for summary in attacks
-            if summary.served.total and _rung_of_summary(summary, rungs_by_attack) == rung
+            summary for of, summary in on_a_rung if of == rung and 0 < summary.served.total == total
         ]
         if tried:
             best = min(tried, key=lambda summary: summary.served.correct)
             rungs.append(LadderRung(rung=rung, attack=best.attack or "", served=best.served))
             carried += best.carried
-    if carried or len(rungs) < 2 or len({rung.served.total for rung in rungs}) > 1:
+    if carried or len(rungs) < 2:
         return None
     # Among equal rungs, the first is the cheapest.
     won = min(rungs, key=lambda rung: rung.served.correct)

@@ -422,7 +422,7 @@ class EvaluationResult(OfSpec):
 def _lines(result: EvaluationResult) -> Iterator[str]:
     spec = result.spec
     yield (
-        f"{spec.model.name} on {result.samples} of {spec.dataset.name}, "
+        f"{spec.model.name} on {counted(result.samples, 'image')} of {spec.dataset.name}, "
         f"{counted(result.batches, 'batch')}, {spec.threat.norm} eps {spec.threat.eps}"
     )
     if result.status == "partial":
