@@ -155,7 +155,7 @@ def test_difference_of_a_row_that_stopped_early_is_an_upper_bound(rows: list[Boa
     assert "hollow, with an arrow: at most" in to_page([early], Path())
     assert "hollow" not in to_page([whole], Path())
     page = body(to_page([stopped(whole, 0)], Path()))
-    assert "transfers only, 0 of 18 attacks on it" in page
+    assert "after transfers, with 0 of 18 attacks on it complete" in page
     told = replace(early, variants=(variant,)).to_json()
     assert (told["decided"]["after"], told["decided"]["of"]) == (8, 18)
     assert told["variants"][0]["decided"]["after"] == 8

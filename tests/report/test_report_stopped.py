@@ -106,7 +106,7 @@ def test_a_run_that_went_to_its_end_has_no_upper_bounds(
 def test_transfers_alone_are_told_from_attacks(stopped: EvaluationResult) -> None:
     decided = Decision(after=0, of=18, at_most=0.0, below=False)
     said = limits(with_dent(stopped, decided=decided))[0]
-    assert "(dent+: transfers only, 0 of 18 attacks on it)" in said
+    assert "(dent+: after transfers, with 0 of 18 attacks on it complete)" in said
 
 
 def test_csv_says_after_how_many_attacks_the_run_stopped(loaded: RecordedRun) -> None:

@@ -86,11 +86,11 @@ def bound(text: str, decided: Decision | None) -> str:
 
 
 def stop(decided: Decision) -> str:
-    """Return how many attacks on a defense ran before the run stopped on it."""
+    """Return how many attacks on a defense were complete when the run stopped on it."""
     attacks = f"{counted(decided.of, 'attack')} on it"
     if decided.after:
         return f"after {decided.after} of {attacks}"
-    return f"transfers only, 0 of {attacks}"
+    return f"after transfers, with 0 of {attacks} complete"
 
 
 def reading(paired: Difference | None) -> Reading:

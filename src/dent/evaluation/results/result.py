@@ -253,7 +253,8 @@ class Decision(Record):
     """The point at which a run stopped attacking a defense, when it could show no gain anymore."""
 
     after: _Count
-    """Number of attacks on the defense that had run, without transfers from the static model."""
+    """Number of attacks on the defense that had run on every batch, without transfers from the
+    static model."""
     of: _Count
     """Number of attacks in the run."""
     at_most: float
