@@ -93,6 +93,7 @@ class Outside:
     by: str
     url: str | None
     lowered: int
+    digest: str = "ab" * 32
 
 
 def test_challenges_that_lower_a_row_are_named_without_unsafe_links(rows: list[BoardRow]) -> None:
@@ -108,7 +109,9 @@ def test_challenges_that_lower_a_row_are_named_without_unsafe_links(rows: list[B
     row = replace(rows[0], headline=replace(headline, result=result))
     assert row.trust == "claimed, lowered by Eve, Mallory"
     page = to_page([row], Path())
-    assert '<a href="https://example.org/images">images of Eve</a>' in page
+    assert '<a href="https://example.org/images">page named by Eve</a>' in page
+    for name in ("Eve", "Mallory"):
+        assert f"<small>images of {name}: digest {'ab' * 32}</small>" in page
     assert "javascript:" not in page
     assert "Trudy" not in page
 

@@ -308,16 +308,18 @@ def _cells(row: BoardRow) -> Iterator[BoardCell]:
     yield _samples(row)
     stale = ("stale: a newer suite is out",) if row.stale else ()
     yield BoardCell(str(row.suite or ""), row.suite, missing="not whole", notes=stale, tone="quiet")
+    # A challenge may name any page, so the link does not promise images.
     links = tuple(
-        Link(f"images of {each.by}", each.url)
+        Link(f"page named by {each.by}", each.url)
         for each in row.broken_by
         if each.url is not None and _is_web(each.url)
     )
+    images = tuple(f"images of {each.by}: digest {each.digest}" for each in row.broken_by)
     # The page names departures from the track beside the name of the row.
     notes = tuple(problem for problem in row.problems if not problem.startswith("track: "))
     notes = notes if row.unbound is None else (row.unbound, *notes)
     tone = "bad" if row.broken_by or notes else "quiet"
-    yield BoardCell(row.trust, row.trust, notes=notes, links=links, tone=tone)
+    yield BoardCell(row.trust, row.trust, notes=(*notes, *images), links=links, tone=tone)
 
 
 def gain_of(run: VariantResult) -> str:
