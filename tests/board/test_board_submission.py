@@ -1,5 +1,6 @@
 """Test how rows are submitted and checked, and that manipulated rows are detected."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -201,6 +202,55 @@ def test_archive_can_be_checked_without_and_with_its_separate_images(
     assert whole.code == 0, whole.out + whole.err
     refused = dent(*asked, "--reattack", "1", "--nonce", "1")
     assert "--reattack takes the images of the run" in refused.err
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_downloaded_files_are_compared_with_the_submission(row: Path, tmp_path: Path) -> None:
+    told = submit(row).out
+    images = tmp_path / "row.images.tar"
+    assert f'images: {{"url": "https://...", "sha256": "{sha256(images)}"}}' in told.replace(
+        "\n", " "
+    )
+    lock, one, two = (tmp_path / name for name in ("lock.txt", "one.safetensors", "two.pt"))
+    for path in (lock, one, two):
+        path.write_text(path.name)
+    named = {
+        path.name: {"url": "https://example.org/x", "sha256": sha256(path)}
+        for path in (images, lock, one, two)
+    }
+    weights = [named[one.name], named[two.name]]
+    edit(
+        row / "submission.json",
+        lambda values: values.update(
+            images=named[images.name], lock=named[lock.name], weights=weights
+        ),
+    )
+    asked = ("board", "check", str(row), "--records-only", "--json")
+    both = ("--weights-file", str(one), "--weights-file", str(two))
+    right = dent(*asked, "--images", str(images), "--lock-file", str(lock), *both)
+    assert right.code == 3, right.out + right.err  # nothing is wrong, and no batch was submitted
+    assert (states(right)["lock"], states(right)["weights"]) == ("passed", "passed")
+    assert {"lock", "weights"}.isdisjoint(states(dent(*asked)))
+
+    swapped = dent(*asked, "--lock-file", str(one), "--weights-file", str(two))
+    assert swapped.code == 1
+    problems = {each["name"]: each["problems"] for each in json.loads(swapped.out)["checks"]}
+    unnamed = f"{one} has SHA-256 {sha256(one)}, which the submission does not name"
+    assert problems["lock"] == [
+        unnamed,
+        (f"https://example.org/x with SHA-256 {sha256(lock)} is not among the given files"),
+    ]
+    assert problems["weights"] == [
+        f"https://example.org/x with SHA-256 {sha256(one)} is not among the given files"
+    ]
+    edit(row / "submission.json", lambda values: values.update(images=named[lock.name]))
+    other = dent(*asked, "--images", str(images))
+    assert other.code == 2
+    assert f"the submission names images with {sha256(lock)}" in other.err
+    assert "gone.pt cannot be read" in dent(*asked, "--weights-file", "gone.pt").err
 
 
 def test_missing_submission_fields_are_named_and_given_fields_are_kept(row: Path) -> None:

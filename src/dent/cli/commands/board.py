@@ -273,6 +273,18 @@ def check_command(
     images: Annotated[
         Path | None, typer.Option(help="Archive of the row's images, as `dent pack` wrote it.")
     ] = None,
+    lock_file: Annotated[
+        Path | None,
+        typer.Option(help="The lock file, to compare with the SHA-256 in the submission."),
+    ] = None,
+    weights_files: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--weights-file",
+            help="A file of the defense's weights, to compare with the SHA-256 in the submission. "
+            "Repeat it for all of them.",
+        ),
+    ] = None,
     reattack: Annotated[str | None, options.reattack()] = None,
     nonce: Annotated[str | None, options.nonce()] = None,
     records_only: Annotated[bool, options.records_only()] = False,
@@ -300,7 +312,7 @@ def check_command(
     Exit statuses are those of `dent verify`. 0: verified. 1: something is wrong. 3: nothing is
     wrong, but not everything was checked.
     """
-    from dent.board.verification import VerifyOptions, check
+    from dent.board.verification import DownloadedFiles, VerifyOptions, check
     from dent.cli import resolve, runner
     from dent.cli.output.verification import exit_unless_verified, show_checks
 
@@ -309,7 +321,8 @@ def check_command(
         root, device, records_only, allow_code, runner.verification_progress
     )
     recorded = _recording(by, nonce_source)
-    checked = check(row, images, verify_options, again, recorded)
+    files = DownloadedFiles(images, lock_file, tuple(weights_files or ()))
+    checked = check(row, files, verify_options, again, recorded)
     if as_json:
         console.print_json(checked.to_json())
     else:
