@@ -21,6 +21,7 @@ from dent.board.tracks import HEADLINE
 from dent.board.verification import Submitted, VerifyOptions, check, conclude
 from dent.board.verification import submit as submit_row
 from dent.data import from_factory
+from dent.defenses import make
 from dent.errors import ConfigError
 from dent.evaluation import Subject, Verification, challenge, evaluate
 from dent.evaluation.records.journal import CHALLENGES, JOURNAL
@@ -264,6 +265,37 @@ def test_missing_submission_fields_are_named_and_given_fields_are_kept(row: Path
     told = json.loads(changed.out)
     assert (told["name"], told["contact"]) == ("other", "me@example.org")
     assert told["factory"] == NAME
+
+
+def test_factory_of_a_json_file_is_its_path_in_the_repository(
+    put: Put, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(SMALL)
+    monkeypatch.chdir(tmp_path)
+    mine, other = tmp_path / "configurations" / "mine.json", tmp_path / "other" / "mine.json"
+    for path, lr in ((mine, 0.002), (other, 0.003)):
+        path.parent.mkdir()
+        path.write_text(json.dumps({"steps": 0, "lr": lr}))
+    defense = make(str(mine), model())
+    row = make_row(tmp_path / "row", SMALL, None, {HEADLINE: defense}, name="mine")
+    bare = submit(row)
+    assert bare.code == 2
+    assert "the factory 'mine' makes no defense" in bare.err
+    assert "--defense configurations/mine.json" in bare.err
+    for path, said in (
+        (str(mine), "makes no defense"),
+        ("../row/mine.json", "makes no defense"),
+        ("mine.json", "There is no configuration file mine.json"),
+        ("other/mine.json", "other/mine.json has other settings than the defense of the headline"),
+    ):
+        assert said in submit(row, "--defense", path).err
+    assert not (row / "submission.json").exists()
+    told = submit(row, "--defense", "configurations/mine.json", "--json")
+    assert told.code == 0, told.err
+    assert json.loads(told.out)["factory"] == "configurations/mine.json"
+    assert failed(row).keys() == {"halves"}  # it is a claim
+    assert submit(row).code == 0  # it keeps its own factory
+    make(json.loads(told.out)["factory"], model())
 
 
 def test_unfinished_run_is_refused_before_missing_fields_are_named(row: Path) -> None:

@@ -24,6 +24,8 @@ from dent.board.submission import (
 )
 from dent.board.tracks import HEADLINE
 from dent.board.trust import TrustEntry, add_trust
+from dent.config import DentConfig
+from dent.defenses import registry
 from dent.errors import ConfigError
 from dent.evaluation import Reattack, Verification, restore, verify
 from dent.evaluation.records.schema import TENSORS
@@ -147,7 +149,8 @@ def submit(
         The submission and its archives, or the failed check if something is wrong with the row.
 
     Raises:
-        ConfigError: The headline run is not finished, or a field is missing or wrong.
+        ConfigError: The headline run is not finished, a field is missing or wrong, or the factory
+            does not make the defense again.
         RecordError: There is no row, or it is damaged.
     """
     row = read_board_row(folder)
@@ -159,7 +162,7 @@ def submit(
     values = {} if chosen is None else read_plain(chosen)
     values |= {name: value for name, value in given.items() if value is not None}
     values["track"] = row.track.name
-    values.setdefault("factory", row.headline.defense_name)
+    values["factory"] = _factory(row, values.get("factory"))
     values["identity"] = row.headline.result.identity
     values["manifest"] = pack.declared_of(folder)
     submission = submission_of(values, str(chosen or "submission"))
@@ -171,6 +174,31 @@ def submit(
         return checked
     write_submission(folder, submission)
     return Submitted(submission, pack.pack(folder, archive))
+
+
+def _factory(row: BoardRow, given: object) -> object:
+    """Return the factory of a new submission, which makes the defense of the headline run again.
+
+    A run calls the defense of a JSON file by the stem of this file, which makes nothing.
+    """
+    name = row.headline.defense_name
+    factory = name if given is None else given
+    if not isinstance(factory, str):
+        return factory  # the submission's own check says what is wrong
+    if ":" in factory or factory in registry.names():
+        return factory
+    path = Path(factory)
+    if path.suffix.lower() != ".json" or path.is_absolute() or ".." in path.parts:
+        raise ConfigError(
+            f"the factory {factory!r} makes no defense. If the defense is a JSON file, run this "
+            f"command in the root of its repository and give its path there: --defense "
+            f"configurations/{name}.json"
+        )
+    recorded = row.headline.run.run.spec.defenses
+    settings = next(each.config["settings"] for each in recorded if each.name == name)
+    if registry.load_config(path) != DentConfig.from_dict(settings):
+        raise ConfigError(f"{path} has other settings than the defense of the headline run")
+    return path.as_posix()
 
 
 def _check_finished(row: BoardRow) -> None:

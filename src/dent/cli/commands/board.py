@@ -212,6 +212,13 @@ def submit_command(
         typer.Option("--from", help="JSON file with fields of the submission; options add to it."),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the row.")] = None,
+    defense: Annotated[
+        str | None,
+        typer.Option(
+            help="The defense of `dent board run`. Only needed for a JSON file: its path, relative "
+            "to the root of its repository, where you run this command."
+        ),
+    ] = None,
     repository: Annotated[str | None, typer.Option(help="URL of the defense's code.")] = None,
     commit: Annotated[
         str | None,
@@ -245,6 +252,7 @@ def submit_command(
 
     given = {
         "name": name,
+        "factory": defense,
         "repository": repository,
         "commit": commit,
         "paper": paper,
