@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from dent.board import pack
 from dent.board.board_row import BoardRow, VariantResult
@@ -195,7 +195,7 @@ def _factory(row: BoardRow, given: object) -> object:
             f"configurations/{name}.json"
         )
     recorded = row.headline.run.run.spec.defenses
-    settings = next(each.config["settings"] for each in recorded if each.name == name)
+    settings: Any = next(each.config["settings"] for each in recorded if each.name == name)
     if registry.load_config(path) != DentConfig.from_dict(settings):
         raise ConfigError(f"{path} has other settings than the defense of the headline run")
     return path.as_posix()
