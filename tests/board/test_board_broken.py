@@ -62,5 +62,5 @@ def test_outside_images_turn_a_row_with_a_gain_into_a_broken_one(put: Put, tmp_p
     told = {"by": "Eve", "digest": record.digest, "url": "https://example.org/eve"}
     assert broken.to_json()["broken_by"] == [told]
     page = to_page([broken], tmp_path)
-    assert f"<small>images of Eve: digest {record.digest}</small>" in page
+    assert f"<small>images of Eve: digest <code>{record.digest}</code></small>" in page
     assert '<a href="https://example.org/eve">page named by Eve</a>' in page

@@ -111,7 +111,7 @@ def test_challenges_that_lower_a_row_are_named_without_unsafe_links(rows: list[B
     page = to_page([row], Path())
     assert '<a href="https://example.org/images">page named by Eve</a>' in page
     for name in ("Eve", "Mallory"):
-        assert f"<small>images of {name}: digest {'ab' * 32}</small>" in page
+        assert f"<small>images of {name}: digest <code>{'ab' * 32}</code></small>" in page
     assert "javascript:" not in page
     assert "Trudy" not in page
 
@@ -336,6 +336,22 @@ def test_page_can_be_sorted_and_filtered_on_desktop_and_phone(rows: list[BoardRo
     assert asked["phone"]["headers"] == "absolute"
     assert set(asked["phone"]["sorters"]) == {"hidden"}
     assert set(asked["desk"]["sorters"]) == {"visible"}
+
+
+@needs_chromium
+def test_digest_of_outside_images_fits_on_a_phone(rows: list[BoardRow]) -> None:
+    broken = with_defense(rows[0], challenges=(Outside("Eve", None, 3),), decided=None)
+    script = """
+    const digest = [...doc.querySelectorAll("td code")].find((n) => n.textContent.length === 64);
+    const cell = digest.closest("td");
+    return [doc.documentElement.scrollWidth - doc.documentElement.clientWidth,
+      Math.max(cell.scrollWidth - cell.clientWidth, 0)];
+    """
+    asked = {
+        name: Question(to_page([broken, rows[1]], Path()), script, width=width)
+        for name, width in (("desk", 1200), ("phone", 360))
+    }
+    assert ask(asked) == {"desk": [0, 0], "phone": [0, 0]}
 
 
 @needs_chromium
