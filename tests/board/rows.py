@@ -35,15 +35,25 @@ def make_row(
     nonce: str | None = "1f",
     variants: Mapping[str, Defense] | None = None,
     until: Literal["decided", "end"] = "decided",
+    name: str = NAME,
 ) -> Path:
-    """Evaluate one defense for each variant of a track, as `dent board run` does."""
+    """Evaluate one defense for each variant of a track, as `dent board run` does.
+
+    Args:
+        folder: Folder of the row.
+        track: The track.
+        nonce: Draws the other half of the samples; none if None.
+        variants: The defense of each variant; by default the headline run of `shifted`.
+        until: Whether a run may stop early.
+        name: What the records call the defense.
+    """
     base = model()
     row_folder.begin(folder, track, nonce)
     for variant, defense in (variants or {HEADLINE: Shifted(base)}).items():
         subject = Subject(
             base,
             data.from_factory(track.dataset),
-            {NAME: defense},
+            {name: defense},
             attacks_of(track, variant),
             ThreatModel(track.norm, track.eps),
             track.model,
