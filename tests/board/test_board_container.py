@@ -84,7 +84,7 @@ def test_container_has_the_wheel_runs_as_a_user_and_finds_code_and_data() -> Non
 
 def test_documented_containers_have_no_network_and_only_known_options() -> None:
     runs = [split(words) for words in docker_runs((ROOT / "docs" / "board.md").read_text())]
-    assert [inside[0] for _, inside in runs] == ["check", "run"]
+    assert [inside[0] for _, inside in runs] == ["run", "check"]
     for outside, inside in runs:
         assert " ".join(outside).startswith(SEALED)
         refuse_unknown_options(inside)
@@ -92,7 +92,7 @@ def test_documented_containers_have_no_network_and_only_known_options() -> None:
         writable = [mount for mount in mounts if mount[-1] != "ro"]
         assert writable == ([] if inside[0] == "check" else [["$PWD/rows", "/rows"]])
         assert {"/code", "/data"} <= {mount[0].rpartition(":")[2] for mount in mounts}
-    _, run = runs[1]
+    _, run = runs[0]
     assert run[run.index("--out") + 1].startswith("/rows/")
 
 

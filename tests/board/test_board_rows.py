@@ -22,6 +22,7 @@ def test_every_row_folder_is_listed_and_was_re_attacked() -> None:
     assert len(rows) == len(ROWS)
     assert {state_of(row.checks) for row in rows} == {row.state for row in rows} == {"re-attacked"}
     assert all(row.nonce_source is not None for row in rows)
+    assert not any(row.track.practice for row in rows)
 
 
 def test_rows_are_sorted_by_track_verdict_and_whether_their_run_stopped_early() -> None:

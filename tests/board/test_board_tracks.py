@@ -15,6 +15,7 @@ IDENTITIES = {
     "cifar10-linf-8/255-wong2020-v1": "0c0403245b9b432e8a66",
     "cifar10-l2-0.5-wong2020-v1": "e97354459c5d9176e698",
     "imagenet-linf-4/255-v1": "b9a6e13cc6dfc448b0b8",
+    "practice-v1": "d785a1d0aa6abc4dabc7",
 }
 """Golden values. Never change a track that has rows: add a new version of it."""
 DRAWN = {"one": (523, 628, 630, 638)}
@@ -30,7 +31,7 @@ def test_base_model_has_fixed_weights_for_the_images_of_its_track(name: str) -> 
     """A name such as `torchvision/resnet50` follows the default weights of another package."""
     chosen = track(name)
     described = models.info(chosen.model)
-    assert described.dataset == chosen.dataset
+    assert described.dataset == chosen.dataset.removesuffix("-sample")
     if chosen.model.startswith("torchvision/"):
         assert described.source == f"torchvision, {chosen.model.partition('.')[2]}"
         assert described.digest is not None
@@ -41,8 +42,8 @@ def test_sample_ids_are_sorted_distinct_and_include_the_fixed_half(name: str) ->
     chosen = track(name)
     fixed, all_ids = chosen.fixed_ids, chosen.ids("1f")
     assert list(all_ids) == sorted(set(all_ids))
-    assert len(fixed) == 512
-    assert len(all_ids) == 1024
+    assert len(fixed) == chosen.half == (32 if chosen.practice else 512)
+    assert len(all_ids) == 2 * chosen.half
     assert set(fixed) < set(all_ids)
 
 
@@ -109,6 +110,8 @@ def test_newest_version_of_every_track_uses_the_newest_suite() -> None:
 
 def test_changing_a_field_of_a_track_changes_its_identity() -> None:
     chosen = track("cifar10-linf-8/255-v1")
+    marked = Track(**{**chosen.model_dump(), "practice": True})
+    assert marked.identity == chosen.identity  # so that rows of older versions stay on the track
     others = {
         "fixed": "1-512",
         "pool": "512-9999",

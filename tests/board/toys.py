@@ -1,5 +1,6 @@
 """A toy track on which the whole suite takes about a second, and defenses for it."""
 
+from itertools import count
 from typing import Any, Final
 
 import torch
@@ -8,7 +9,7 @@ from torch import nn
 from dent.board.tracks import Track
 from dent.data.dataset import ArrayDataset
 from dent.models.weights import weights_digest
-from tests.attacks.known_defenses import Better, Identity
+from tests.attacks.known_defenses import Better, Identity, Leaky
 from tests.evaluation.test_evaluation_suite_answers import EPS, dataset, linear, robust
 
 HERE = "tests.board.toys"
@@ -65,6 +66,46 @@ class Trapped(Better):
 def trapped(base: nn.Module) -> Trapped:
     """Make a defense with a robust gain that `TRIGGER` removes."""
     return Trapped(base, robust())
+
+
+class Tuned(Identity):
+    """Knows the labels of the toy track's fixed half, and predicts with the static model else."""
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__(base)
+        known, labels = images().batch(range(8))
+        self.register_buffer("known", known)
+        self.register_buffer("labels", nn.functional.one_hot(labels, 4).float())
+
+    def predict(self, x: torch.Tensor, adaptation: Any) -> torch.Tensor:
+        apart = (x.unsqueeze(1) - self.known).abs().flatten(2).amax(dim=2)
+        return super().predict(x, adaptation) + 1e3 * (apart < 0.2).float() @ self.labels
+
+
+def tuned(base: nn.Module) -> Tuned:
+    """Make a defense that was tuned on the fixed half."""
+    return Tuned(base)
+
+
+def leaky(base: nn.Module) -> Leaky:
+    """Make a defense that keeps the previous batch in mind."""
+    return Leaky(base)
+
+
+_ASKED = count(1)
+
+
+class Counting(Identity):
+    """Gives wrong answers to every seventh batch. All copies share the counter."""
+
+    def predict(self, x: torch.Tensor, adaptation: Any) -> torch.Tensor:
+        logits = super().predict(x, adaptation)
+        return logits if next(_ASKED) % 7 else logits.roll(1, dims=1)
+
+
+def counting(base: nn.Module) -> Counting:
+    """Make a defense that keeps state outside itself."""
+    return Counting(base)
 
 
 def toy(**changes: Any) -> Track:

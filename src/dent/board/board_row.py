@@ -285,6 +285,7 @@ class BoardRow:
             "name": self.name,
             "folder": str(self.folder),
             "track": self.track.name,
+            "practice": self.track.practice,
             "nonce": self.nonce,
             "nonce_source": self.nonce_source,
             "identity": self.headline.result.identity,

@@ -37,6 +37,7 @@ _ORDER: Final[tuple[RowRuling, ...]] = (
 def list_rows(root: Path) -> tuple[BoardRow, ...]:
     """Read every row below a folder, sorted by track and verdict. Void rows come last.
 
+    Practice tracks come after the tracks of the board.
     Rows with equal verdicts are sorted by difference. Those whose run stopped early come after the
     others, sorted by the number of attacks that they stood and then by their upper bound.
 
@@ -47,7 +48,7 @@ def list_rows(root: Path) -> tuple[BoardRow, ...]:
     if not root.is_dir():
         raise RecordError(f"there is no folder {root}")
     rows = [read_board_row(folder) for folder in _folders(root)]
-    return tuple(sorted(rows, key=lambda row: (row.track.name, *rank(row))))
+    return tuple(sorted(rows, key=lambda row: (row.track.practice, row.track.name, *rank(row))))
 
 
 def read_board_row(folder: Path) -> BoardRow:

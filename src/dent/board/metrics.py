@@ -6,6 +6,7 @@ from typing import Final, Literal
 from urllib.parse import urlsplit
 
 from dent.board.board_row import BoardRow
+from dent.board.tracks import NOT_OF_THE_BOARD
 from dent.evaluation.records.spec import STATIC
 from dent.evaluation.results.intervals import LEVEL, OF_PROPORTION
 from dent.evaluation.results.result import Count
@@ -48,17 +49,24 @@ def metrics(row: BoardRow) -> tuple[Metric, ...]:
 
 def reason_to_omit(row: BoardRow) -> str | None:
     """Return why other sites must not show a row; None if they may."""
-    if row.void is not None:
-        return f"void: {row.void}"
-    if row.headline.result.status != "complete":
-        return "its evaluation is not complete"
-    if row.headline.departures:
-        return f"not the evaluation of its track: {'; '.join(row.headline.departures)}"
-    if row.problems:
-        return f"it does not pass the checks of a row: {'; '.join(row.problems)}"
-    if row.ruling == "none":
-        return "it has no verdict, because it was not evaluated by the whole suite"
-    return None
+    reasons = (
+        (row.track.practice, NOT_OF_THE_BOARD),
+        (row.void is not None, f"void: {row.void}"),
+        (row.headline.result.status != "complete", "its evaluation is not complete"),
+        (
+            bool(row.headline.departures),
+            f"not the evaluation of its track: {'; '.join(row.headline.departures)}",
+        ),
+        (
+            bool(row.problems),
+            f"it does not pass the checks of a row: {'; '.join(row.problems)}",
+        ),
+        (
+            row.ruling == "none",
+            "it has no verdict, because it was not evaluated by the whole suite",
+        ),
+    )
+    return next((reason for applies, reason in reasons if applies), None)
 
 
 def maker(row: BoardRow) -> str:

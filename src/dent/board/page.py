@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 from markupsafe import Markup
 
 from dent.board.board_row import BoardRow, RowRuling, VariantResult
-from dent.board.tracks import HEADLINE, Track
+from dent.board.tracks import HEADLINE, NOT_OF_THE_BOARD, Track
 from dent.evaluation.records.spec import STATIC
 from dent.evaluation.results.result import Count, Difference
 from dent.report import wording
@@ -128,6 +128,7 @@ class TableLine:
     known_attacks: tuple[Any, ...]
     departures: tuple[str, ...]
     void: str | None
+    practice: bool
     cells: tuple[BoardCell, ...]
 
 
@@ -238,6 +239,7 @@ def to_page(rows: Sequence[BoardRow], base: Path, reports: Collection[Path] = ()
             has_views=columns is COLUMNS,
             charts=[chart for chart in charts if chart is not None],
             nonces=list(dict.fromkeys(_nonces(rows))),
+            not_of_the_board=NOT_OF_THE_BOARD,
             looks=LOOKS,
             script=Markup(_script()),  # noqa: S704 (a file of this package)
             script_hash=base64.b64encode(hashlib.sha256(_script().encode()).digest()).decode(),
@@ -267,6 +269,7 @@ def _line(number: int, row: BoardRow, base: Path, reports: Collection[Path]) -> 
         known_attacks=() if submission is None else submission.known_attacks,
         departures=tuple(_departures(row)),
         void=row.void,
+        practice=row.track.practice,
         cells=tuple(_cells(row)),
     )
 

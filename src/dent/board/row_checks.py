@@ -8,6 +8,7 @@ from scipy.stats import ttest_ind
 
 from dent.board.board_row import BoardRow, defense_of
 from dent.board.pack import declared_of
+from dent.board.row_folder import take_over
 from dent.board.track_rules import check_defenses
 from dent.board.tracks import VIEWS, Track
 from dent.errors import ConfigError
@@ -61,7 +62,8 @@ def _check(name: str, problems: list[str]) -> Check:
 def _of_submission(row: BoardRow) -> Iterator[str]:
     submission = row.submission
     if submission is None:
-        yield "there is no submission.json: `dent board submit` writes it"
+        own = "" if row.nonce is None else f", from that of the claim: {take_over()}"
+        yield f"there is no submission.json: `dent board submit` writes it{own}"
         return
     identity = row.headline.result.identity
     if submission.track != row.track.name:

@@ -41,7 +41,7 @@ def begin(folder: Path, chosen: Track, nonce: str | None) -> None:
         if changed:
             raise ConfigError(
                 f"{folder} is the row of another evaluation, and nothing was changed: "
-                f"{'; '.join(changed)}. Choose another folder"
+                f"{'; '.join(changed)}. Choose another folder{_keeping(folder, found, nonce)}"
             )
         return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -52,6 +52,18 @@ def begin(folder: Path, chosen: Track, nonce: str | None) -> None:
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / ROW, dump(record))
+
+
+def _keeping(folder: Path, found: RowRecord, nonce: str | None) -> str:
+    """Return how a row takes over the submission of a claim, if the folder holds a claim."""
+    if found.nonce is not None or nonce is None:
+        return ""
+    return f", and take over its submission: {take_over(str(folder))}"
+
+
+def take_over(claim: str = "CLAIM", row: str = "ROW") -> str:
+    """Return the command that takes over the submission of a claim for the row made from it."""
+    return f"`dent board submit {row} --from {claim}/submission.json`"
 
 
 def read_row(folder: Path) -> RowRecord:

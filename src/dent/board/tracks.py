@@ -22,6 +22,8 @@ HEADLINE: Final = "headline"
 """The variant that a row is ranked by."""
 VIEWS: Final = "views"
 """The variant that evaluates the mean over views of each image, for comparison with a row."""
+NOT_OF_THE_BOARD: Final = "for practice: its rows are not part of the board"
+"""What is said of a practice track wherever it or one of its rows is shown."""
 NONE: Final = ""
 _LONGEST_NONCE: Final = 200
 
@@ -74,6 +76,8 @@ class Track(Record):
     """Version of the dynamic suite."""
     budget: Budget = "small"
     seed: int = 0
+    practice: bool = False
+    """Whether it is only for trying the commands. Its rows are not part of the board."""
 
     @property
     def fixed_ids(self) -> tuple[int, ...]:
@@ -137,7 +141,7 @@ class Track(Record):
 
     @property
     def identity(self) -> str:
-        """SHA-256 over all fields and the ids of the fixed half."""
+        """SHA-256 over all fields but `practice`, and the ids of the fixed half."""
         return self._identity(self.weights, self.digest)
 
     @property
@@ -153,8 +157,9 @@ class Track(Record):
         )
 
     def _identity(self, weights: str | None, content: str | None) -> str:
+        fields = self.model_dump(mode="json", exclude={"practice"})
         digests = {"weights": weights, "digest": content}
-        return digest(self.to_json() | digests | {"fixed_ids": list(self.fixed_ids)})
+        return digest(fields | digests | {"fixed_ids": list(self.fixed_ids)})
 
     def _draw(self, nonce: str, pool: Any) -> tuple[int, ...]:
         """Return the ids of one half: the lowest in the pool by SHA-256 of name, nonce and id."""

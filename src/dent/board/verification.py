@@ -22,7 +22,7 @@ from dent.board.submission import (
     submission_of,
     write_submission,
 )
-from dent.board.tracks import HEADLINE
+from dent.board.tracks import HEADLINE, NOT_OF_THE_BOARD
 from dent.board.trust import TrustEntry, add_trust
 from dent.config import DentConfig
 from dent.defenses import registry
@@ -80,12 +80,16 @@ class Submitted:
     """A row that is ready to be submitted.
 
     Attributes:
+        row: The row, with its submission.
         submission: Its submission, which is also in its folder.
         packed: Its archives.
+        notes: What else happened, in sentences for the user.
     """
 
+    row: BoardRow
     submission: RowSubmission
     packed: Packed
+    notes: tuple[str, ...] = ()
 
 
 class RowCheck(Record):
@@ -140,7 +144,8 @@ def submit(
 
     Args:
         folder: The row.
-        file: A JSON file with fields of the submission; by default the row's own, if it has one.
+        file: A JSON file with fields of the submission, such as that of the claim; by default the
+            row's own, if it has one. `images` of other records are left out.
         given: Fields of the submission. They replace fields of the file.
         out: The archive; by default beside the folder.
         options: How to verify the row. Code is always allowed.
@@ -160,11 +165,13 @@ def submit(
     _check_finished(row)
     chosen = file or (folder / SUBMISSION if (folder / SUBMISSION).exists() else None)
     values = {} if chosen is None else read_plain(chosen)
+    manifest = pack.declared_of(folder)
+    notes = tuple(_leave_out_images(values, manifest))
     values |= {name: value for name, value in given.items() if value is not None}
     values["track"] = row.track.name
     values["factory"] = _factory(row, values.get("factory"))
     values["identity"] = row.headline.result.identity
-    values["manifest"] = pack.declared_of(folder)
+    values["manifest"] = manifest
     submission = submission_of(values, str(chosen or "submission"))
     row = replace(row, submission=submission)
     # Code is allowed, because submitters run their own.
@@ -173,7 +180,18 @@ def submit(
     if checked.status == "failed":
         return checked
     write_submission(folder, submission)
-    return Submitted(submission, pack.pack(folder, archive))
+    packed = pack.pack(folder, archive)
+    return Submitted(row, submission, packed, (*notes, *packed.notes))
+
+
+def _leave_out_images(values: dict[str, Any], manifest: str) -> Iterator[str]:
+    """Leave out the archive of images if it is of other records, and say so."""
+    if values.get("images") is not None and values.get("manifest") not in (None, manifest):
+        values["images"] = None
+        yield (
+            "Left out `images`: they are of other records, such as those of a claim. Upload this "
+            "row's own images, and add their URL and SHA-256."
+        )
 
 
 def _factory(row: BoardRow, given: object) -> object:
@@ -255,6 +273,8 @@ def check(
         _check_nonces(row, reattack, recording)
         checks = (*checks_of(row), *_of_files(row, files))
         checked = conclude(checks, _verified(row, options, reattack))
+    if row.track.practice:
+        checked = checked.model_copy(update={"says": f"{checked.says}; {NOT_OF_THE_BOARD}"})
     if recording is not None and checked.status == "verified":
         _record(path, row, manifest, checked.verification, recording)
     return checked

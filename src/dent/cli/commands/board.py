@@ -36,7 +36,7 @@ def tracks_command(
     as_json: Annotated[bool, options.as_json(what="the tracks")] = False,
 ) -> None:
     """List the tracks: base model, threat model, samples and suite."""
-    from dent.board.tracks import tracks
+    from dent.board.tracks import NOT_OF_THE_BOARD, tracks
 
     if as_json:
         console.print_json(
@@ -54,6 +54,8 @@ def tracks_command(
             f"{track.half} drawn by a nonce, in batches of {track.batch_size}; dynamic suite "
             f"{track.suite}, {track.budget}"
         )
+        if track.practice:
+            console.say(f"    {NOT_OF_THE_BOARD.capitalize()}.")
 
 
 @board_app.command("run")
@@ -104,6 +106,7 @@ def run_command(
 
     Exit statuses are those of `dent evaluate`.
     """
+    from dent.board.tracks import NOT_OF_THE_BOARD
     from dent.board.tracks import track as find
 
     chosen = find(track)
@@ -137,6 +140,8 @@ def run_command(
         row_folder.begin(place.folder, chosen, nonce)
         folder = place.folder / variant
         placement = runner.RunPlacement(place=place, static_from=static_from)
+        if chosen.practice:
+            console.note(f"{chosen.name} is {NOT_OF_THE_BOARD}.")
         runner.announce(subject, settings, folder, placement)
         result = runner.run(subject, settings, folder, placement)
     if as_json:
@@ -209,7 +214,11 @@ def submit_command(
     row: _Row,
     fields: Annotated[
         Path | None,
-        typer.Option("--from", help="JSON file with fields of the submission; options add to it."),
+        typer.Option(
+            "--from",
+            help="JSON file with fields of the submission, such as that of a claim; options add to "
+            "it.",
+        ),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the row.")] = None,
     defense: Annotated[
@@ -267,12 +276,12 @@ def submit_command(
     if isinstance(done, RowCheck):
         show_checks(str(row), done.says, done.checks)
         raise typer.Exit(FAILED)
-    for note in done.packed.notes:
+    for note in done.notes:
         console.note(note)
     if as_json:
         console.print_json(done.submission.to_json())
         return
-    show_next_steps(row, done.submission, done.packed)
+    show_next_steps(done)
 
 
 @board_app.command("check")

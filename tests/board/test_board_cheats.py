@@ -1,0 +1,203 @@
+"""Cheats on the board, and the step of the commands that catches each of them."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dent.attacks import AttackResult, Defense
+from dent.board.listing import read_board_row
+from dent.board.metrics import reason_to_omit
+from dent.board.pack import declared_of
+from dent.board.page import to_page
+from dent.board.row_checks import gain_by_id
+from dent.board.submission import RowSubmission, write_submission
+from dent.board.tracks import HEADLINE
+from dent.evaluation import load_run
+from dent.evaluation.engine import adversarial
+from dent.evaluation.records.spec import STATIC
+from tests.board.conftest import Put
+from tests.board.rows import NAME, make_row
+from tests.board.toys import HERE, leaky, model, shifted, toy, tuned
+from tests.cli.here import Ran, dent
+
+SAME, TUNED, LEAKY, COUNTING = (f"{HERE}:{name}" for name in ("same", "tuned", "leaky", "counting"))
+ONE_BATCH = toy(half=2, batch_size=4, fixed="0-1")
+BROKEN = toy(eps="24/255")
+"""A toy track on which attacks break every sample of the base model."""
+CPU = ("--device", "cpu")
+FIELDS = (
+    *("--name", "it", "--contact", "me@example.org", "--license", "MIT", "--evaluated-by", "me"),
+    *("--repository", "https://example.org/code", "--commit", "a" * 40),
+)
+
+
+def submit(row: Path, *more: str) -> Ran:
+    return dent("board", "submit", str(row), *FIELDS, *CPU, *more)
+
+
+def check(row: Path, *more: str) -> dict[str, Any]:
+    """Check a row as a maintainer does, and return the outcome with its exit status."""
+    ran = dent("board", "check", str(row), *CPU, "--allow-code", "--json", *more)
+    assert ran.out, ran.err
+    return {"code": ran.code, **json.loads(ran.out)}
+
+
+def failed(checked: dict[str, Any]) -> dict[str, list[str]]:
+    """Return the problems of each check that failed."""
+    return {c["name"]: c["problems"] for c in checked["checks"] if c["state"] == "failed"}
+
+
+def submit_by_hand(folder: Path, factory: str) -> None:
+    """Write a submission as somebody would whose row `dent board submit` refuses."""
+    row = read_board_row(folder)
+    submission = RowSubmission(
+        name="it",
+        track=row.track.name,
+        factory=factory,
+        repository="https://example.org/code",
+        commit="a" * 40,
+        contact="me",
+        license="MIT",
+        evaluated_by="me",
+        identity=row.headline.result.identity,
+        manifest=declared_of(folder),
+    )
+    write_submission(folder, submission)
+
+
+def test_row_tuned_on_the_fixed_half_fails_at_submission_check_page_and_export(
+    put: Put, tmp_path: Path
+) -> None:
+    """Its gain on the fixed half is real, so every check passes but the one of the halves."""
+    put(BROKEN)
+    row = make_row(tmp_path / "row", BROKEN, "1f", {HEADLINE: tuned(model())}, name=TUNED)
+    gains = gain_by_id(load_run(row / HEADLINE))
+    assert {gain for id_, gain in gains.items() if id_ in BROKEN.fixed_ids} == {1.0}
+    assert {gain for id_, gain in gains.items() if id_ not in BROKEN.fixed_ids} == {0.0}
+    refused = submit(row)
+    assert refused.code == 1
+    assert "was the defense made with the fixed half?" in refused.out
+    assert not (row / "submission.json").exists()
+    submit_by_hand(row, TUNED)
+    checked = check(row, "--record", "us")
+    assert (checked["code"], checked["status"]) == (1, "failed")
+    assert list(failed(checked)) == ["halves"]
+    assert "+100.0 points on the fixed half and +0.0" in failed(checked)["halves"][0]
+    assert not (row / "trust.json").exists()
+    found = read_board_row(row)
+    assert found.trust == "claimed"
+    assert "was the defense made with the fixed half?" in to_page([found], tmp_path)
+    assert "was the defense made with the fixed half?" in str(reason_to_omit(found))
+
+
+def test_forged_weak_attacks_pass_all_checks_until_one_runs_again(
+    put: Put, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The attacks on the defense keep only natural images, and claim that nothing was fooled."""
+    put(ONE_BATCH)
+    honest = adversarial._attack_batch
+
+    def forge(
+        run: Any, unit: Any, batch: Any, defense: Defense, attack: Callable[..., AttackResult]
+    ) -> Any:
+        def weak(target: Defense, x: Tensor, y: Tensor) -> AttackResult:
+            result = attack(target, x, y)
+            nothing = torch.zeros_like(result.fooled)
+            claims = dict.fromkeys(result.fooled_after, nothing)
+            return replace(result, adversarial=x, fooled=nothing, fooled_after=claims)
+
+        return honest(run, unit, batch, defense, attack if unit.defense == STATIC else weak)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(adversarial, "_attack_batch", forge)
+        make_row(tmp_path / "row", ONE_BATCH, "1f", {HEADLINE: shifted(model())}, "end")
+    row = tmp_path / "row"
+    assert submit(row).code == 0
+    assert check(row)["says"] == "records verified, attacks not re-run"
+    again = check(row, "--reattack", "1", "--nonce", "9", "--record", "us")
+    assert (again["code"], again["status"]) == (1, "failed")
+    assert list(failed(again)) == ["attacks"]
+    assert f"/{NAME}/" in failed(again)["attacks"][0]
+    assert "not the same when attacked again" in failed(again)["attacks"][0]
+    assert read_board_row(row).trust == "claimed"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_row(tmp_path_factory.mktemp("board") / "row", ONE_BATCH)
+
+
+def test_submission_that_names_another_defense_than_its_run_is_refused(
+    made: Path, put: Put, tmp_path: Path
+) -> None:
+    put(ONE_BATCH)
+    row = tmp_path / "row"
+    shutil.copytree(made, row)
+    (tmp_path / "fields.json").write_text(json.dumps({"factory": SAME}))
+    refused = submit(row, "--from", str(tmp_path / "fields.json"))
+    assert refused.code == 1
+    said = f"the submission names the defense {SAME}, the headline run evaluates {NAME}"
+    assert said in refused.out
+    submit_by_hand(row, SAME)
+    assert failed(check(row)) == {"defense": [said]}
+    assert said in to_page([read_board_row(row)], tmp_path)
+
+
+def test_run_under_the_name_of_another_defense_is_refused(put: Put, tmp_path: Path) -> None:
+    """The records name code that is in the repository, but other code made their predictions."""
+    put(ONE_BATCH)
+    row = make_row(tmp_path / "row", ONE_BATCH, "1f", {HEADLINE: shifted(model())}, name=SAME)
+    assert submit(row).code == 1
+    submit_by_hand(row, SAME)
+    checked = check(row)
+    assert checked["code"] == 1
+    assert "subject" in failed(checked) or "served" in failed(checked), checked
+
+
+def test_defense_renamed_after_its_check_is_claimed_again(
+    made: Path, put: Put, tmp_path: Path
+) -> None:
+    put(ONE_BATCH)
+    row = tmp_path / "row"
+    shutil.copytree(made, row)
+    assert submit(row).code == 0
+    assert check(row, "--record", "us")["code"] == 0
+    assert read_board_row(row).trust == "records verified"
+    assert submit(row, "--name", "a new idea").code == 0
+    found = read_board_row(row)
+    assert (found.name, found.trust) == ("a new idea", "claimed")
+    assert "the submission has changed since the 1 check" in to_page([found], tmp_path)
+
+
+def test_state_within_a_defense_is_reported_and_prevents_a_gain(put: Put, tmp_path: Path) -> None:
+    """Its records are right, so they are verified, and the suite says what they are worth."""
+    put(ONE_BATCH)
+    row = make_row(tmp_path / "row", ONE_BATCH, "1f", {HEADLINE: leaky(model())}, name=LEAKY)
+    raised = {each.name for each in load_run(row / HEADLINE).result.defenses[LEAKY].raised}
+    assert "carries state" in raised
+    assert submit(row).code == 0
+    assert check(row)["status"] == "verified"
+    assert read_board_row(row).ruling != "robust gain"
+
+
+def test_state_outside_a_defense_is_found_when_its_batches_are_submitted_again(
+    put: Put, tmp_path: Path
+) -> None:
+    """A copy of the defense is not fresh if the state is elsewhere in the process."""
+    put(ONE_BATCH)
+    row = tmp_path / "row"
+    asked = ("board", "run", "toy-v1", "--defense", COUNTING, "--nonce", "1f", *CPU)
+    assert dent(*asked, "--out", str(row)).code == 0
+    assert submit(row).code == 1
+    submit_by_hand(row, COUNTING)
+    checked = check(row)
+    assert checked["code"] == 1
+    assert {"served", "probes"} & failed(checked).keys()
+    assert read_board_row(row).ruling != "robust gain"
