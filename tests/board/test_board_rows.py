@@ -4,15 +4,19 @@ from pathlib import Path
 
 import pytest
 
+from dent.board.board_row import BoardRow
 from dent.board.listing import list_rows, read_board_row
 from dent.board.row_checks import checks_of
 from dent.board.tracks import HEADLINE
 from dent.board.trust import state_of
 from dent.board.verification import conclude
-from dent.evaluation import verify
+from dent.evaluation import load_run, verify
+from dent.evaluation.results.result import Difference
 from dent.evaluation.verification.verify import Check, Verification
+from dent.report import wording
 
-BOARD = Path(__file__).parents[2] / "board"
+ROOT = Path(__file__).parents[2]
+BOARD = ROOT / "board"
 ROWS = sorted(path.parent for path in BOARD.rglob("row.json"))
 
 
@@ -60,3 +64,58 @@ def test_row_passes_the_checks_of_its_track_and_its_records_verify(folder: Path)
     assert [(each.name, each.problems) for each in checks_of(row) if each.state != "passed"] == []
     checked = verify(folder / "headline")
     assert [each.problems for each in checked.checks if each.state == "failed"] == []
+
+
+def test_pages_say_what_the_rows_of_dent_say() -> None:
+    plus, batch_wise = (
+        read_board_row(BOARD / "cifar10-l2-0.5-v1" / name) for name in ("dent+", "dent")
+    )
+    batch_wise_linf = read_board_row(BOARD / "cifar10-linf-8_255-v1/dent")
+    rows = (plus, batch_wise, batch_wise_linf)
+    assert {row.ruling for row in rows} == {"harmful"}
+    lower, much_lower, lower_linf = (_lower(row) for row in rows)
+    readme, results, configuration = (
+        " ".join((ROOT / name).read_text(encoding="utf-8").split())
+        for name in ("README.md", "docs/evaluation/results.md", "docs/configuration.md")
+    )
+    assert f"dent+ is *harmful*. Its clean accuracy is {lower}, and no robust gain was" in readme
+    assert f"dent+ is *harmful*: its clean accuracy is {lower}, and no robust gain was" in results
+    assert f"dent with 30 steps is *harmful*, too: its clean accuracy is {much_lower}" in results
+    assert (
+        f"on the l∞ track, its clean accuracy is {lower_linf}; on the l2 track, {much_lower}"
+        in configuration
+    )
+    assert f"dent+ is *harmful*, too: its clean accuracy is {lower}." in configuration
+    for name in ("dent+", "dent", "dent-10", "dent-smoothing"):
+        row = read_board_row(BOARD / "cifar10-linf-8_255-v1" / name)
+        recorded = load_run(row.folder / "headline").result.defenses[row.headline.defense_name]
+        before = (recorded.difference, recorded.verdict and recorded.verdict.natural)
+        for old, new in zip(before, (row.difference, row.natural), strict=True):
+            is_named = f"now {_interval(new)} instead of {_interval(old)}" in results
+            assert is_named is (_interval(new) != _interval(old)), (name, _interval(new))
+
+
+def test_the_readme_says_how_long_the_runs_of_rows_took() -> None:
+    runs = sorted(BOARD.glob("*/*/headline"))
+    minutes = [
+        load_run(run).result.timing["total"] / 60 for run in runs if run.parent.name != "static"
+    ]
+    assert round(min(minutes), -1) == 20
+    assert round(max(minutes) / 60) == 3
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert "Such a run took from 20 minutes to 3 hours on 2 CPU cores" in readme
+
+
+def _lower(row: BoardRow) -> str:
+    """Return the loss of clean accuracy as pages state it: `1.8 points lower [0.2, 3.3]`."""
+    difference = row.natural
+    assert difference is not None
+    assert difference.value is not None
+    assert difference.interval is not None
+    value, high, low = (100 * -each for each in (difference.value, *difference.interval))
+    return f"{value:.1f} points lower [{low:.1f}, {high:.1f}]"
+
+
+def _interval(difference: Difference | None) -> str:
+    assert difference is not None
+    return wording.points_interval(difference.interval)
