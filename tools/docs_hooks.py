@@ -68,11 +68,15 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         if source.endswith(".py"):
             text = f"# {Path(source).name}\n\n```python\n{text}```\n"
         files.append(File.generated(config, page, content=text))
-    style = plots_style(".md-typeset .plots", "[data-md-color-scheme=slate]")
-    files.append(File.generated(config, PLOTS_STYLE, content=style))
+    files.append(File.generated(config, PLOTS_STYLE, content=plots_css()))
     for page, text in _board():
         files.append(File.generated(config, page, content=text))
     return files
+
+
+def plots_css() -> str:
+    """Return the style sheet of the plots on the landing page, in light and dark mode."""
+    return plots_style(".md-typeset .plots", "[data-md-color-scheme=slate]")
 
 
 def _board() -> Iterator[tuple[str, str]]:

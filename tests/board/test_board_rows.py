@@ -90,7 +90,9 @@ def test_pages_say_what_the_rows_of_dent_say() -> None:
     for name in ("dent+", "dent", "dent-10", "dent-smoothing"):
         row = read_board_row(BOARD / "cifar10-linf-8_255-v1" / name)
         recorded = load_run(row.folder / "headline").result.defenses[row.headline.defense_name]
-        before = (recorded.difference, recorded.verdict and recorded.verdict.natural)
+        assert recorded.verdict is not None
+        assert row.ruling == recorded.verdict.ruling
+        before = (recorded.difference, recorded.verdict.natural)
         now = (row.difference, row.natural)
         for kind, old, new in zip(("robust", "clean"), before, now, strict=True):
             line = f"| {name} | {kind} | {_interval(old)} | {_interval(new)} |"
