@@ -35,15 +35,25 @@ def make_row(
     nonce: str | None = "1f",
     variants: Mapping[str, Defense] | None = None,
     until: Literal["decided", "end"] = "decided",
+    name: str = NAME,
 ) -> Path:
-    """Evaluate one defense for each variant of a track, as `dent board run` does."""
+    """Evaluate one defense for each variant of a track, as `dent board run` does.
+
+    Args:
+        folder: The row.
+        track: Its track.
+        nonce: Draws half of the samples.
+        variants: The defense by variant; by default the shifted one in the headline run.
+        until: When the attacks may stop.
+        name: What the runs call the defense, which its factory must be if it is to be restored.
+    """
     base = model()
     row_folder.begin(folder, track, nonce)
     for variant, defense in (variants or {HEADLINE: Shifted(base)}).items():
         subject = Subject(
             base,
             data.from_factory(track.dataset),
-            {NAME: defense},
+            {name: defense},
             attacks_of(track, variant),
             ThreatModel(track.norm, track.eps),
             track.model,

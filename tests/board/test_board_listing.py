@@ -66,6 +66,23 @@ def test_row_fields_match_its_records(row: BoardRow) -> None:
     assert row.decided_by in defense.worst.by
 
 
+def test_row_of_an_older_suite_is_stale_on_the_page_and_in_the_listing(
+    row: BoardRow, put: Put, tmp_path: Path
+) -> None:
+    older = toy(name="older-v1", half=4, batch_size=4, fixed="0-3", suite=1)
+    put(older)
+    folder = make_row(tmp_path / "board" / "older", older, None)
+    stale = read_board_row(folder)
+    assert (stale.suite, stale.stale, stale.headline.departures) == (1, True, ())
+    page = tmp_path / "page.html"
+    (listed,) = json.loads(dent("board", "page", str(folder.parent), "-o", str(page), "--json").out)
+    assert (listed["suite"], listed["stale"]) == (1, True)
+    note = "<small>stale: a newer suite is out</small>"
+    assert note in page.read_text()
+    assert note not in to_page([row], tmp_path)
+    assert row.to_json()["stale"] is False
+
+
 def test_difference_from_the_views_run_is_paired_by_sample(row: BoardRow) -> None:
     """The views run uses a defense that does nothing, so it has the result of the base model."""
     found = row.less_views

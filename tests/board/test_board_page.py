@@ -93,6 +93,7 @@ class Outside:
     by: str
     url: str | None
     lowered: int
+    digest: str = "ab" * 32
 
 
 def test_challenges_that_lower_a_row_are_named_without_unsafe_links(rows: list[BoardRow]) -> None:
@@ -108,7 +109,9 @@ def test_challenges_that_lower_a_row_are_named_without_unsafe_links(rows: list[B
     row = replace(rows[0], headline=replace(headline, result=result))
     assert row.trust == "claimed, lowered by Eve, Mallory"
     page = to_page([row], Path())
-    assert '<a href="https://example.org/images">images of Eve</a>' in page
+    assert '<a href="https://example.org/images">page named by Eve</a>' in page
+    for name in ("Eve", "Mallory"):
+        assert f"<small>images of {name}: digest <code>{'ab' * 32}</code></small>" in page
     assert "javascript:" not in page
     assert "Trudy" not in page
 
@@ -333,6 +336,22 @@ def test_page_can_be_sorted_and_filtered_on_desktop_and_phone(rows: list[BoardRo
     assert asked["phone"]["headers"] == "absolute"
     assert set(asked["phone"]["sorters"]) == {"hidden"}
     assert set(asked["desk"]["sorters"]) == {"visible"}
+
+
+@needs_chromium
+def test_digest_of_outside_images_fits_on_a_phone(rows: list[BoardRow]) -> None:
+    broken = with_defense(rows[0], challenges=(Outside("Eve", None, 3),), decided=None)
+    script = """
+    const digest = [...doc.querySelectorAll("td code")].find((n) => n.textContent.length === 64);
+    const cell = digest.closest("td");
+    return [doc.documentElement.scrollWidth - doc.documentElement.clientWidth,
+      Math.max(cell.scrollWidth - cell.clientWidth, 0)];
+    """
+    asked = {
+        name: Question(to_page([broken, rows[1]], Path()), script, width=width)
+        for name, width in (("desk", 1200), ("phone", 360))
+    }
+    assert ask(asked) == {"desk": [0, 0], "phone": [0, 0]}
 
 
 @needs_chromium

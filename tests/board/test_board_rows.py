@@ -22,7 +22,7 @@ ROWS = sorted(path.parent for path in BOARD.rglob("row.json"))
 
 
 def test_every_row_folder_is_listed_and_was_re_attacked() -> None:
-    assert len(ROWS) >= 29
+    assert len(ROWS) >= 30
     rows = list_rows(BOARD)
     assert len(rows) == len(ROWS)
     assert {state_of(row.checks) for row in rows} == {row.state for row in rows} == {"re-attacked"}
@@ -111,14 +111,16 @@ def test_pages_say_how_long_the_runs_of_rows_took() -> None:
             of_defense[folder.parents[1].name, folder.parent.name] = of_this
             whole.append(of_static[-1] + of_this)
     assert round(min(whole), -1) == 20
-    assert 2 * 60 < max(whole) < 2.5 * 60
+    assert round(max(whole) / 60) == 3
     assert min(of_defense.values()) < 1
     readme, suite, board = (
         " ".join((ROOT / name).read_text(encoding="utf-8").split())
         for name in ("README.md", "docs/evaluation/suite.md", "docs/board.md")
     )
-    assert "Such a run took from 20 minutes to more than two hours on 2 CPU cores" in readme
-    assert f"{min(of_static):.0f} to {max(of_static):.0f} minutes ([the board]" in suite
+    assert "Such a run took from 20 minutes to 3 hours on 2 CPU cores" in readme
+    assert (
+        f"took {min(of_static):.0f} to {max(of_static):.0f} minutes for the static model" in suite
+    )
     assert f"less than a minute to {max(of_defense.values()):.0f} minutes" in suite
     batch_wise = of_defense["cifar10-linf-8_255-v1", "dent"]
     assert f"{batch_wise:.0f} minutes for dent with 30 steps" in board

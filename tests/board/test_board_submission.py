@@ -1,5 +1,6 @@
 """Test how rows are submitted and checked, and that manipulated rows are detected."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -20,6 +21,7 @@ from dent.board.tracks import HEADLINE
 from dent.board.verification import Submitted, VerifyOptions, check, conclude
 from dent.board.verification import submit as submit_row
 from dent.data import from_factory
+from dent.defenses import make
 from dent.errors import ConfigError
 from dent.evaluation import Subject, Verification, challenge, evaluate
 from dent.evaluation.records.journal import CHALLENGES, JOURNAL
@@ -203,6 +205,55 @@ def test_archive_can_be_checked_without_and_with_its_separate_images(
     assert "--reattack takes the images of the run" in refused.err
 
 
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_downloaded_files_are_compared_with_the_submission(row: Path, tmp_path: Path) -> None:
+    told = submit(row).out
+    images = tmp_path / "row.images.tar"
+    assert f'images: {{"url": "https://...", "sha256": "{sha256(images)}"}}' in told.replace(
+        "\n", " "
+    )
+    lock, one, two = (tmp_path / name for name in ("lock.txt", "one.safetensors", "two.pt"))
+    for path in (lock, one, two):
+        path.write_text(path.name)
+    named = {
+        path.name: {"url": "https://example.org/x", "sha256": sha256(path)}
+        for path in (images, lock, one, two)
+    }
+    weights = [named[one.name], named[two.name]]
+    edit(
+        row / "submission.json",
+        lambda values: values.update(
+            images=named[images.name], lock=named[lock.name], weights=weights
+        ),
+    )
+    asked = ("board", "check", str(row), "--records-only", "--json")
+    both = ("--weights-file", str(one), "--weights-file", str(two))
+    right = dent(*asked, "--images", str(images), "--lock-file", str(lock), *both)
+    assert right.code == 3, right.out + right.err  # nothing is wrong, and no batch was submitted
+    assert (states(right)["lock"], states(right)["weights"]) == ("passed", "passed")
+    assert {"lock", "weights"}.isdisjoint(states(dent(*asked)))
+
+    swapped = dent(*asked, "--lock-file", str(one), "--weights-file", str(two))
+    assert swapped.code == 1
+    problems = {each["name"]: each["problems"] for each in json.loads(swapped.out)["checks"]}
+    unnamed = f"{one} has SHA-256 {sha256(one)}, which the submission does not name"
+    assert problems["lock"] == [
+        unnamed,
+        (f"https://example.org/x with SHA-256 {sha256(lock)} is not among the given files"),
+    ]
+    assert problems["weights"] == [
+        f"https://example.org/x with SHA-256 {sha256(one)} is not among the given files"
+    ]
+    edit(row / "submission.json", lambda values: values.update(images=named[lock.name]))
+    other = dent(*asked, "--images", str(images))
+    assert other.code == 2
+    assert f"the submission names images with {sha256(lock)}" in other.err
+    assert "gone.pt cannot be read" in dent(*asked, "--weights-file", "gone.pt").err
+
+
 def test_missing_submission_fields_are_named_and_given_fields_are_kept(row: Path) -> None:
     bare = dent("board", "submit", str(row), "--records-only")
     assert bare.code == 2
@@ -214,6 +265,37 @@ def test_missing_submission_fields_are_named_and_given_fields_are_kept(row: Path
     told = json.loads(changed.out)
     assert (told["name"], told["contact"]) == ("other", "me@example.org")
     assert told["factory"] == NAME
+
+
+def test_factory_of_a_json_file_is_its_path_in_the_repository(
+    put: Put, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(SMALL)
+    monkeypatch.chdir(tmp_path)
+    mine, other = tmp_path / "configurations" / "mine.json", tmp_path / "other" / "mine.json"
+    for path, lr in ((mine, 0.002), (other, 0.003)):
+        path.parent.mkdir()
+        path.write_text(json.dumps({"steps": 0, "lr": lr}))
+    defense = make(str(mine), model())
+    row = make_row(tmp_path / "row", SMALL, None, {HEADLINE: defense}, name="mine")
+    bare = submit(row)
+    assert bare.code == 2
+    assert "the factory 'mine' makes no defense" in bare.err
+    assert "--defense configurations/mine.json" in bare.err
+    for path, said in (
+        (str(mine), "makes no defense"),
+        ("../row/mine.json", "makes no defense"),
+        ("mine.json", "There is no configuration file mine.json"),
+        ("other/mine.json", "other/mine.json has other settings than the defense of the headline"),
+    ):
+        assert said in submit(row, "--defense", path).err
+    assert not (row / "submission.json").exists()
+    told = submit(row, "--defense", "configurations/mine.json", "--json")
+    assert told.code == 0, told.err
+    assert json.loads(told.out)["factory"] == "configurations/mine.json"
+    assert failed(row).keys() == {"halves"}  # it is a claim
+    assert submit(row).code == 0  # it keeps its own factory
+    make(json.loads(told.out)["factory"], model())
 
 
 def test_unfinished_run_is_refused_before_missing_fields_are_named(row: Path) -> None:

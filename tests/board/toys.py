@@ -1,6 +1,6 @@
 """A toy track on which the whole suite takes about a second, and defenses for it."""
 
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import nn
@@ -8,8 +8,8 @@ from torch import nn
 from dent.board.tracks import Track
 from dent.data.dataset import ArrayDataset
 from dent.models.weights import weights_digest
-from tests.attacks.known_defenses import Identity
-from tests.evaluation.test_evaluation_suite_answers import EPS, dataset, linear
+from tests.attacks.known_defenses import Better, Identity
+from tests.evaluation.test_evaluation_suite_answers import EPS, dataset, linear, robust
 
 HERE = "tests.board.toys"
 
@@ -44,6 +44,27 @@ def shifted(base: nn.Module) -> Shifted:
 def same(base: nn.Module) -> Identity:
     """Make a defense that does nothing."""
     return Identity(base)
+
+
+TRIGGER: Final = 0.5 / 255
+"""Added to every pixel, it is the one weakness of `Trapped`."""
+
+
+class Trapped(Better):
+    """A robust model, which is wrong about images whose pixels all lie between two of 256 levels.
+
+    The attacks of the suite do not find this: none of them moves all pixels there.
+    """
+
+    def predict(self, x: torch.Tensor, adaptation: Any) -> torch.Tensor:
+        logits = super().predict(x, adaptation)
+        between = ((x * 255).remainder(1) - 0.5).abs().flatten(1).amax(dim=1) < 0.01
+        return torch.where(between[:, None], logits.roll(1, dims=1), logits)
+
+
+def trapped(base: nn.Module) -> Trapped:
+    """Make a defense with a robust gain that `TRIGGER` removes."""
+    return Trapped(base, robust())
 
 
 def toy(**changes: Any) -> Track:

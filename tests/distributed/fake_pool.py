@@ -95,4 +95,6 @@ def evaluate_by_fakes(
             pools.append(pool)
         drive(work, pool, attempts=attempts, patience=60.0, notice=notice)
 
-    return evaluate_with(subject, settings, run_units, out=out, progress=progress, shard=shard)
+    return evaluate_with(
+        subject, settings, run_units, out=out, progress=progress, shard=shard, in_parts=False
+    )

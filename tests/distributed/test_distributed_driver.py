@@ -2,6 +2,7 @@
 
 import pickle
 import random
+import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from dent import Dent, DentConfig
 from dent.attacks import make
 from dent.distributed import Cluster, WorkerError
+from dent.distributed import evaluate as evaluate_on_cluster
 from dent.distributed.driver import drive
 from dent.distributed.tasks import Task, Worker, pack, unpack
 from dent.errors import ConfigError, InputError
@@ -191,6 +193,19 @@ class Locked(Wrapper):
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__(model)
         self.draw = (number for number in range(3))
+
+
+def test_workers_share_all_batches_of_an_attack(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passed: dict[str, object] = {}
+    monkeypatch.setattr(
+        sys.modules["dent.distributed.evaluate"],
+        "evaluate_with",
+        lambda *_, **named: passed.update(named),
+    )
+    evaluate_on_cluster(make_subject(), out=tmp_path / "run")
+    assert passed["in_parts"] is False
 
 
 def test_defense_that_cannot_be_pickled_is_refused(tmp_path: Path) -> None:

@@ -346,6 +346,19 @@ def test_a_run_stops_between_the_batches_of_an_attack(complete: Path) -> None:
     assert decisions(spec, run.plan, both)["it"].after == 1
 
 
+def test_attacks_with_the_published_protocol_count_as_attacks_before_a_stop(tmp_path: Path) -> None:
+    published = make("apgd-ce", iterations=1, protocol="published", name="regrouped")
+    attacks = [*suite(), published]
+    defenses = {"it": Shifted(linear())}
+    them = Subject(linear(), dataset(), defenses, attacks, ThreatModel("linf", EPS))
+    evaluate(them, TO_THE_END, out=tmp_path / "run")
+    run = load_run(tmp_path / "run")
+    spec = run.run.spec.model_copy(update={"settings": QUICK})
+    last = Unit("certificate", "it", None, 0).key
+    records = {key: record for key, record in run.records.items() if key != last}
+    assert decisions(spec, run.plan, records)["it"].after == len(attacks)
+
+
 def test_decisions_are_derived_only_from_the_records(complete: Path) -> None:
     run = load_run(complete)
     spec = run.run.spec.model_copy(update={"settings": QUICK})

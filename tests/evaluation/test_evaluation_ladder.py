@@ -85,6 +85,8 @@ def test_attacks_that_did_not_run_are_not_on_the_ladder() -> None:
     missing = left("exact", 20, note=f"{NOT_AVAILABLE}unrolled: no differentiable adapt")
     assert ladder_of(LADDER, [left("stop", 12), missing]) is None
     assert ladder_of(LADDER, [left("stop", 12), left("exact", 0, total=0)]) is None
+    nothing = [left(attack, 0, total=0) for attack in ("stop", "exact")]
+    assert ladder_of(LADDER, nothing) is None
 
 
 def test_rungs_that_attacked_different_batches_are_not_compared() -> None:

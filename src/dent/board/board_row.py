@@ -302,6 +302,9 @@ class BoardRow:
             "trust": self.trust,
             "unbound": self.unbound,
             "problems": list(self.problems),
+            "broken_by": [
+                {"by": each.by, "digest": each.digest, "url": each.url} for each in self.broken_by
+            ],
             "challenged_by": list(self.challenged_by),
             "void": self.void,
             "departures": list(self.headline.departures),

@@ -83,6 +83,14 @@ class Link:
 
 
 @dataclass(frozen=True)
+class OutsideImages:
+    """The maker and the digest of images from outside that lowered a row."""
+
+    by: str
+    digest: str
+
+
+@dataclass(frozen=True)
 class BoardCell:
     """A cell of the table.
 
@@ -92,7 +100,8 @@ class BoardCell:
         interval: The interval beside the text.
         missing: The words that are shown if there is no text.
         notes: The lines below the text.
-        links: The links below the notes.
+        images: The images from outside that lowered the row, below the notes.
+        links: The links below the images.
         tone: `good`, `bad`, `quiet` or empty.
         bound: Whether the number is an upper bound. Bounds are sorted after measurements.
     """
@@ -102,6 +111,7 @@ class BoardCell:
     interval: str = ""
     missing: str = ""
     notes: tuple[str, ...] = ()
+    images: tuple[OutsideImages, ...] = ()
     links: tuple[Link, ...] = ()
     tone: str = "quiet"
     bound: bool = False
@@ -341,16 +351,18 @@ def _cells(row: BoardRow) -> Iterator[BoardCell]:
     yield _samples(row)
     stale = ("stale: a newer suite is out",) if row.stale else ()
     yield BoardCell(str(row.suite or ""), row.suite, missing="not whole", notes=stale, tone="quiet")
+    # A challenge may name any page, so the link does not promise images.
     links = tuple(
-        Link(f"images of {each.by}", each.url)
+        Link(f"page named by {each.by}", each.url)
         for each in row.broken_by
         if each.url is not None and _is_web(each.url)
     )
+    images = tuple(OutsideImages(each.by, each.digest) for each in row.broken_by)
     # The page names departures from the track beside the name of the row.
     notes = tuple(problem for problem in row.problems if not problem.startswith("track: "))
     notes = notes if row.unbound is None else (row.unbound, *notes)
     tone = "bad" if row.broken_by or notes else "quiet"
-    yield BoardCell(row.trust, row.trust, notes=notes, links=links, tone=tone)
+    yield BoardCell(row.trust, row.trust, notes=notes, images=images, links=links, tone=tone)
 
 
 def gain_of(run: VariantResult) -> str:

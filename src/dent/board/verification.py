@@ -2,12 +2,12 @@
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from dent.board import pack
 from dent.board.board_row import BoardRow, VariantResult
@@ -16,6 +16,7 @@ from dent.board.pack import Packed
 from dent.board.row_checks import checks_of
 from dent.board.submission import (
     SUBMISSION,
+    FileOnline,
     RowSubmission,
     read_plain,
     submission_of,
@@ -23,12 +24,13 @@ from dent.board.submission import (
 )
 from dent.board.tracks import HEADLINE
 from dent.board.trust import TrustEntry, add_trust
+from dent.config import DentConfig
+from dent.defenses import registry
 from dent.errors import ConfigError
 from dent.evaluation import Reattack, Verification, restore, verify
 from dent.evaluation.records.schema import TENSORS
 from dent.evaluation.verification.verify import Check, OnUnit
 from dent.storage.canonical import Record
-from dent.storage.disk import read
 from dent.storage.errors import RecordError
 from dent.support.plural import counted
 
@@ -54,7 +56,23 @@ class VerifyOptions:
     progress: Callable[[], AbstractContextManager[OnUnit | None]] = nullcontext
 
 
+@dataclass(frozen=True)
+class DownloadedFiles:
+    """Files that a submission names by URL and SHA-256, as the checker downloaded them.
+
+    Attributes:
+        images: The archive of adversarial images.
+        lock: The lock file of the defense's environment.
+        weights: All files of weights that the submission names.
+    """
+
+    images: Path | None = None
+    lock: Path | None = None
+    weights: tuple[Path, ...] = ()
+
+
 _DEFAULTS: Final = VerifyOptions()
+_NOTHING: Final = DownloadedFiles()
 
 
 @dataclass(frozen=True)
@@ -131,7 +149,8 @@ def submit(
         The submission and its archives, or the failed check if something is wrong with the row.
 
     Raises:
-        ConfigError: The headline run is not finished, or a field is missing or wrong.
+        ConfigError: The headline run is not finished, a field is missing or wrong, or the factory
+            does not make the defense again.
         RecordError: There is no row, or it is damaged.
     """
     row = read_board_row(folder)
@@ -143,7 +162,7 @@ def submit(
     values = {} if chosen is None else read_plain(chosen)
     values |= {name: value for name, value in given.items() if value is not None}
     values["track"] = row.track.name
-    values.setdefault("factory", row.headline.defense_name)
+    values["factory"] = _factory(row, values.get("factory"))
     values["identity"] = row.headline.result.identity
     values["manifest"] = pack.declared_of(folder)
     submission = submission_of(values, str(chosen or "submission"))
@@ -155,6 +174,31 @@ def submit(
         return checked
     write_submission(folder, submission)
     return Submitted(submission, pack.pack(folder, archive))
+
+
+def _factory(row: BoardRow, given: object) -> object:
+    """Return the factory of a new submission, which makes the defense of the headline run again.
+
+    A run calls the defense of a JSON file by the stem of this file, which makes nothing.
+    """
+    name = row.headline.defense_name
+    factory = name if given is None else given
+    if not isinstance(factory, str):
+        return factory  # the submission's own check says what is wrong
+    if ":" in factory or factory in registry.names():
+        return factory
+    path = Path(factory)
+    if path.suffix.lower() != ".json" or path.is_absolute() or ".." in path.parts:
+        raise ConfigError(
+            f"the factory {factory!r} makes no defense. If the defense is a JSON file, run this "
+            f"command in the root of its repository and give its path there: --defense "
+            f"configurations/{name}.json"
+        )
+    recorded = row.headline.run.run.spec.defenses
+    settings: Any = next(each.config["settings"] for each in recorded if each.name == name)
+    if registry.load_config(path) != DentConfig.from_dict(settings):
+        raise ConfigError(f"{path} has other settings than the defense of the headline run")
+    return path.as_posix()
 
 
 def _check_finished(row: BoardRow) -> None:
@@ -182,7 +226,7 @@ class Recording:
 
 def check(
     path: Path,
-    images: Path | None = None,
+    files: DownloadedFiles = _NOTHING,
     options: VerifyOptions = _DEFAULTS,
     reattack: Reattack | None = None,
     recording: Recording | None = None,
@@ -191,7 +235,7 @@ def check(
 
     Args:
         path: The folder of the row, or the archive.
-        images: The archive of its images.
+        files: The files that its submission names. Each is compared with its SHA-256 there.
         options: How to verify the row.
         reattack: Which attacks of the headline run to run again; none if None.
         recording: Who checks. If given, a passed check is added to the row's `trust.json`.
@@ -200,18 +244,61 @@ def check(
         ConfigError: The row names code that is not allowed, `recording` is given for an archive,
             `reattack` is given without images or has the nonce of the row, or the row has no nonce
             of which a source could be recorded.
-        RecordError: There is no row, or the archive is damaged.
+        RecordError: There is no row, the archive is damaged, a file cannot be read, or the images
+            are not those of the submission.
     """
     if recording is not None and path.is_file():
         raise ConfigError("--record writes into the folder of a row, and an archive has none")
-    with _folder(path, images) as folder:
+    with _folder(path, files.images) as folder:
         manifest = pack.declared_of(folder)  # first, because the row may change during the check
         row = read_board_row(folder)
         _check_nonces(row, reattack, recording)
-        checked = conclude(checks_of(row), _verified(row, options, reattack))
+        checks = (*checks_of(row), *_of_files(row, files))
+        checked = conclude(checks, _verified(row, options, reattack))
     if recording is not None and checked.status == "verified":
         _record(path, row, manifest, checked.verification, recording)
     return checked
+
+
+def _of_files(row: BoardRow, files: DownloadedFiles) -> Iterator[Check]:
+    """Yield the checks of the lock file and of the weights, if any were downloaded."""
+    submission = row.submission
+    if files.lock is not None:
+        named = None if submission is None else submission.lock
+        yield _compared("lock", [files.lock], [] if named is None else [named])
+    if files.weights:
+        yield _compared("weights", files.weights, () if submission is None else submission.weights)
+
+
+def _compared(name: str, files: Sequence[Path], named: Sequence[FileOnline]) -> Check:
+    """Compare files with those that the submission names: they must be the same ones."""
+    digests = {path: _sha256(path) for path in files}
+    expected = {each.sha256 for each in named}
+    strange = (
+        f"{path} has SHA-256 {digest}, which the submission does not name"
+        for path, digest in digests.items()
+        if digest not in expected
+    )
+    missing = (
+        f"{each.url} with SHA-256 {each.sha256} is not among the given files"
+        for each in named
+        if each.sha256 not in digests.values()
+    )
+    problems = (*strange, *missing)
+    return Check(
+        name=name,
+        state="failed" if problems else "passed",
+        looked_at=len(digests),
+        problems=problems,
+    )
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:  # weights may be larger than a record
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise RecordError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def _check_nonces(row: BoardRow, reattack: Reattack | None, recording: Recording | None) -> None:
@@ -319,7 +406,7 @@ def _folder(path: Path, images: Path | None) -> Iterator[Path]:
 
 
 def _check_images(images: Path, submission: RowSubmission) -> None:
-    sha256 = hashlib.sha256(read(images)).hexdigest()
+    sha256 = _sha256(images)
     if submission.images is not None and submission.images.sha256 != sha256:
         raise RecordError(
             f"{images} has SHA-256 {sha256}, and the submission names images with "

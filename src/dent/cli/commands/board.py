@@ -212,6 +212,13 @@ def submit_command(
         typer.Option("--from", help="JSON file with fields of the submission; options add to it."),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the row.")] = None,
+    defense: Annotated[
+        str | None,
+        typer.Option(
+            help="The defense of `dent board run`. Only needed for a JSON file: its path, relative "
+            "to the root of its repository, where you run this command."
+        ),
+    ] = None,
     repository: Annotated[str | None, typer.Option(help="URL of the defense's code.")] = None,
     commit: Annotated[
         str | None,
@@ -245,6 +252,7 @@ def submit_command(
 
     given = {
         "name": name,
+        "factory": defense,
         "repository": repository,
         "commit": commit,
         "paper": paper,
@@ -273,6 +281,18 @@ def check_command(
     images: Annotated[
         Path | None, typer.Option(help="Archive of the row's images, as `dent pack` wrote it.")
     ] = None,
+    lock_file: Annotated[
+        Path | None,
+        typer.Option(help="The lock file, to compare with the SHA-256 in the submission."),
+    ] = None,
+    weights_files: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--weights-file",
+            help="A file of the defense's weights, to compare with the SHA-256 in the submission. "
+            "Repeat it for all of them.",
+        ),
+    ] = None,
     reattack: Annotated[str | None, options.reattack()] = None,
     nonce: Annotated[str | None, options.nonce()] = None,
     records_only: Annotated[bool, options.records_only()] = False,
@@ -300,7 +320,7 @@ def check_command(
     Exit statuses are those of `dent verify`. 0: verified. 1: something is wrong. 3: nothing is
     wrong, but not everything was checked.
     """
-    from dent.board.verification import VerifyOptions, check
+    from dent.board.verification import DownloadedFiles, VerifyOptions, check
     from dent.cli import resolve, runner
     from dent.cli.output.verification import exit_unless_verified, show_checks
 
@@ -309,7 +329,8 @@ def check_command(
         root, device, records_only, allow_code, runner.verification_progress
     )
     recorded = _recording(by, nonce_source)
-    checked = check(row, images, verify_options, again, recorded)
+    files = DownloadedFiles(images, lock_file, tuple(weights_files or ()))
+    checked = check(row, files, verify_options, again, recorded)
     if as_json:
         console.print_json(checked.to_json())
     else:

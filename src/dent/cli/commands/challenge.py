@@ -35,7 +35,12 @@ def challenge_command(
         typer.Option(help="Name of the attacked defense, or static.", metavar="NAME"),
     ] = None,
     url: Annotated[
-        str | None, typer.Option(help="Page with more information.", metavar="LINK")
+        str | None,
+        typer.Option(
+            help="Where the images are, or a page about the attack. The board links it if a row "
+            "falls.",
+            metavar="LINK",
+        ),
     ] = None,
     note: Annotated[str | None, typer.Option(help="What else to record.", metavar="TEXT")] = None,
     weights: Annotated[
