@@ -5,6 +5,7 @@ without a copy. Their links work in the repository. Here, each link is replaced 
 of its file, or by plain text if the site has no page for the file.
 """
 
+import html
 import os
 import posixpath
 import re
@@ -19,8 +20,11 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
+from dent.board.board_row import BoardRow
 from dent.board.listing import list_rows
-from dent.board.page import gain_of, write_page, write_reports
+from dent.board.page import plots_style, to_plots, write_page, write_reports
+from dent.board.tracks import tracks
+from dent.report import wording
 from dent.report.markdown import escape
 from dent.support.rounding import factor
 
@@ -36,12 +40,19 @@ PAGES = {
 BOARD = "docs/board/index.html"
 """The page of the board, which is generated from board/."""
 LANDING, ROWS = "index.md", "<!-- board -->"
-"""The landing page, and the marker in it that the rows of the board replace."""
+"""The landing page, and the start of what the plots and rows of the board replace in it."""
+PLOTS_STYLE = "stylesheets/plots.css"
+"""The style sheet of these plots, which is generated from that of the board's page."""
+NOTEBOOK, BADGE = "This page as a notebook", "![Open in Colab](../figures/colab.svg)"
+"""Text of the link to a notebook, and the badge in its place on the published site."""
 COLAB = "https://colab.research.google.com/github"
 """Address at which Colab opens a notebook of a public GitHub repository."""
 _BECOMES = {file: page for page, file in PAGES.items()}
 _LINK = re.compile(r"(?P<mark>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s]+)\)")
-_NOTEBOOK = re.compile(r"\]\((?:\.\./)*notebooks/([\w-]+\.ipynb)\)")
+_NOTEBOOK = re.compile(rf"\[{NOTEBOOK}\]\((?:\.\./)*notebooks/([\w-]+\.ipynb)\)")
+_MARKED = re.compile(rf"{ROWS}(.*<!-- end of the board -->)?", re.DOTALL)
+_ROWS = 'class="rows" markdown="1"'
+_HEAD = "| defense | verdict | robust, against its base | clean, against its base | cost | trust |"
 _FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 _LOADED = re.compile(  # what a browser loads by itself, unlike an <a>
     r"<(?:script|img|iframe|source)[^>]*\ssrc=[\"']?(?:https?:)?//[^\s>]+"
@@ -51,15 +62,21 @@ _LOADED = re.compile(  # what a browser loads by itself, unlike an <a>
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages of files outside docs/, and those of the board."""
+    """Add the pages of files outside docs/, those of the board, and the style of its plots."""
     for page, source in PAGES.items():
         text = (ROOT / source).read_text(encoding="utf-8")
         if source.endswith(".py"):
             text = f"# {Path(source).name}\n\n```python\n{text}```\n"
         files.append(File.generated(config, page, content=text))
+    files.append(File.generated(config, PLOTS_STYLE, content=plots_css()))
     for page, text in _board():
         files.append(File.generated(config, page, content=text))
     return files
+
+
+def plots_css() -> str:
+    """Return the style sheet of the plots on the landing page, in light and dark mode."""
+    return plots_style(".md-typeset .plots", "[data-md-color-scheme=slate]")
 
 
 def _board() -> Iterator[tuple[str, str]]:
@@ -67,31 +84,61 @@ def _board() -> Iterator[tuple[str, str]]:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "board"
         shutil.copytree(ROOT / "board", folder)
-        rows = list_rows(folder)
+        rows = _rows(folder)
         reports = write_reports(rows)
         write_page(rows, folder / "index.html", reports)
         for path in sorted((folder / "index.html", *reports)):
             yield path.relative_to(temporary).as_posix(), path.read_text(encoding="utf-8")
 
 
-def _rows() -> Iterator[str]:
-    """Yield the rows of the board as Markdown tables, one for each track.
+def _rows(folder: Path) -> list[BoardRow]:
+    """Return the rows of the board, by the order of the tracks."""
+    order = list(tracks())
+    return sorted(list_rows(folder), key=lambda row: order.index(row.track.name))
 
-    Strangers choose the names in a row, so every cell is escaped.
+
+def _landing() -> Iterator[str]:
+    """Yield the plots and rows of the board as HTML and Markdown, with a table for each track.
+
+    All tables but the first are collapsed. Strangers choose the names in a row, so every cell is
+    escaped.
     """
-    track = None
-    for row in (row for row in list_rows(ROOT / "board") if row.void is None):
-        if row.track != track:
-            track = row.track
-            yield from ("", f"**{track.title}**", "")
-            yield "| defense | verdict | against its base | cost | trust |"
-            yield "| --- | --- | ---: | ---: | --- |"
-        cost = "" if row.cost is None else factor(row.cost)
-        gain = gain_of(row.headline) if row.difference else "the reference"
-        cells = (row.name, row.ruling, gain, cost, row.trust)
-        yield f"| {' | '.join(map(escape, cells))} |"
-    if track is None:
+    rows = [(number, row) for number, row in enumerate(_rows(ROOT / "board"), start=1)]
+    shown = [(number, row) for number, row in rows if row.void is None]
+    if not shown:
         yield "No rows yet."
+        return
+    page = BOARD.removeprefix("docs/")
+    yield to_plots([row for _, row in rows], page)
+    first = shown[0][1].track
+    for track in dict.fromkeys(row.track.label for _, row in shown):
+        if track != first.label:
+            opening, closing = (
+                f"<details {_ROWS}><summary>{html.escape(track)}</summary>",
+                "</details>",
+            )
+        else:
+            opening, closing = f"<div {_ROWS}>\n\n**{escape(track)}**", "</div>"
+        yield from (opening, "", _HEAD, "| --- | --- | ---: | ---: | ---: | --- |")
+        for number, row in shown:
+            if row.track.label == track:
+                cells = " | ".join(map(escape, _cells(row)))
+                yield f"| [{number}]({page}#row-{number}) {cells} |"
+        yield from ("", closing, "")
+
+
+def _cells(row: BoardRow) -> tuple[str, ...]:
+    """Return the cells of a row; the board's page says how many attacks were run again."""
+    robust = wording.bound(wording.difference(row.difference), row.headline.decided)
+    clean = wording.difference(row.natural)
+    return (
+        row.name,
+        row.ruling,
+        robust or "the reference",
+        clean or "the reference",
+        "" if row.cost is None else factor(row.cost),
+        re.sub(r"^re-attacked \([^)]*\)", "re-attacked", row.trust),
+    )
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
@@ -107,10 +154,10 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     text = _FENCE.sub(put_aside, markdown)
     text = _LINK.sub(lambda link: _turned(link, source, here), text)
     if repository := os.environ.get("GITHUB_REPOSITORY"):  # set in the job that publishes the site
-        text = _NOTEBOOK.sub(rf"]({COLAB}/{repository}/blob/main/docs/notebooks/\1)", text)
+        text = _NOTEBOOK.sub(rf"[{BADGE}]({COLAB}/{repository}/blob/main/docs/notebooks/\1)", text)
     text = re.sub(r"\0(\d+)\0", lambda index: kept[int(index[1])], text)
     # The rows come last: what looks like a link in a name is none.
-    return text.replace(ROWS, "\n".join(_rows())) if here == LANDING else text
+    return _MARKED.sub(lambda _: "\n".join(_landing()), text) if here == LANDING else text
 
 
 def _turned(link: re.Match[str], source: str, here: str) -> str:

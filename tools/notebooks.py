@@ -23,7 +23,7 @@ NAMES: Final = ("break-a-defense", "evaluate")
 """Names of the tutorials that become notebooks; any tutorial can."""
 CLONE: Final = "# Before the release on PyPI, in a clone of torch-dent: %pip install ../.."
 
-_BADGE: Final = re.compile(r"^\[!\[[^\]]*\]\([^)]*\)\]\([^)]*\.ipynb\)\n+", re.MULTILINE)
+_NOTEBOOK: Final = re.compile(r"^\[[^\]]*\]\([^)]*\.ipynb\)\n+", re.MULTILINE)
 _CODE: Final = re.compile(r"^```python\n(.*?)^```\n?", re.MULTILINE | re.DOTALL)
 _LINK: Final = re.compile(r"(!?)\[([^\]]*)\]\((?!\w+://)[^)\s]+\)")
 
@@ -37,7 +37,7 @@ def notebook(page: str) -> nbformat.NotebookNode:
     Raises:
         ValueError: The tutorial has no block of Python.
     """
-    pieces = _CODE.split(_BADGE.sub("", page))
+    pieces = _CODE.split(_NOTEBOOK.sub("", page))
     if len(pieces) == 1:
         raise ValueError("the tutorial has no block of Python, so that it makes no notebook")
     # The text between the blocks of Python is at the even places.

@@ -4,15 +4,20 @@ from pathlib import Path
 
 import pytest
 
+from dent.board.board_row import BoardRow
 from dent.board.listing import list_rows, read_board_row
 from dent.board.row_checks import checks_of
 from dent.board.tracks import HEADLINE
 from dent.board.trust import state_of
 from dent.board.verification import conclude
-from dent.evaluation import verify
+from dent.evaluation import load_run, verify
+from dent.evaluation.records.spec import STATIC
+from dent.evaluation.results.result import Difference
 from dent.evaluation.verification.verify import Check, Verification
+from dent.report import wording
 
-BOARD = Path(__file__).parents[2] / "board"
+ROOT = Path(__file__).parents[2]
+BOARD = ROOT / "board"
 ROWS = sorted(path.parent for path in BOARD.rglob("row.json"))
 
 
@@ -61,3 +66,77 @@ def test_row_passes_the_checks_of_its_track_and_its_records_verify(folder: Path)
     assert [(each.name, each.problems) for each in checks_of(row) if each.state != "passed"] == []
     checked = verify(folder / "headline")
     assert [each.problems for each in checked.checks if each.state == "failed"] == []
+
+
+def test_pages_say_what_the_rows_of_dent_say() -> None:
+    plus, batch_wise = (
+        read_board_row(BOARD / "cifar10-l2-0.5-v1" / name) for name in ("dent+", "dent")
+    )
+    batch_wise_linf = read_board_row(BOARD / "cifar10-linf-8_255-v1/dent")
+    rows = (plus, batch_wise, batch_wise_linf)
+    assert {row.ruling for row in rows} == {"harmful"}
+    lower, much_lower, lower_linf = (_lower(row) for row in rows)
+    readme, results, configuration = (
+        " ".join((ROOT / name).read_text(encoding="utf-8").split())
+        for name in ("README.md", "docs/evaluation/results.md", "docs/configuration.md")
+    )
+    assert f"dent+ is *harmful*. Its clean accuracy is {lower}, and no robust gain was" in readme
+    assert f"dent+ is *harmful*: its clean accuracy is {lower}, and no robust gain was" in results
+    assert f"dent with 30 steps is *harmful*, too: its clean accuracy is {much_lower}" in results
+    assert (
+        f"on the l∞ track, its clean accuracy is {lower_linf}; on the l2 track, {much_lower}"
+        in configuration
+    )
+    assert f"dent+ is *harmful*, too: its clean accuracy is {lower}." in configuration
+    for name in ("dent+", "dent", "dent-10", "dent-smoothing"):
+        row = read_board_row(BOARD / "cifar10-linf-8_255-v1" / name)
+        recorded = load_run(row.folder / "headline").result.defenses[row.headline.defense_name]
+        assert recorded.verdict is not None
+        assert row.ruling == recorded.verdict.ruling
+        before = (recorded.difference, recorded.verdict.natural)
+        now = (row.difference, row.natural)
+        for kind, old, new in zip(("robust", "clean"), before, now, strict=True):
+            line = f"| {name} | {kind} | {_interval(old)} | {_interval(new)} |"
+            assert (line in results) is (_interval(new) != _interval(old)), line
+
+
+def test_pages_say_how_long_the_runs_of_rows_took() -> None:
+    of_static, of_defense, whole = [], {}, []
+    for folder in BOARD.glob("*/*/headline"):
+        minutes = {STATIC: 0.0}
+        for record in load_run(folder).records.values():
+            at = minutes.get(record.defense, 0.0)
+            minutes[record.defense] = at + record.timing.total / 60
+        of_static.append(minutes.pop(STATIC))
+        for of_this in minutes.values():
+            of_defense[folder.parents[1].name, folder.parent.name] = of_this
+            whole.append(of_static[-1] + of_this)
+    assert round(min(whole), -1) == 20
+    assert round(max(whole) / 60) == 3
+    assert min(of_defense.values()) < 1
+    readme, suite, board = (
+        " ".join((ROOT / name).read_text(encoding="utf-8").split())
+        for name in ("README.md", "docs/evaluation/suite.md", "docs/board.md")
+    )
+    assert "Such a run took from 20 minutes to 3 hours on 2 CPU cores" in readme
+    assert (
+        f"took {min(of_static):.0f} to {max(of_static):.0f} minutes for the static model" in suite
+    )
+    assert f"less than a minute to {max(of_defense.values()):.0f} minutes" in suite
+    batch_wise = of_defense["cifar10-linf-8_255-v1", "dent"]
+    assert f"{batch_wise:.0f} minutes for dent with 30 steps" in board
+
+
+def _lower(row: BoardRow) -> str:
+    """Return the loss of clean accuracy as pages state it: `1.8 points lower [0.2, 3.3]`."""
+    difference = row.natural
+    assert difference is not None
+    assert difference.value is not None
+    assert difference.interval is not None
+    value, high, low = (100 * -each for each in (difference.value, *difference.interval))
+    return f"{value:.1f} points lower [{low:.1f}, {high:.1f}]"
+
+
+def _interval(difference: Difference | None) -> str:
+    assert difference is not None
+    return wording.points_interval(difference.interval)

@@ -3,6 +3,8 @@
 from collections import defaultdict
 from typing import Any
 
+from rich.emoji import Emoji
+
 from tests.cli.here import commands
 
 OWN_HELP = {
@@ -56,3 +58,21 @@ def test_shared_options_have_one_help_text_default_and_type_except_as_listed() -
     for name in shared.keys() - OWN_HELP.keys() - {"--norm"}:  # training does not support l1
         types = {str(getattr(one, "type", one.param_type_name)) for one in shared[name]}
         assert len(types) == 1, name
+
+
+def test_no_help_text_contains_the_code_of_an_emoji() -> None:
+    """Help replaces such codes: `module:factory: ...` once showed the picture of a factory."""
+    texts = [
+        text
+        for command in commands().values()
+        for text in (command.help, command.epilog, *(_shown(each) for each in command.params))
+        if text is not None
+    ]
+    assert len(texts) > 200
+    assert [text for text in texts if Emoji.replace(text) != text] == []
+
+
+def _shown(parameter: Any) -> str:
+    """Return what help shows of an option or argument."""
+    shown = (getattr(parameter, "help", None), parameter.metavar, parameter.default)
+    return "\n".join(str(each) for each in shown)

@@ -61,15 +61,18 @@ def test_the_cells_of_a_notebook_run_in_plain_python(
     assert ran >= 2
 
 
-def test_the_badge_opens_colab_on_the_published_site(
+def test_a_badge_opens_colab_on_the_published_site_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     page = SimpleNamespace(file=SimpleNamespace(src_uri="tutorials/evaluate.md"))
     text = (TUTORIALS / "evaluate.md").read_text(encoding="utf-8")
     monkeypatch.delenv("GITHUB_REPOSITORY", raising=False)
     here = on_page_markdown(text, page)  # type: ignore[arg-type]
-    assert "](../notebooks/evaluate.ipynb)" in here
+    link = "[This page as a notebook](../notebooks/evaluate.ipynb)"
+    assert link in here
+    assert "Colab" not in here
     monkeypatch.setenv("GITHUB_REPOSITORY", "some/fork")
     published = on_page_markdown(text, page)  # type: ignore[arg-type]
-    address = "https://colab.research.google.com/github/some/fork/blob/main/docs/notebooks/"
-    assert published == here.replace("](../notebooks/", f"]({address}")
+    address = "https://colab.research.google.com/github/some/fork/blob/main/docs/notebooks"
+    badge = f"[![Open in Colab](../figures/colab.svg)]({address}/evaluate.ipynb)"
+    assert published == here.replace(link, badge)

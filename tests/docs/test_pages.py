@@ -1,5 +1,6 @@
 """The code of README and tutorials runs and does what the text says; local links exist."""
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from dent import DENT_PLUS, Dent, DentConfig, Status, entropy, models
+from tests.cli.here import dent
 from tests.small_models import make_tiny_cnn
 
 ROOT = Path(__file__).parents[2]
@@ -140,6 +142,26 @@ def test_the_code_of_the_bring_your_own_tutorial_does_what_its_text_says(
     torch.testing.assert_close(exact.detach(), moving.adapt(images))
     defense = names["Mirror"](names["model"])
     torch.testing.assert_close(defense(images), defense(images.flip(-1)))
+
+
+def test_the_first_suite_of_the_bring_your_own_tutorial_is_inconclusive(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Runs the page's command on `mine.py`, with fewer images than on the page."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    text = (TUTORIALS / "bring-your-own.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    build = blocks[0].partition("model = build()")[0]
+    (mirror,) = (block for block in blocks if "class Mirror" in block)
+    Path("mine.py").write_text(build + mirror)
+    command = re.search(r"^dent (evaluate .*?--n 16 .*?)$\n```", text, re.MULTILINE | re.DOTALL)
+    assert command is not None
+    words = command[1].replace("\\\n", " ").replace("--n 16", "--n 4").split()
+    ran = dent(*words, "--json")
+    assert ran.code == 0, ran.err
+    sys.modules.pop("mine")
+    assert json.loads(ran.out)["defenses"]["mine:Mirror"]["verdict"]["ruling"] == "inconclusive"
 
 
 @pytest.mark.slow

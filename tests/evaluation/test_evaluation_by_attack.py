@@ -1,6 +1,7 @@
 """Runs of the whole suite: attack by attack, on members that are still correct, until decided."""
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
@@ -541,6 +542,27 @@ def test_workers_record_the_same_as_one_process(folder: Path, tmp_path: Path) ->
 def without_clocks(folder: Path) -> list[str]:
     records = load_run(folder).records.values()
     return [json.dumps({**record.to_json(), "timing": 0}) for record in records]
+
+
+def test_pages_state_the_gains_that_their_numbers_of_samples_can_show() -> None:
+    root = Path(__file__).parents[2]
+    names = ("README.md", "docs/evaluation/suite.md", "docs/tutorials/evaluate.md")
+    readme, suite_page, tutorial = (
+        " ".join((root / name).read_text(encoding="utf-8").split()) for name in names
+    )
+    shown = {
+        samples: 100 * (detectable_gain(samples) or 0)
+        for samples in (64, 128, 256, 512, 1024, 2048)
+    }
+    assert (
+        f"| gain, points | {' | '.join(f'{gain:.1f}' for gain in shown.values())} |" in suite_page
+    )
+    assert f"256 bundled images, which show only gains of {shown[256]:.1f} points" in suite_page
+    for page in (readme, tutorial):
+        assert f"which show gains of {shown[1024]:.1f} points or more" in page
+        assert re.search(rf"only (gains|one) of {shown[64]:.0f} points or more", page)
+    least = next(samples for samples in range(1, 64) if detectable_gain(samples) is not None)
+    assert f"would be shown in four of five runs: {least} or more." in suite_page
 
 
 def test_detectable_gain_falls_with_more_samples_and_matches_a_simulation() -> None:

@@ -225,10 +225,6 @@ def to_page(rows: Sequence[BoardRow], base: Path, reports: Collection[Path] = ()
         columns = (*columns[:at], *columns[at + 1 :])
         # The first column is the name, and no cell.
         lines = [replace(line, cells=(*line.cells[: at - 1], *line.cells[at:])) for line in lines]
-    charts = (
-        scatter(by_name[name], [(numbers[id(r)], r) for r in rows if r.track.name == name])
-        for name in used
-    )
     return (
         environment("dent.board")
         .get_template("board.html.j2")
@@ -237,7 +233,7 @@ def to_page(rows: Sequence[BoardRow], base: Path, reports: Collection[Path] = ()
             tracks=[by_name[name] for name in used],
             columns=columns,
             has_views=columns is COLUMNS,
-            charts=[chart for chart in charts if chart is not None],
+            charts=_charts(rows),
             nonces=list(dict.fromkeys(_nonces(rows))),
             not_of_the_board=NOT_OF_THE_BOARD,
             looks=LOOKS,
@@ -245,6 +241,43 @@ def to_page(rows: Sequence[BoardRow], base: Path, reports: Collection[Path] = ()
             script_hash=base64.b64encode(hashlib.sha256(_script().encode()).digest()).decode(),
         )
     )
+
+
+def to_plots(rows: Sequence[BoardRow], page: str) -> str:
+    """Return the plots of the page alone, as HTML for another page.
+
+    Args:
+        rows: All rows of the page, in the order in which it shows them.
+        page: The address of the page. The dots link to its rows.
+    """
+    template = environment("dent.board").get_template("plots.html.j2")
+    return template.render(charts=_charts(rows), looks=LOOKS, page=page)
+
+
+def plots_style(scope: str, dark: str) -> str:
+    """Return the style sheet of the plots on another page.
+
+    Args:
+        scope: The selector of the element that contains the plots. The rules apply only in it.
+        dark: The selector of the page's dark color scheme.
+    """
+    templates = environment("dent.board")
+    light, night, chart, own = (
+        templates.get_template(f"{name}.css").render()
+        for name in ("light", "dark", "chart", "scatter")
+    )
+    return f"{scope} {{\n{light}{chart}{own}}}\n{dark} {scope} {{\n{night}}}\n"
+
+
+def _charts(rows: Sequence[BoardRow]) -> list[Scatter]:
+    """Return the plot of each track that has one; its numbers are the places in `rows`."""
+    numbered = list(enumerate(rows, start=1))
+    tracks = {row.track.name: row.track for row in rows}
+    charts = (
+        scatter(track, [(number, row) for number, row in numbered if row.track.name == name])
+        for name, track in tracks.items()
+    )
+    return [chart for chart in charts if chart is not None]
 
 
 def _nonces(rows: Sequence[BoardRow]) -> Iterator[str]:

@@ -124,7 +124,8 @@ def evaluate_command(
     protocol: Annotated[
         Literal["frozen", "published"],
         typer.Option(
-            help="frozen keeps every batch whole; published runs AutoAttack as released.",
+            help="frozen keeps every batch whole; published runs AutoAttack's own code, which "
+            "drops broken images and regroups the others.",
             rich_help_panel=_THREAT,
         ),
     ] = "frozen",

@@ -43,8 +43,8 @@ def serve_command(
     dataset: Annotated[
         str | None,
         typer.Option(
-            help="Dataset of the model, or package.module:factory: class names, image shape, and "
-            "the reference for the confidence. Default: cifar10-sample, unless --shape.",
+            help="Dataset of the model, or module:factory. It gives the class names, the image "
+            "shape, and the reference for the confidence. Default: cifar10-sample, unless --shape.",
             autocompletion=completion.datasets,
             rich_help_panel=_SERVED,
         ),

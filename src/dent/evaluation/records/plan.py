@@ -76,9 +76,9 @@ class Unit:
         kind: `probe` tests a defense on the first batch. `natural` submits the natural batch.
             `attack` attacks the defense and submits the result. `transfer` submits the result of
             an attack on the static model. `assembled` submits one batch in which each member is
-            the image that first broke it. `certificate`, in runs by attack, makes the checks that
-            only a claim of a gain needs. `challenge` submits images from outside, and is never in
-            a plan.
+            the image that first broke it, or else its image from the strongest submission.
+            `certificate`, in runs by attack, makes the checks that only a claim of a gain needs.
+            `challenge` submits images from outside, and is never in a plan.
         defense: Name of the defense.
         attack: Name of the attack; None for `probe`, `natural`, `certificate` and, in runs by
             batch, `assembled`. In runs by attack, `assembled` has the name of the last attack on
