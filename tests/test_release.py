@@ -151,14 +151,14 @@ def test_installing_an_extra_in_a_clone_keeps_the_installed_package() -> None:
 
 
 def test_all_messages_and_pages_install_extras_with_one_command() -> None:
-    """The command is `pip install "torch-dent[EXTRA]"`, and the extra exists."""
+    """The command is `pip install "torch-dent[EXTRA]"` (`".[EXTRA]"` in a clone), and it exists."""
     found = []
     for folder, pattern in (("src", "*.py"), ("docs", "*.md"), ("examples", "*.py"), (".", "*.md")):
         files = (ROOT / folder).glob(pattern) if folder == "." else (ROOT / folder).rglob(pattern)
         for path in files:
             text = path.read_text(encoding="utf-8")
             for command in re.findall(r"pip install [^\n`]*\[[^\n`]*", text):
-                extras = re.search(r'"torch-dent\[([\w,-]+)\]"', command)
+                extras = re.search(r'"(?:torch-dent|\.)\[([\w,-]+)\]"', command)
                 assert extras is not None, f"{path.relative_to(ROOT)}: {command}"
                 found += extras[1].split(",")
     assert set(found) - {"EXTRA"} <= PROJECT["optional-dependencies"].keys()

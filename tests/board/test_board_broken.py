@@ -63,4 +63,4 @@ def test_outside_images_turn_a_row_with_a_gain_into_a_broken_one(put: Put, tmp_p
     assert broken.to_json()["broken_by"] == [told]
     page = to_page([broken], tmp_path)
     assert f"<small>images of Eve: digest <code>{record.digest}</code></small>" in page
-    assert '<a href="https://example.org/eve">page named by Eve</a>' in page
+    assert '<a href="https://example.org/eve">page given by Eve</a>' in page

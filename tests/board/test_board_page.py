@@ -109,7 +109,7 @@ def test_challenges_that_lower_a_row_are_named_without_unsafe_links(rows: list[B
     row = replace(rows[0], headline=replace(headline, result=result))
     assert row.trust == "claimed, lowered by Eve, Mallory"
     page = to_page([row], Path())
-    assert '<a href="https://example.org/images">page named by Eve</a>' in page
+    assert '<a href="https://example.org/images">page given by Eve</a>' in page
     for name in ("Eve", "Mallory"):
         assert f"<small>images of {name}: digest <code>{'ab' * 32}</code></small>" in page
     assert "javascript:" not in page

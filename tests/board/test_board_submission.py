@@ -249,7 +249,7 @@ def test_downloaded_files_are_compared_with_the_submission(row: Path, tmp_path: 
     other = dent(*asked, "--images", str(images))
     assert other.code == 2
     assert f"the submission names images with {sha256(lock)}" in other.err
-    assert "gone.pt cannot be read" in dent(*asked, "--weights-file", "gone.pt").err
+    assert "gone.pt is missing" in dent(*asked, "--weights-file", "gone.pt").err
 
 
 def test_missing_submission_fields_are_named_and_given_fields_are_kept(row: Path) -> None:

@@ -155,6 +155,7 @@ def test_the_first_suite_of_the_bring_your_own_tutorial_is_inconclusive(
     build = blocks[0].partition("model = build()")[0]
     (mirror,) = (block for block in blocks if "class Mirror" in block)
     Path("mine.py").write_text(build + mirror)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)  # that of another test
     command = re.search(r"^dent (evaluate .*?--n 16 .*?)$\n```", text, re.MULTILINE | re.DOTALL)
     assert command is not None
     words = command[1].replace("\\\n", " ").replace("--n 16", "--n 4").split()

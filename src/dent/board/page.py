@@ -356,7 +356,7 @@ def _cells(row: BoardRow) -> Iterator[BoardCell]:
     yield BoardCell(str(row.suite or ""), row.suite, missing="not whole", notes=stale, tone="quiet")
     # A challenge may name any page, so the link does not promise images.
     links = tuple(
-        Link(f"page named by {each.by}", each.url)
+        Link(f"page given by {each.by}", each.url)
         for each in row.broken_by
         if each.url is not None and _is_web(each.url)
     )

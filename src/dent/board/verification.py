@@ -1,6 +1,5 @@
 """Verify a row of the board: submit it, or check it as a maintainer does."""
 
-import hashlib
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -31,6 +30,7 @@ from dent.evaluation import Reattack, Verification, restore, verify
 from dent.evaluation.records.schema import TENSORS
 from dent.evaluation.verification.verify import Check, OnUnit
 from dent.storage.canonical import Record
+from dent.storage.disk import sha256_of
 from dent.storage.errors import RecordError
 from dent.support.plural import counted
 
@@ -292,7 +292,7 @@ def _of_files(row: BoardRow, files: DownloadedFiles) -> Iterator[Check]:
 
 def _compared(name: str, files: Sequence[Path], named: Sequence[FileOnline]) -> Check:
     """Compare files with those that the submission names: they must be the same ones."""
-    digests = {path: _sha256(path) for path in files}
+    digests = {path: sha256_of(path) for path in files}
     expected = {each.sha256 for each in named}
     strange = (
         f"{path} has SHA-256 {digest}, which the submission does not name"
@@ -311,14 +311,6 @@ def _compared(name: str, files: Sequence[Path], named: Sequence[FileOnline]) -> 
         looked_at=len(digests),
         problems=problems,
     )
-
-
-def _sha256(path: Path) -> str:
-    try:
-        with path.open("rb") as file:  # weights may be larger than a record
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise RecordError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def _check_nonces(row: BoardRow, reattack: Reattack | None, recording: Recording | None) -> None:
@@ -426,7 +418,7 @@ def _folder(path: Path, images: Path | None) -> Iterator[Path]:
 
 
 def _check_images(images: Path, submission: RowSubmission) -> None:
-    sha256 = _sha256(images)
+    sha256 = sha256_of(images)
     if submission.images is not None and submission.images.sha256 != sha256:
         raise RecordError(
             f"{images} has SHA-256 {sha256}, and the submission names images with "

@@ -1,6 +1,5 @@
 """Print how to go on with a row of the board that was submitted."""
 
-import hashlib
 from collections.abc import Iterator
 
 from dent.board.row_folder import take_over
@@ -9,6 +8,7 @@ from dent.board.tracks import NOT_OF_THE_BOARD
 from dent.board.trust import TRUST
 from dent.board.verification import Submitted
 from dent.cli import console
+from dent.storage.disk import sha256_of
 
 
 def show_next_steps(done: Submitted) -> None:
@@ -74,7 +74,4 @@ def _place(done: Submitted) -> str:
 
 def _sha256(done: Submitted) -> str:
     images = done.packed.images
-    if images is None:
-        return ""
-    with images.open("rb") as file:
-        return f" ({hashlib.file_digest(file, 'sha256').hexdigest()})"
+    return "" if images is None else f" ({sha256_of(images)})"
