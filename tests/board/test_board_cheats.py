@@ -134,12 +134,16 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_row(tmp_path_factory.mktemp("board") / "row", ONE_BATCH)
 
 
-def test_submission_that_names_another_defense_than_its_run_is_refused(
-    made: Path, put: Put, tmp_path: Path
-) -> None:
+@pytest.fixture
+def row(made: Path, put: Put, tmp_path: Path) -> Path:
+    """Return a copy of the row that a test may change."""
     put(ONE_BATCH)
-    row = tmp_path / "row"
-    shutil.copytree(made, row)
+    return shutil.copytree(made, tmp_path / "row")
+
+
+def test_submission_that_names_another_defense_than_its_run_is_refused(
+    row: Path, tmp_path: Path
+) -> None:
     (tmp_path / "fields.json").write_text(json.dumps({"factory": SAME}))
     refused = submit(row, "--from", str(tmp_path / "fields.json"))
     assert refused.code == 1
@@ -161,12 +165,7 @@ def test_run_under_the_name_of_another_defense_is_refused(put: Put, tmp_path: Pa
     assert "subject" in failed(checked) or "served" in failed(checked), checked
 
 
-def test_defense_renamed_after_its_check_is_claimed_again(
-    made: Path, put: Put, tmp_path: Path
-) -> None:
-    put(ONE_BATCH)
-    row = tmp_path / "row"
-    shutil.copytree(made, row)
+def test_defense_renamed_after_its_check_is_claimed_again(row: Path, tmp_path: Path) -> None:
     assert submit(row).code == 0
     assert check(row, "--record", "us")["code"] == 0
     assert read_board_row(row).trust == "records verified"

@@ -42,6 +42,7 @@ from tests.attacks.known_defenses import Identity
 from tests.distributed.fake_pool import evaluate_by_fakes
 from tests.evaluation.test_evaluation_suite_answers import EPS, dataset, linear
 
+ROOT = Path(__file__).parents[2]
 BATCH = 8
 QUICK = Settings(n=2 * BATCH, batch_size=BATCH)
 TO_THE_END = Settings(n=2 * BATCH, batch_size=BATCH, until="end")
@@ -357,6 +358,20 @@ def test_attacks_with_the_published_protocol_count_as_attacks_before_a_stop(tmp_
     last = Unit("certificate", "it", None, 0).key
     records = {key: record for key, record in run.records.items() if key != last}
     assert decisions(spec, run.plan, records)["it"].after == len(attacks)
+
+
+@pytest.mark.parametrize("row", ["tte", "dent+", "med-bn"])
+def test_later_records_never_take_a_decision_back(row: str) -> None:
+    """So a decision needs only a check of the last round. Checked on rows of the board."""
+    run = load_run(ROOT / "board/cifar10-linf-8_255-v1" / row / "headline")
+    spec, records, decided = run.run.spec, dict[str, Any](), list[bool]()
+    for part in rounds(spec, run.plan):
+        keys = [unit.key for group in part for unit in group]
+        records |= {key: run.records[key] for key in keys if key in run.records}
+        decided.append(bool(decisions(spec, run.plan, records)))
+    assert decided == sorted(decided)
+    assert not decided[0]
+    assert decided[-1]
 
 
 def test_decisions_are_derived_only_from_the_records(complete: Path) -> None:

@@ -137,30 +137,28 @@ class _Watched:
         if all(unit.key in records for groups in by_round for unit in self._own(groups)):
             return None
         attacks: set[str] = set()
-        last = self._plan.batches[-1].index
-        found: Decision | None = None
+        last, submitted = self._plan.batches[-1].index, False
         for groups in by_round:
             units = self._own(groups)
             if any(unit.key not in records for unit in units):
                 break
             self.add([groups], records)
+            submitted = submitted or any(unit.kind in ("attack", "transfer") for unit in units)
             attacks |= {
                 unit.attack or ""
                 for unit in units
                 if unit.kind == "attack" and unit.batch in (last, None)
             }
-            if not any(unit.kind in ("attack", "transfer") for unit in units):
-                continue
-            if self._drawn or (found is None and self._can_gain(static)):
-                continue
-            difference = self._difference(static)
-            found = Decision(
-                after=len(attacks),
-                of=len(self._spec.attacks),
-                at_most=difference.value or 0.0,
-                below=difference.interval is not None and difference.interval[1] < 0,
-            )
-        return found
+        # Once no gain is possible, none is possible later, so only the last round is checked.
+        if not submitted or self._drawn or self._can_gain(static):
+            return None
+        difference = self._difference(static)
+        return Decision(
+            after=len(attacks),
+            of=len(self._spec.attacks),
+            at_most=difference.value or 0.0,
+            below=difference.interval is not None and difference.interval[1] < 0,
+        )
 
     def _own(self, groups: Sequence[Group]) -> list[Unit]:
         return [unit for group in groups for unit in group if unit.defense == self._defense.name]
