@@ -391,6 +391,15 @@ def test_decisions_are_derived_only_from_the_records(complete: Path) -> None:
     first = decisions(spec, run.plan, records)
     assert first == decisions(spec, run.plan, records)
     assert decisions(run.run.spec, run.plan, records) == {}  # because of until="end"
+    # Records after one that is missing do not count, and a randomized defense is never decided.
+    missing = next(unit for unit in order if (unit.kind, unit.defense) == ("attack", "it"))
+    gap = {key: record for key, record in run.records.items() if key != missing.key}
+    assert decisions(spec, run.plan, gap)["it"].after == 0
+    first_transfer = next(unit for unit in order if unit.kind == "transfer")
+    one = records[first_transfer.key]
+    assert isinstance(one, UnitRecord)
+    drawn = records | {first_transfer.key: one.model_copy(update={"draws": (one.served,) * 4})}
+    assert decisions(spec, run.plan, drawn) == {}
     # Later records count, too, up to the last completely recorded attack.
     last = [unit for unit in order if unit.kind == "attack" and unit.defense == "it"][-1]
     more = {key: record for key, record in run.records.items() if key != last.key}

@@ -137,20 +137,19 @@ class _Watched:
         if all(unit.key in records for groups in by_round for unit in self._own(groups)):
             return None
         attacks: set[str] = set()
-        last, submitted = self._plan.batches[-1].index, False
+        last = self._plan.batches[-1].index
         for groups in by_round:
             units = self._own(groups)
             if any(unit.key not in records for unit in units):
                 break
             self.add([groups], records)
-            submitted = submitted or any(unit.kind in ("attack", "transfer") for unit in units)
             attacks |= {
                 unit.attack or ""
                 for unit in units
                 if unit.kind == "attack" and unit.batch in (last, None)
             }
         # Once no gain is possible, none is possible later, so only the last round is checked.
-        if not submitted or self._drawn or self._can_gain(static):
+        if self._drawn or self._can_gain(static):
             return None
         difference = self._difference(static)
         return Decision(
