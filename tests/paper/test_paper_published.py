@@ -1,7 +1,9 @@
 """Test how runs are published, and that the published page and docs match the records."""
 
+import importlib
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,6 @@ from dent.defenses import CONFIGS
 from dent.evaluation import EvaluationResult
 from dent.evaluation.records.folder import RESULT
 from dent.evaluation.results.recorded_run import RecordedRun
-from dent.evaluation.results.result import Decision
 from dent.paper import (
     PaperPlan,
     TableResult,
@@ -122,13 +123,38 @@ def test_a_suite_that_stopped_early_gives_upper_bounds(
         for plan, result in zip(*published, strict=True)
         if any(each.difference for each in result.suite)
     )
-    assert '<span class="n">at most ' not in to_page([plan], [result], Links(DOCS / "cpu", DOCS))
-    decided = Decision(after=1, of=18, at_most=0.0, below=False)
-    suite = tuple(each.model_copy(update={"decided": decided}) for each in result.suite)
-    stopped = result.model_copy(update={"suite": suite})
-    page = to_page([plan], [stopped], Links(DOCS / "cpu", DOCS))
+    page = to_page([plan], [result], Links(DOCS / "cpu", DOCS))
     assert re.search(r'data-label="defended">[^\n]*>at most \d', page)
     assert re.search(r'data-label="against static">[^\n]*>at most [+−0]', page)
+    suite = tuple(each.model_copy(update={"decided": None}) for each in result.suite)
+    to_its_end = result.model_copy(update={"suite": suite})
+    page = to_page([plan], [to_its_end], Links(DOCS / "cpu", DOCS))
+    assert '<span class="n">at most ' not in page
+
+
+def test_docs_have_the_results_of_every_published_suite(
+    published: tuple[list[PaperPlan], list[TableResult]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(DOCS.parents[1] / "tools")
+    tool = importlib.import_module("tabulate_suites")
+    page = tool.PAGE.read_text()
+    assert tool.rewrite(page, tool.table()) == page
+    plans, results = published
+    suites = {each.run: each for result in results for each in result.suite}
+    assert len(suites) == len({run for plan in plans for run in plan.suites.values()})
+    rulings = Counter(each.ruling for each in suites.values())
+    assert all(each.decided and each.samples == 256 for each in suites.values())
+    text = " ".join((DOCS / "what-reproduces.md").read_text().split())
+    assert (
+        f"Of these {len(suites)} runs, {rulings['no gain']} have the verdict *no gain*, and "
+        f"{rulings['harmful']} are *harmful*."
+    ) in text
+    for each in suites.values():
+        if each.defense in ("dent+", "dent-nominal"):
+            low, high = (signed(100 * end, "%") for end in each.difference.interval)
+            gain = signed(100 * each.difference.value, "%")
+            assert f"{gain} [{low}, {high}]" in text or f"{gain} points [{low}, {high}]" in text
 
 
 def test_a_table_with_an_interrupted_suite_is_partial(

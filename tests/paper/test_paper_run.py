@@ -194,6 +194,24 @@ def test_result_of_the_dynamic_suite_is_the_verdict_of_its_run(
     assert beside.difference == found.difference
 
 
+@pytest.mark.slow
+def test_suites_of_one_model_attack_the_static_model_once(
+    make_plan: MakePlan, loader: Loader
+) -> None:
+    columns = [COLUMNS[1], COLUMNS[2], COLUMNS[3] | {"id": "other", "measure": "robust"}]
+    columns[2]["defense"] = "dent-nominal steps=1"
+    rows = [TABLE["rows"][0] | {"published": ["10.0", "40.0", "30.0"]}]
+    suite = {"cells": ["small/dent", "small/other"]}
+    plan = make_plan(columns=columns, rows=rows, suite=suite, claims=[], charts=[])
+    run_plans([replace(plan, cells={})], OUT, loader)
+    one, other = (load_run(OUT / RUNS / run.folder) for run in plan.suites.values())
+    static = [unit for unit in one.units() if unit.defense == "static"]
+    assert {"natural", "attack"} <= {unit.kind for unit in static}
+    # Equal times of computation: the records are copies.
+    assert static == [unit for unit in other.units() if unit.defense == "static"]
+    assert one.result.defenses.keys() != other.result.defenses.keys()
+
+
 def test_attack_with_published_protocol_counts_the_samples_that_it_claims(
     make_plan: MakePlan, loader: Loader
 ) -> None:

@@ -344,13 +344,16 @@ def test_cells_for_the_same_experiment_agree_between_tables() -> None:
     assert cell("table1", "ding-linf/dent+") == cell("table7", "ding+/d")
 
 
-def test_cpu_scale_takes_at_most_three_hours_on_two_cores() -> None:
-    """Costs are static forwards of one image; two cores do 500 per second (see the model cards)."""
+def test_attacks_of_the_cpu_scale_take_at_most_three_hours_on_two_cores() -> None:
+    """Costs are static forwards of one image; two cores do 500 per second (see the model cards).
+
+    The suite is not counted: it stops early, which only its records can show.
+    """
     scale = load_scale("cpu")
     plans = [plan_table(load_table(name), scale) for name in table_names()]
-    together = plan_cost({run for plan in plans for run in plan.runs()})
-    assert together.forwards <= 3 * 3600 * 500
-    assert max(plan_cost(plan.runs()).forwards for plan in plans) <= 3000 * 500
+    paper = [{run for run in plan.runs() if not run.suite} for plan in plans]
+    assert plan_cost(set.union(*paper)).forwards <= 3 * 3600 * 500
+    assert max(plan_cost(runs).forwards for runs in paper) <= 3000 * 500
 
 
 def test_largest_unit_is_a_whole_attack_as_released_or_else_one_batch() -> None:

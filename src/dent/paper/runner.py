@@ -1,6 +1,7 @@
 """Run each evaluation that tables need once, in run folders that can be resumed."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from dent.data.progress import OnBytes as Fetched
 from dent.defenses.dent import Dent
 from dent.errors import DataError, MissingExtraError, WeightsError
 from dent.evaluation import Progress, Subject, evaluate
+from dent.evaluation.records.schema import TENSORS
 from dent.evaluation.suites import suite
 from dent.paper.planning import RUNS, PaperPlan, PlannedRun
 from dent.paper.profile import run_profile
@@ -100,7 +102,8 @@ def run_plans(
     """Run all missing evaluations that tables need.
 
     A run that several tables need is done once. A run whose model or images cannot be loaded is
-    skipped, so that the other runs still happen.
+    skipped, so that the other runs still happen. The dynamic suite attacks each static model once,
+    and the runs of its other defenses copy these records.
 
     Args:
         plans: The tables.
@@ -121,6 +124,7 @@ def run_plans(
     total, missing = len(runs) + len(profiles), dict[str, str]()
     # Grouped by model, so that each model is loaded once, and then in the order of the tables.
     order = list(dict.fromkeys(run.model for run in runs))
+    static = dict[PlannedRun, Path]()  # the first suite's folder for each static model
     grouped = sorted(runs, key=lambda run: order.index(run.model))
     for done, run in enumerate(grouped):
         report = None
@@ -134,7 +138,9 @@ def run_plans(
             continue
         write_configuration(run, out)
         path = out / RUNS / run.folder
-        evaluate(subject, run.settings, out=path, progress=report)
+        source = static.setdefault(replace(run, defense=None), path) if run.suite else path
+        shared = source if source != path and (source / TENSORS).is_dir() else None
+        evaluate(subject, run.settings, out=path, progress=report, static_from=shared)
         if not (path / REPORT).exists():
             write_report([path], path / REPORT)
     for done, plan in enumerate(profiles, start=len(runs)):
