@@ -145,6 +145,10 @@ def test_docs_have_the_results_of_every_published_suite(
     assert len(suites) == len({run for plan in plans for run in plan.suites.values()})
     rulings = Counter(each.ruling for each in suites.values())
     assert all(each.decided and each.samples == 256 for each in suites.values())
+    assert (
+        f"verdicts on the {len(suites)} defended configurations: {rulings['no gain']} "
+        f"<b>no gain shown</b>, {rulings['harmful']} <b>harmful</b>."
+    ) in to_page(plans, results, Links(DOCS / "cpu", DOCS))
     text = " ".join((DOCS / "what-reproduces.md").read_text().split())
     assert (
         f"Of these {len(suites)} runs, {rulings['no gain']} have the verdict *no gain*, and "

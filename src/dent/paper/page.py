@@ -165,11 +165,19 @@ def to_page(plans: Sequence[PaperPlan], results: Sequence[TableResult], links: L
         rulings=[each for each in RULINGS if total[each] or each != "not finished"],
         methods=_methods(results),
         detectable=_detectable(plans[0].scale.suite.samples),
+        verdicts=_verdicts(results),
+        shown=lambda ruling: "no gain shown" if ruling == "no gain" else ruling or "not run",
         MIN_CLUSTERS=MIN_CLUSTERS,
         marks_of=lambda names: [flags[name] for name in names],
         total=total,
         limits=limits,
     )
+
+
+def _verdicts(results: Sequence[TableResult]) -> list[tuple[str, int]]:
+    """Return each ruling of the suite's verdicts and how many runs have it, most frequent first."""
+    ruled = {each.run: each.ruling for result in results for each in result.suite if each.ruling}
+    return Counter(ruled.values()).most_common()
 
 
 def _part(plan: PaperPlan, result: TableResult, flags: Mapping[str, Flag]) -> TablePart:
