@@ -174,15 +174,15 @@ class ModelSpace(Attack):
             draws: A CPU generator for random starts.
             exact: A view of the defense itself, if it is in the ensemble.
         """
-        natural, first_model = _serve(target, best, target.natural)
+        natural_logits, first_model = _serve(target, best, target.natural)
         fooled_after: dict[str, Tensor] = {}
         ranks: list[int | None] = [None] * self.restarts
-        ranks += range(1, min(self.targets, natural.shape[1] - 1) + 1)
+        ranks += range(1, min(self.targets, natural_logits.shape[1] - 1) + 1)
         for rank in ranks:
             # A model that was adapted to a batch only predicts that whole batch.
             adapts = isinstance(target.defense, DynamicDefense)
             part = target if adapts else parting.of(best.fallen)
-            targets = runner_up(rows_of(part, natural), part.labels, rank) if rank else None
+            targets = runner_up(rows_of(part, natural_logits), part.labels, rank) if rank else None
             aim = Aim(loss_named(self.loss), targets)
             models = [first_model]
             for index in range(self.rounds):
