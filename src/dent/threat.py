@@ -252,8 +252,8 @@ class ThreatModel:
             raise InputError(
                 f"project expects float32 or float64 images, got {x_adv.dtype}: pass x_adv.float()"
             )
-        wide, centre = _rows(x_adv, x), _rows(x, x_adv)
-        delta = wide - centre
+        rows, centre = _rows(x_adv, x), _rows(x, x_adv)
+        delta = rows - centre
         if not bool(torch.isfinite(delta).all()):
             raise InputError("project expects finite images, got a value that is not a number")
         low, high = self.bounds
