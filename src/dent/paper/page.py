@@ -270,8 +270,8 @@ def _chart(
         values = _values(
             x, texts, [(cell.value, cell.interval) for cell in line_cells], line_cells[0].unit
         )
-        printed = [(table.cells[key].value, None) for key in keys]
-        published = _values(x, texts, printed, line_cells[0].unit)
+        in_paper = [(table.cells[key].value, None) for key in keys]
+        published = _values(x, texts, in_paper, line_cells[0].unit)
         if values:
             curves.append(Curve(f"{name}, measured", marks, index % COLOURS, False, values))
         if published:
