@@ -12,7 +12,7 @@ from typing import Any, Final
 from torch import Tensor
 
 from dent.errors import ConfigError
-from dent.evaluation.records.folder import RESULT, RunFolder, packed_as
+from dent.evaluation.records.folder import RESULT, RunFolder
 from dent.evaluation.records.plan import groups, units
 from dent.evaluation.records.probe_answers import DISTANCE, changed
 from dent.evaluation.records.schema import (
@@ -23,8 +23,9 @@ from dent.evaluation.records.schema import (
     UnitRecord,
 )
 from dent.evaluation.records.spec import differences
+from dent.evaluation.records.tensor_files import packed_as
 from dent.evaluation.results.certificate import certificate_of, over_large_steps
-from dent.evaluation.results.decision import left
+from dent.evaluation.results.decision import units_left
 from dent.evaluation.results.recorded_run import RecordedRun, load_run
 from dent.evaluation.results.summary import summarize
 from dent.storage.canonical import Record, without_timing
@@ -113,7 +114,7 @@ def merge(paths: Sequence[Path], out: Path) -> Merged:
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     done = {key: record for key, (_, record) in records.items()}
-    missing = left(first.run.spec, first.plan, done)
+    missing = units_left(first.run.spec, first.plan, done)
     return Merged(
         path=str(out),
         runs=tuple(str(run.path) for run in runs),
@@ -243,7 +244,7 @@ def _write(
 ) -> None:
     spec, plan = runs[0].run.spec, runs[0].plan
     done = {key: record for key, (_, record) in records.items()}
-    missing = {unit.key for unit in left(spec, plan, done)}
+    missing = {unit.key for unit in units_left(spec, plan, done)}
     # A shard drops the images of its groups, and a finished run those of all.
     whole = {
         unit.key: missing.isdisjoint(other.key for other in group)

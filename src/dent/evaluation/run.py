@@ -18,13 +18,14 @@ from dent.evaluation.engine.progress import OnProgress, Tracker
 from dent.evaluation.engine.rehearsal import rehearse
 from dent.evaluation.engine.sessions import OpenSession, Sessions
 from dent.evaluation.engine.unchanged import check_unchanged
-from dent.evaluation.records.folder import ASCENTS, RESULT, RUN, Memory, RunFolder, Store
+from dent.evaluation.records.folder import ASCENTS, RESULT, RUN, RunFolder
 from dent.evaluation.records.plan import Group, Plan, Unit, groups, rounds, units
 from dent.evaluation.records.provenance import new_session
 from dent.evaluation.records.schema import UnitRecord
 from dent.evaluation.records.shard import Shard
 from dent.evaluation.records.spec import STATIC, EvaluationSpec, Settings
-from dent.evaluation.results.decision import left, superfluous
+from dent.evaluation.records.store import Memory, Store
+from dent.evaluation.results.decision import superfluous, units_left
 from dent.evaluation.results.result import EvaluationResult
 from dent.evaluation.results.summary import summarize
 from dent.evaluation.static_part import take_static_part
@@ -229,7 +230,7 @@ def evaluate_with(
     with closing(RunFolder(Path(out), spec, plan)) as folder:
         if static_from is not None:
             take_static_part(folder, static_from)
-        waiting = left(spec, plan, folder.done) if shard is None else todo
+        waiting = units_left(spec, plan, folder.done) if shard is None else todo
         if any(unit.key not in folder.done for unit in waiting):
             check_unchanged(prepared, folder.done, folder.run.sessions)
             with Sessions(folder, plan) as sessions, _kept(spec, Path(out), static_from):
@@ -243,7 +244,7 @@ def evaluate_with(
 
 def _settle(folder: RunFolder, plan: Plan) -> None:
     """Record the status of a run on which no unit ran, because none was left here."""
-    if folder.run.status != "complete" and not left(folder.spec, plan, folder.done):
+    if folder.run.status != "complete" and not units_left(folder.spec, plan, folder.done):
         folder.update(status="complete")  # a killed process, or copied records, left nothing
     elif folder.run.status == "running":
         folder.update(status="partial")  # a shard without units of its own, or a killed one

@@ -10,10 +10,12 @@ from dent.evaluation.challenges.challenger import Challenger, Maker, refuse_publ
 from dent.evaluation.engine.context import RunContext, open_run
 from dent.evaluation.engine.cost import DefenseCost, estimate_attack
 from dent.evaluation.engine.progress import OnProgress
-from dent.evaluation.records.folder import RESULT, Memory, RunFolder, read_record
+from dent.evaluation.records.folder import RESULT, RunFolder
 from dent.evaluation.records.plan import make_plan
+from dent.evaluation.records.record_file import read_record
 from dent.evaluation.records.schema import ChallengeRecord
 from dent.evaluation.records.spec import STATIC, EvaluationSpec, differences
+from dent.evaluation.records.store import Memory
 from dent.evaluation.results.recorded_run import RecordedRun, load_run
 from dent.evaluation.results.result import ChallengeSummary, EvaluationResult
 from dent.evaluation.results.summary import summarize

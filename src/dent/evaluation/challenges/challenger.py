@@ -22,11 +22,11 @@ from dent.evaluation.engine.adversarial import as_attacked
 from dent.evaluation.engine.context import RunContext, unit_seed
 from dent.evaluation.engine.execute import record_of, submit_unit
 from dent.evaluation.engine.progress import OnProgress
-from dent.evaluation.records.folder import packed_as
 from dent.evaluation.records.image_digest import digest_of
 from dent.evaluation.records.plan import Batch, Unit, challenge_file, targets_of
 from dent.evaluation.records.provenance import new_session, now
 from dent.evaluation.records.schema import ChallengeRecord, Session, UnitRecord, short_digest
+from dent.evaluation.records.tensor_files import packed_as
 from dent.evaluation.submission.measures import share_of_eps
 from dent.evaluation.submission.submission import clock
 from dent.storage.errors import RecordError

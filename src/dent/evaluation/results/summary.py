@@ -16,7 +16,7 @@ from dent.evaluation.results import diagnostics
 from dent.evaluation.results.attack_effort import effort_diagnostics
 from dent.evaluation.results.attack_failure import curve_of, indicators_of
 from dent.evaluation.results.averaged_views import over_views
-from dent.evaluation.results.decision import decisions, left
+from dent.evaluation.results.decision import decisions, units_left
 from dent.evaluation.results.gradient_comparison import compare_gradients
 from dent.evaluation.results.ladder import ladder_of
 from dent.evaluation.results.mistakes import suspicions
@@ -29,11 +29,12 @@ from dent.evaluation.results.result import (
     Difference,
     EvaluationResult,
 )
-from dent.evaluation.results.scoring import Rights, Scores, score
+from dent.evaluation.results.scoring import Scores, score
 from dent.evaluation.results.verdict import RULES, with_verdicts
 from dent.evaluation.results.worst_case import (
     bootstrap_seed,
     by_sample,
+    count_of,
     dependence_of,
     difference_to,
     repeated_of,
@@ -63,7 +64,7 @@ def summarize(
     scores = score(spec, plan, records)
     challenged = with_challenges(scores, plan, challenges)
     decided = {} if len(records) == planned else decisions(spec, plan, records)
-    complete = len(records) == planned or not left(spec, plan, records, decided)
+    complete = len(records) == planned or not units_left(spec, plan, records, decided)
     defenses = {
         defense.name: _defense(
             defense, scores[defense.name], challenged, spec, decided.get(defense.name)
@@ -139,12 +140,12 @@ def _defense(
     if defense.name != STATIC and STATIC in challenged:
         static = challenged[STATIC].scores
         difference = difference_to(static, own.scores, dependence, bootstrap_seed(spec))
-    unattacked = _count([piece.attacked for piece in natural])
+    unattacked = count_of([piece.attacked for piece in natural])
     on_static = defense.name == STATIC
     ran = {summary.attack for summary in attacks if summary.ran and summary.attack is not None}
     return DefenseResult(
         natural=unattacked,
-        bystanders=_count([piece.clean for piece in natural]),
+        bystanders=count_of([piece.clean for piece in natural]),
         attacks=attacks
         + tuple(_attack(entry.key, own.scores, specs, by=entry.by) for entry in outside),
         worst=worst_of(own.scores, dependence),
@@ -239,26 +240,31 @@ def _apart(scores: Scores) -> dict[str, float]:
 def _attack(
     name: str, scores: Scores, specs: Mapping[str, AttackSpec], by: str | None = None
 ) -> AttackSummary:
+    """Summarize the submissions of one kind to a defense.
+
+    Args:
+        name: Their name, such as `attack/apgd-ce`.
+        scores: The scores of the defense.
+        specs: The attacks of the run, by name.
+        by: Who made the images of a challenge.
+    """
     kind, _, attack = name.partition("/")
     records = scores.records[name]
     pieces = list(scores.submissions[name].values())
     rights = [hit > 0.5 for piece in pieces for hit in piece.attacked]
     fooled = [claim for record in records for claim in record.claimed or ()]
     is_attack = kind == "attack"
+    claims = list(zip(fooled, rights, strict=True)) if is_attack else []
     return AttackSummary(
         kind=kind,  # type: ignore[arg-type]
         attack=attack or None,
         by=by,
-        served=_count([piece.attacked for piece in pieces]),
-        bystanders=_count([piece.clean for piece in pieces]),
+        served=count_of([piece.attacked for piece in pieces]),
+        bystanders=count_of([piece.clean for piece in pieces]),
         claimed=Count.of(len(fooled) - sum(fooled), len(fooled)) if is_attack else None,
-        claimed_but_served=sum(a and b for a, b in zip(fooled, rights, strict=True))
-        if is_attack
-        else 0,
-        served_wrong_unclaimed=(
-            sum(not a and not b for a, b in zip(fooled, rights, strict=True)) if is_attack else 0
-        ),
-        after=_after(records, len(fooled)),
+        claimed_but_served=sum(claim and right for claim, right in claims),
+        served_wrong_unclaimed=sum(not claim and not right for claim, right in claims),
+        after=_claimed_after(records, len(fooled)),
         black_box=is_attack
         and bool(records)
         and is_black_box(specs[attack], took_gradients=any(record.backwards for record in records)),
@@ -279,7 +285,11 @@ def _attack(
     )
 
 
-def _after(records: Sequence[UnitRecord], total: int) -> dict[str, Count]:
+def _claimed_after(records: Sequence[UnitRecord], total: int) -> dict[str, Count]:
+    """Return how many of `total` members were correct after each part of an attack, by its claim.
+
+    The counts are by the name of the part.
+    """
     parts = dict.fromkeys((part for record in records for part in record.claimed_after or {}), 0)
     for record in records:
         # If every member was fooled before, no part of the attack ran.
@@ -322,7 +332,3 @@ def _total_timing(
         rest = timing["total"] - timing["attack"] - timing["serve"] - timing["probe"]
         timing["overhead"] = max(rest, 0.0) / timing["total"]
     return timing
-
-
-def _count(rights: Sequence[Rights]) -> Count:
-    return Count.of(round(sum(map(sum, rights))), sum(map(len, rights)))

@@ -13,7 +13,6 @@ from dent.errors import ConfigError
 from dent.evaluation.engine.context import open_run
 from dent.evaluation.engine.execute import execute
 from dent.evaluation.probe.unit import attacks_with_more_iterations
-from dent.evaluation.records.folder import packed
 from dent.evaluation.records.plan import Unit, units
 from dent.evaluation.records.provenance import same_platform
 from dent.evaluation.records.schema import (
@@ -24,10 +23,11 @@ from dent.evaluation.records.schema import (
     UnitRecord,
 )
 from dent.evaluation.records.spec import STATIC, EvaluationSpec
+from dent.evaluation.records.tensor_files import packed
 from dent.evaluation.results.diagnostics import MISMATCH
 from dent.evaluation.results.recorded_run import RecordedRun
 from dent.evaluation.subject import Prepared, Subject
-from dent.evaluation.verification.resubmit import ReadOnlyRecords
+from dent.evaluation.verification.read_only import ReadOnlyRecords
 from dent.storage.canonical import Record, without_timing
 from dent.storage.errors import RecordError
 from dent.support.devices import device_of
