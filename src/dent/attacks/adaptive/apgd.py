@@ -274,7 +274,12 @@ class _Sparse:
 
 
 def steepest(gradient: Tensor, norm: Norm) -> Tensor:
-    """Return the direction of steepest ascent, with length one in l-inf or l2."""
+    """Return the direction of steepest ascent, (N, ...), with length one in l-inf or l2.
+
+    Args:
+        gradient: (N, ...).
+        norm: `linf` or `l2`.
+    """
     if norm == "linf":
         return gradient.sign()
     rows = enlarged(gradient).flatten(1)
@@ -283,7 +288,7 @@ def steepest(gradient: Tensor, norm: Norm) -> Tensor:
 
 
 def random_start(natural: Tensor, threat: ThreatModel, draws: torch.Generator) -> Tensor:
-    """Return a random start far out in the ball, as in APGD.
+    """Return a random start far out in the ball, (N, ...), as in APGD.
 
     It is drawn on the CPU, so that all devices get the same. In l-inf, uniform draws are scaled to
     the surface. Normal draws are scaled to it in l2, and projected in l1.

@@ -17,11 +17,16 @@ class Store(Protocol):
         ...
 
     def put(self, record: JournalRecord, adversarial: Tensor | None = None) -> None:
-        """Record a unit and its submitted images."""
+        """Record a unit.
+
+        Args:
+            record: Its record.
+            adversarial: The submitted images, (attacked members, C, H, W), if they are to be kept.
+        """
         ...
 
     def adversarial(self, record: UnitRecord) -> Tensor:
-        """Return the submitted images of a recorded unit."""
+        """Return the submitted images of a recorded unit, (attacked members, C, H, W)."""
         ...
 
     def forget(self, record: UnitRecord) -> None:
@@ -48,7 +53,7 @@ class Memory:
             self._tensors[record.key] = adversarial.cpu()
 
     def adversarial(self, record: UnitRecord) -> Tensor:
-        """Return the submitted images of a recorded unit."""
+        """Return the submitted images of a recorded unit, on the CPU."""
         return self._tensors[record.key]
 
     def forget(self, record: UnitRecord) -> None:

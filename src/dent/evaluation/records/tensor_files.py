@@ -26,13 +26,24 @@ ENTRY: Final = "adversarial"
 def packed(
     spec: EvaluationSpec, record: UnitRecord, adversarial: Tensor
 ) -> tuple[TensorRef, bytes]:
-    """Return the reference to the images of a unit, and the bytes of their file."""
+    """Return the reference to the images of a unit, and the bytes of their file.
+
+    Args:
+        spec: The specification of the run.
+        record: The record of the unit.
+        adversarial: The images, (attacked members, C, H, W).
+    """
     file = tensor_file(spec, record.defense, record.attack, record.batch)
     return packed_as(file, adversarial)
 
 
 def packed_as(file: str, adversarial: Tensor) -> tuple[TensorRef, bytes]:
-    """Return the reference to a tensor in a file of the run folder, and the bytes of the file."""
+    """Return the reference to a tensor in a file of the run folder, and the bytes of the file.
+
+    Args:
+        file: Name of the file in the folder.
+        adversarial: The images, (N, C, H, W).
+    """
     content = save({ENTRY: adversarial.detach().cpu().contiguous()})
     sha256 = hashlib.sha256(content).hexdigest()
     return TensorRef(file=file, sha256=sha256, shape=tuple(adversarial.shape)), content
