@@ -27,7 +27,7 @@ class Finding:
     skipped: bool = False
 
 
-class Tally:
+class FindingTally:
     """The findings of the checks that submit the images again, by check."""
 
     def __init__(self) -> None:

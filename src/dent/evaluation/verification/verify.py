@@ -8,7 +8,7 @@ from dent.evaluation.records.plan import Unit, make_plan, units
 from dent.evaluation.records.spec import differences
 from dent.evaluation.results.recorded_run import RecordedRun, load_run
 from dent.evaluation.subject import Subject, describe
-from dent.evaluation.verification.findings import RESUBMITTED, Tally
+from dent.evaluation.verification.findings import RESUBMITTED, FindingTally
 from dent.evaluation.verification.outcome import (
     Check,
     Verification,
@@ -159,7 +159,7 @@ def _plan(recorded: RecordedRun, subject: Subject) -> list[str]:
 
 
 def _resubmit(recorded: RecordedRun, subject: Subject, watch: _Counting) -> Iterator[Check]:
-    tally, resubmission = Tally(), Resubmission(recorded, subject)
+    tally, resubmission = FindingTally(), Resubmission(recorded, subject)
     recorded_units: list[Unit] = [
         unit for unit in units(recorded.run.spec, recorded.plan) if unit.key in recorded.records
     ]
@@ -190,7 +190,7 @@ def _challenges(recorded: RecordedRun, resubmission: Resubmission, failed: list[
     return not_run("challenges", *unlike, looked_at=looked_at)
 
 
-def _failed(recorded: RecordedRun, tally: Tally) -> Iterator[str]:
+def _failed(recorded: RecordedRun, tally: FindingTally) -> Iterator[str]:
     """Yield a sentence for each challenge with problems, with the checks that it fails."""
     for challenge in recorded.challenges:
         checks = tally.failed_by({unit.key for unit in challenge.units})
