@@ -14,7 +14,7 @@ from dent.attacks.adaptive.capabilities import NOT_AVAILABLE, Unavailable
 from dent.attacks.adaptive.ladder import THROUGH_STEPS, Rung, RungName
 from dent.attacks.adaptive.model_space import ModelSpace
 from dent.attacks.adaptive.objectives import Aim, through
-from dent.attacks.adaptive.standing import Parting, rows_of
+from dent.attacks.adaptive.standing import MemberSelection, rows_of
 from dent.attacks.adaptive.static_ascents import StaticAscent
 from dent.attacks.adaptive.unmasked import Unmasked
 from dent.attacks.base import Attack, Outcome
@@ -55,7 +55,7 @@ class _AttackedBatch(NamedTuple):
         target: The querier of the whole batch.
         threat: The threat model.
         best: Receives the images of all runs.
-        parting: Decides whether fooled members are left out.
+        selection: Decides whether fooled members are left out.
         natural_logits: Logits of the natural images, (N, classes).
         draws: A CPU generator for random starts.
     """
@@ -63,7 +63,7 @@ class _AttackedBatch(NamedTuple):
     target: Querier
     threat: ThreatModel
     best: Best
-    parting: Parting
+    selection: MemberSelection
     natural_logits: Tensor
     draws: torch.Generator
 
@@ -255,10 +255,10 @@ class AdaptiveAPGD(Attack):
 
     def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
         """Run until all members are fooled or all runs are done."""
-        best, parting = Best(target), Parting(target)
+        best, selection = Best(target), MemberSelection(target)
         natural_logits = best.offer_served(target.natural)
         draws = torch.Generator().manual_seed(seed)
-        batch = _AttackedBatch(target, threat, best, parting, natural_logits, draws)
+        batch = _AttackedBatch(target, threat, best, selection, natural_logits, draws)
         on_the_way: list[Tensor] | None = [] if self.losses_at == "all" else None
         on_step = None if on_the_way is None else on_the_way.append
         try:
@@ -285,7 +285,7 @@ class AdaptiveAPGD(Attack):
         for run in self._planned(batch.classes):
             if best.complete():
                 break
-            part = batch.parting.of(best.fallen)
+            part = batch.selection.without(best.fallen)
             logits = rows_of(part, batch.natural_logits)
             targets = runner_up(logits, part.labels, run.rank) if run.rank else None
             aim = Aim(loss_named(run.loss), targets, on_the_way)
@@ -338,7 +338,7 @@ class AdaptiveAPGD(Attack):
             warm = ascent.run(target, [static_view], threat)
             best.offer_served(warm)
         if self.rounds and isinstance(target.defense, DynamicDefense):
-            self._space.offer(target, threat, best, batch.parting, batch.draws)
+            self._space.offer(target, threat, best, batch.selection, batch.draws)
         return best.strongest if self.pool else warm
 
     def _planned(self, num_classes: int) -> Iterator[_Run]:
