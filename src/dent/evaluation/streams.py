@@ -148,13 +148,11 @@ def stream(
     served = []
     for index, (x, y) in enumerate(batches):
         candidates = [_Candidate(None, x)]
-        if index < poisoned:
-            for attack in attacks:
-                seeded = seed_of(seed, "stream attack", index, attack.name)
-                target = fresh(_copied(live), seeded)
-                candidates.append(
-                    _Candidate(attack.name, attack(target, x, y, threat, seed=seeded).adversarial)
-                )
+        for attack in attacks if index < poisoned else ():
+            attack_seed = seed_of(seed, "stream attack", index, attack.name)
+            target = fresh(_copied(live), attack_seed)
+            result = attack(target, x, y, threat, seed=attack_seed)
+            candidates.append(_Candidate(attack.name, result.adversarial))
         chosen = runner.worst(live, index, poisoned if aim == "later" else None, candidates)
         submitted.append(chosen)
         served.append(runner.serve(live, index, chosen.images))

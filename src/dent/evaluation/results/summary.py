@@ -26,6 +26,8 @@ from dent.evaluation.results.result import (
     Count,
     Decision,
     DefenseResult,
+    Dependence,
+    Diagnostic,
     Difference,
     EvaluationResult,
 )
@@ -141,8 +143,6 @@ def _defense(
         static = challenged[STATIC].scores
         difference = difference_to(static, own.scores, dependence, bootstrap_seed(spec))
     unattacked = count_of([piece.attacked for piece in natural])
-    on_static = defense.name == STATIC
-    ran = {summary.attack for summary in attacks if summary.ran and summary.attack is not None}
     return DefenseResult(
         natural=unattacked,
         bystanders=count_of([piece.clean for piece in natural]),
@@ -153,20 +153,7 @@ def _defense(
         dependence=dependence,
         trace=merge_traces([record.trace for record in scores.records["natural"]]),
         non_finite=missing,
-        diagnostics=diagnostics.of_defense(
-            defense.name,
-            scores.probe,
-            dependence,
-            attacks,
-            missing,
-            has_static=spec.has_static,
-            has_exact_attack=has_exact_attack(spec),
-            kinds=kinds_of_attacks(spec.attacks, ran, on_static=on_static),
-            comparison=compare_gradients(
-                scores, spec, by_sample=by_sample(dependence), on_static=on_static
-            ),
-            apart=_apart(scores),
-        )
+        diagnostics=_diagnostics(defense, scores, dependence, attacks, missing, spec)
         + suspicions(unattacked, len(spec.dataset.classes), scores)
         + effort_diagnostics(defense, scores, spec.attacks),
         timing=_timing(scores),
@@ -174,6 +161,33 @@ def _defense(
         repeated=repeated_of(own.scores, dependence),
         decided=decided,
         challenges=outside,
+    )
+
+
+def _diagnostics(
+    defense: DefenseSpec,
+    scores: Scores,
+    dependence: Dependence,
+    attacks: Sequence[AttackSummary],
+    missing: int,
+    spec: EvaluationSpec,
+) -> tuple[Diagnostic, ...]:
+    """Return the diagnostics of a defense, from its probe and from the attacks of the run."""
+    on_static = defense.name == STATIC
+    ran = {summary.attack for summary in attacks if summary.ran and summary.attack is not None}
+    return diagnostics.of_defense(
+        defense.name,
+        scores.probe,
+        dependence,
+        attacks,
+        missing,
+        has_static=spec.has_static,
+        has_exact_attack=has_exact_attack(spec),
+        kinds=kinds_of_attacks(spec.attacks, ran, on_static=on_static),
+        comparison=compare_gradients(
+            scores, spec, by_sample=by_sample(dependence), on_static=on_static
+        ),
+        apart=_apart(scores),
     )
 
 
