@@ -55,7 +55,7 @@ class Dot:
         low: Lower end of the gain's interval, in pixels from the top; `y` if `bound`. None without
             an interval.
         high: Upper end of the interval.
-        colour: Number of the color in the style sheet.
+        color: Number of the color in the style sheet.
         shape: Shape of the marker.
         text: Text of the tooltip.
         bound: Whether the gain is an upper bound.
@@ -67,7 +67,7 @@ class Dot:
     y: float
     low: float | None
     high: float | None
-    colour: int
+    color: int
     shape: str
     text: str
     bound: bool = False
@@ -251,11 +251,11 @@ def _dot(point: _Point, axes: _Axes) -> Dot:
     if point.interval is not None:
         low, high = map(axes.down, point.interval)
         low = y if point.bound else low
-    colour, shape = LOOKS[row.ruling]
+    color, shape = LOOKS[row.ruling]
     gain = wording.gain(row.difference, row.headline.decided)
     text = f"{point.number} {row.name}: {gain}, in points, at {factor(point.cost)}, {row.ruling}"
     x = axes.across(point.cost)
-    return Dot(point.number, x, y, low, high, colour, shape, text, point.bound)
+    return Dot(point.number, x, y, low, high, color, shape, text, point.bound)
 
 
 def _base(row: BoardRow) -> str:
