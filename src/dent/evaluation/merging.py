@@ -27,7 +27,7 @@ from dent.evaluation.records.tensor_files import packed_as
 from dent.evaluation.results.certificate import certificate_of, over_large_steps
 from dent.evaluation.results.decision import units_left
 from dent.evaluation.results.recorded_run import RecordedRun, load_run
-from dent.evaluation.results.summary import summarize
+from dent.evaluation.results.summary import summarize_folder
 from dent.storage.canonical import Record, without_timing
 from dent.storage.disk import TEMPORARY, sync_folder, writing
 from dent.storage.errors import RecordError, SpecMismatchError
@@ -106,7 +106,7 @@ def merge(paths: Sequence[Path], out: Path) -> Merged:
             _write(folder, runs, records)
             for source, challenge in challenges:
                 folder.add(challenge, _files(source, challenge))
-            _summarize(folder, first)
+            folder.write(RESULT, summarize_folder(folder, first.plan))
             with writing(out):  # while locked, so that no other merge removes it as stale
                 scratch.chmod(0o777 & ~_umask())  # mkdtemp makes folders private
                 os.replace(scratch, out)
@@ -257,12 +257,6 @@ def _write(
             folder.put(record, _tensor(run, record, whole=whole[unit.key]))
     status = "partial" if missing else "complete"
     folder.update(status=status, sessions=tuple(_sessions(runs)))
-
-
-def _summarize(folder: RunFolder, first: RecordedRun) -> None:
-    run, plan = folder.run, first.plan
-    result = summarize(run.spec, plan, folder.done, run.units, run.sessions, folder.challenges)
-    folder.write(RESULT, result)
 
 
 def _challenges(

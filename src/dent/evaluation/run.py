@@ -27,7 +27,7 @@ from dent.evaluation.records.spec import STATIC, EvaluationSpec, Settings
 from dent.evaluation.records.store import Memory, Store
 from dent.evaluation.results.decision import superfluous, units_left
 from dent.evaluation.results.result import EvaluationResult
-from dent.evaluation.results.summary import summarize
+from dent.evaluation.results.summary import summarize, summarize_folder
 from dent.evaluation.static_part import take_static_part
 from dent.evaluation.subject import Prepared, Subject, prepare
 from dent.support.devices import device_of
@@ -266,8 +266,7 @@ def _evaluate_in_folder(
             with Sessions(folder, plan) as sessions, _ascents_kept(spec, out, static_from):
                 run_units(work(folder, sessions))
         _settle(folder, plan)
-        run = folder.run
-        result = summarize(run.spec, plan, folder.done, run.units, run.sessions, folder.challenges)
+        result = summarize_folder(folder, plan)
         folder.write(RESULT, result)
     return result
 

@@ -18,7 +18,7 @@ from dent.evaluation.records.spec import STATIC, EvaluationSpec, differences
 from dent.evaluation.records.store import Memory
 from dent.evaluation.results.recorded_run import RecordedRun, load_run
 from dent.evaluation.results.result import ChallengeSummary, EvaluationResult
-from dent.evaluation.results.summary import summarize
+from dent.evaluation.results.summary import summarize_folder
 from dent.evaluation.subject import Prepared, Subject, describe
 from dent.storage.disk import is_there
 from dent.storage.errors import RecordError, SpecMismatchError
@@ -198,10 +198,7 @@ def _refuse_another(recorded: RecordedRun, subject: Subject) -> None:
 
 def _result(folder: RunFolder, recorded: RecordedRun, digest: str) -> EvaluationResult:
     """Return the result of the run. Write it unless the file already has this challenge."""
-    run = folder.run
-    result = summarize(
-        run.spec, recorded.plan, folder.done, run.units, run.sessions, folder.challenges
-    )
+    result = summarize_folder(folder, recorded.plan)
     if not _has(folder.path, digest):
         folder.write(RESULT, result)
     return result

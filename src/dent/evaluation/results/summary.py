@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 
 from dent.evaluation.attack_kinds import has_exact_attack, is_black_box, kinds_of_attacks
+from dent.evaluation.records.folder import RunFolder
 from dent.evaluation.records.plan import Plan
 from dent.evaluation.records.schema import (
     ChallengeRecord,
@@ -105,6 +106,17 @@ def summarize(
         sessions=tuple(sessions),
         timing=_total_timing(sessions, list(records.values())),
     )
+
+
+def summarize_folder(folder: RunFolder, plan: Plan) -> EvaluationResult:
+    """Derive the result of the run in a folder that is open for writing.
+
+    Args:
+        folder: The folder.
+        plan: The batches of the run.
+    """
+    run = folder.run
+    return summarize(run.spec, plan, folder.done, run.units, run.sessions, folder.challenges)
 
 
 def without_static_challenges(
