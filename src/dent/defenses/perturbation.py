@@ -189,6 +189,10 @@ class InputDefense(ReferenceDefense):
     def _search(
         self, x: Tensor, start: Tensor, through_steps: bool, on_step: OnStep | None
     ) -> Perturbation:
+        """Return the perturbation after all steps from `start`, (N, C, H, W) like `x`.
+
+        A sample whose gradient becomes non-finite gets a perturbation of 0.
+        """
         model = AdaptedModel(self.unwrap(), STATIC)
         value, first = start, None
         alive = torch.ones(len(x), dtype=torch.bool, device=x.device)

@@ -158,6 +158,7 @@ class RunFolder:
         self._lock.close()
 
     def _set_up(self, spec: EvaluationSpec, plan: Plan) -> RunRecord:
+        """Write the first files of a new run, or read those of this run, and remove leftovers."""
         if is_there(self.path / RUN):
             run = read_run(self.path)
             _refuse_another(self.path, run, spec, plan)
@@ -265,6 +266,11 @@ def _refuse_first(where: Path | str, problems: Iterator[str]) -> None:
 
 
 def _refuse_what_is_no_run(path: Path) -> None:
+    """Check that a folder is missing, empty or a run.
+
+    Raises:
+        RecordError: It is none of these. Nothing was changed.
+    """
     if path.exists() and not path.is_dir():
         raise RecordError(f"{path} is a file: a run is a folder, choose another name")
     if not path.is_dir():

@@ -141,6 +141,15 @@ def _defense(
     spec: EvaluationSpec,
     decided: Decision | None,
 ) -> DefenseResult:
+    """Return the result of one defense, without a verdict.
+
+    Args:
+        defense: Its description.
+        scores: The scores of its own records.
+        challenged: For every defense, the scores that also count images from outside.
+        spec: The specification.
+        decided: Where the attacks on it stopped early; None if they did not.
+    """
     own = challenged[defense.name]
     dependence = dependence_of(defense, scores)
     natural = list(scores.submissions["natural"].values())

@@ -136,6 +136,7 @@ def _ruling(
     static_gates: tuple[Gate, ...],
     ground: Ground | None,
 ) -> tuple[Ruling, str]:
+    """Return the ruling and its reason, before decisions and models that guess are considered."""
     side, natural_side = _side(differences.robust), _side(differences.natural)
     opened = [gate.name for gate in gates if gate.open]
     if side == "unknown" or UNFINISHED in opened:

@@ -173,6 +173,7 @@ class Attacker:
             self._check_more_iterations(unit, recorded)
 
     def _check_more_iterations(self, unit: Unit, record: ProbeRecord | CertificateRecord) -> None:
+        """Repeat the extra attacks on the first batch, with twice the iterations."""
         run = self._run
         probed = self._recorded.records.get(Unit("probe", unit.defense, None, 0).key)
         if not isinstance(probed, ProbeRecord):
@@ -195,6 +196,7 @@ class Attacker:
             self._unlike.append(f"{unit.key}: more_iterations not the same when attacked again")
 
     def _check_attack(self, unit: Unit, recorded: UnitRecord) -> None:
+        """Repeat an attack, and keep which members stand in each of the two results."""
         execute(self._run, unit)
         repeated = self._repeated.take()
         self._done.append(unit.key)

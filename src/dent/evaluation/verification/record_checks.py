@@ -86,6 +86,11 @@ def _completeness(recorded: RecordedRun) -> Iterator[str]:
 
 
 def _result(recorded: RecordedRun) -> Check:
+    """Check that `result.json` follows from the records.
+
+    It does not if a process ended before it wrote the result of its last records. This is no
+    problem: the check is `not-run`, and says how to have it written.
+    """
     if not is_there(recorded.path / RESULT):
         return not_run("result", f"there is no {RESULT} yet")
     try:

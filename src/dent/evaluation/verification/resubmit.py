@@ -79,7 +79,7 @@ class Resubmission:
         elif isinstance(record, CertificateRecord):
             yield self._probes.certificate(unit, record)
         else:
-            yield from self._submitted(unit, record)
+            yield from self._check_submission(unit, record)
 
     def check_first(self) -> Iterator[Finding]:
         """Submit one adversarial version of each batch to each defense, before any natural image.
@@ -95,7 +95,7 @@ class Resubmission:
                 if unit is None or not isinstance(record, UnitRecord):
                     continue
                 try:
-                    adversarial = self._found(unit, record)
+                    adversarial = self._images_of(unit, record)
                 except RecordError:
                     continue  # `check` reports it
                 if adversarial is None:
@@ -125,7 +125,7 @@ class Resubmission:
         """Check the images of a challenge, and submit them again."""
         for record in challenge.units:
             unit = Unit("challenge", record.defense, record.attack, record.batch)
-            yield from self._submitted(unit, record)
+            yield from self._check_submission(unit, record)
 
     def unlike_digest(self, challenge: ChallengeRecord) -> str | None:
         """Return a message if the digest of a challenge is not that of its images."""
@@ -144,9 +144,10 @@ class Resubmission:
             "images: it was edited, or an older version recorded the digest of their file"
         )
 
-    def _submitted(self, unit: Unit, record: UnitRecord) -> Iterator[Finding]:
+    def _check_submission(self, unit: Unit, record: UnitRecord) -> Iterator[Finding]:
+        """Check the images of a unit, and submit them again."""
         try:
-            adversarial = self._found(unit, record)
+            adversarial = self._images_of(unit, record)
         except RecordError as error:
             dropped = self._run.spec.settings.tensors == "drop" and unit.kind != "challenge"
             for check in ("tensors", "threat model", "served") if dropped else ("tensors",):
@@ -170,7 +171,12 @@ class Resubmission:
         """
         return self._changes.problems()
 
-    def _found(self, unit: Unit, record: UnitRecord) -> Tensor | None:
+    def _images_of(self, unit: Unit, record: UnitRecord) -> Tensor | None:
+        """Return the images that a unit submitted, (attacked members, C, H, W); None if natural.
+
+        Raises:
+            RecordError: They were not kept, are damaged, or are not what the record describes.
+        """
         if unit.kind == "natural":
             return None
         if unit.kind == "assembled":
@@ -191,6 +197,7 @@ class Resubmission:
         return self._recorded.adversarial(record)
 
     def _outside(self, unit: Unit, record: UnitRecord, adversarial: Tensor) -> str | None:
+        """Return a message if images lie outside the threat model or use another share of eps."""
         natural = torch.cat(
             [
                 self._run.load(batch)[0][: batch.attacked].cpu()
@@ -244,6 +251,10 @@ class Resubmission:
         return None
 
     def _served(self, unit: Unit, record: UnitRecord, adversarial: Tensor | None) -> str | None:
+        """Submit a unit again, and return how its answers differ from the record.
+
+        Changed predictions are only noted: the whole run shows whether they are a problem.
+        """
         answers = submit_unit(self._run, unit, adversarial)
         submissions = [answer.first for answer in answers]
         served = tuple(each for submission in submissions for each in submission.predictions)

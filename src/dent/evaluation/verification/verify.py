@@ -124,6 +124,7 @@ def _attack(
     units_again: Sequence[Unit],
     watch: _Counting,
 ) -> tuple[Reattacked, Check]:
+    """Run attacks again, and return the result and the check `attacks`."""
     attacker = Attacker(recorded, subject)
     unread: list[str] = []
     for unit in units_again:
@@ -159,6 +160,10 @@ def _plan(recorded: RecordedRun, subject: Subject) -> list[str]:
 
 
 def _resubmit(recorded: RecordedRun, subject: Subject, watch: _Counting) -> Iterator[Check]:
+    """Submit every unit and challenge again, and yield the checks in `RESUBMITTED`.
+
+    If there are challenges, the check `challenges` follows.
+    """
     tally, resubmission = FindingTally(), Resubmission(recorded, subject)
     recorded_units: list[Unit] = [
         unit for unit in units(recorded.run.spec, recorded.plan) if unit.key in recorded.records
