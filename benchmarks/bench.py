@@ -23,7 +23,7 @@ import torch
 from contestants import LISTING, SETTINGS
 from cost import STEPS, TABLE_14
 
-from dent.report.charts import COLOURS, Chart, Curve, Value, chart
+from dent.report.charts import COLORS, Chart, Curve, Value, chart
 from dent.report.html import environment
 
 HERE: Final = Path(__file__).parent
@@ -87,12 +87,12 @@ def by_steps(cells: Mapping[str, Any]) -> list[Chart]:
             points = [(steps, figures[name]) for steps, name in names if name in figures]
             if setting != LISTING and len(points) == len(STEPS):
                 values = [_value(steps, each) for steps, each in points]
-                curves.append(Curve(setting, (), len(curves) % COLOURS, False, values))
+                curves.append(Curve(setting, (), len(curves) % COLORS, False, values))
         if curves:
             floor = [Value(at, 2 * at + 1, None, f"{at}: {2 * at + 1}") for at in STEPS]
             paper = [Value(at, TABLE_14[at], None, f"{at}: {TABLE_14[at]}") for at in STEPS]
-            curves.append(Curve("2 steps + 1", (), len(curves) % COLOURS, True, floor))
-            curves.append(Curve("paper, Table 14", (), len(curves) % COLOURS, True, paper))
+            curves.append(Curve("2 steps + 1", (), len(curves) % COLORS, True, floor))
+            curves.append(Curve("paper, Table 14", (), len(curves) % COLORS, True, paper))
             ticks = [(float(at), str(at)) for at in STEPS]
             charts.append(
                 chart(

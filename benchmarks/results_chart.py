@@ -40,7 +40,7 @@ class Row:
     bound: bool = False
 
     @property
-    def colour(self) -> str:
+    def color(self) -> str:
         """The color: for a gain, a loss, or an interval that contains 0."""
         low, high = self.interval
         return _GAIN if low > 0 else _LOSS if high < 0 else _NOTHING
@@ -57,8 +57,8 @@ def draw(rows: Sequence[Row], out: Path) -> None:
             low, high = row.interval
             # Of an upper bound, the marker points to where the value may be.
             low, marker = (row.value, "<") if row.bound else (low, "o")
-            axes.plot((low, high), (y, y), color=row.colour, linewidth=3, alpha=0.45)
-            axes.plot([row.value], [y], marker=marker, color=row.colour)
+            axes.plot((low, high), (y, y), color=row.color, linewidth=3, alpha=0.45)
+            axes.plot([row.value], [y], marker=marker, color=row.color)
         labels = [
             f"{row.defense}  by  {row.attacked}{', at most' if row.bound else ''}" for row in rows
         ]

@@ -111,13 +111,13 @@ def _size(part: list[tuple[int, bytes]]) -> int:
 
 
 def _encoded(images: Pixels) -> bytes:
-    _, height, width, colours = images.shape
+    _, height, width, channels = images.shape
     rows = math.ceil(len(images) / A_ROW)
-    full = np.zeros((rows * A_ROW, height, width, colours), np.uint8)
+    full = np.zeros((rows * A_ROW, height, width, channels), np.uint8)
     full[: len(images)] = images
-    grid = full.reshape(rows, A_ROW, height, width, colours).transpose(0, 2, 1, 3, 4)
+    grid = full.reshape(rows, A_ROW, height, width, channels).transpose(0, 2, 1, 3, 4)
     content = io.BytesIO()
-    sheet = grid.reshape(rows * height, A_ROW * width, colours)
+    sheet = grid.reshape(rows * height, A_ROW * width, channels)
     Image.fromarray(sheet).save(content, "PNG", optimize=True)
     return content.getvalue()
 

@@ -9,9 +9,8 @@ import html
 import os
 import posixpath
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,8 @@ from mkdocs.structure.pages import Page
 
 from dent.board.board_row import BoardRow
 from dent.board.listing import list_rows
-from dent.board.page import plots_style, to_plots, write_page, write_reports
+from dent.board.page import report_path, to_page, to_report
+from dent.board.plots import plots_style, to_plots
 from dent.board.tracks import tracks
 from dent.report import wording
 from dent.report.markdown import escape
@@ -79,22 +79,30 @@ def plots_css() -> str:
     return plots_style(".md-typeset .plots", "[data-md-color-scheme=slate]")
 
 
+def on_pre_build(config: MkDocsConfig) -> None:
+    """Forget the rows of the last build, which `mkdocs serve` follows by others."""
+    _rows.cache_clear()
+
+
 def _board() -> Iterator[tuple[str, str]]:
     """Yield the page of the board and the report of each row, from the records in board/."""
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) / "board"
-        shutil.copytree(ROOT / "board", folder)
-        rows = _rows(folder)
-        reports = write_reports(rows)
-        write_page(rows, folder / "index.html", reports)
-        for path in sorted((folder / "index.html", *reports)):
-            yield path.relative_to(temporary).as_posix(), path.read_text(encoding="utf-8")
+    rows, folder = _rows(), _folder()
+    reports = {report_path(row): row for row in rows}
+    yield "board/index.html", to_page(rows, folder, reports)
+    for path, row in reports.items():
+        yield (Path("board") / path.relative_to(folder)).as_posix(), to_report(row)
 
 
-def _rows(folder: Path) -> list[BoardRow]:
-    """Return the rows of the board, by the order of the tracks."""
+@cache
+def _rows() -> tuple[BoardRow, ...]:
+    """Return the rows of the board, by the order of the tracks; reads the records once a build."""
     order = list(tracks())
-    return sorted(list_rows(folder), key=lambda row: order.index(row.track.name))
+    return tuple(sorted(list_rows(_folder()), key=lambda row: order.index(row.track.name)))
+
+
+def _folder() -> Path:
+    """Return board/ relative to the current folder, because reports name the folder of a run."""
+    return Path(os.path.relpath(ROOT / "board"))
 
 
 def _landing() -> Iterator[str]:
@@ -103,7 +111,7 @@ def _landing() -> Iterator[str]:
     All tables but the first are collapsed. Strangers choose the names in a row, so every cell is
     escaped.
     """
-    rows = [(number, row) for number, row in enumerate(_rows(ROOT / "board"), start=1)]
+    rows = [(number, row) for number, row in enumerate(_rows(), start=1)]
     shown = [(number, row) for number, row in rows if row.void is None]
     if not shown:
         yield "No rows yet."

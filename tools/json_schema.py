@@ -18,7 +18,7 @@ from dent.evaluation.records.schema import ChallengeLine, Line, RunRecord
 from dent.evaluation.records.spec import SCHEMA_VERSION
 from dent.evaluation.records.sweep import SWEEP, SweepRecord
 from dent.evaluation.results.result import EvaluationResult
-from dent.evaluation.verification.verify import Verification
+from dent.evaluation.verification.outcome import Verification
 
 FOLDER: Final = Path(__file__).parents[1] / "docs" / "reference"
 FILES: Final = {

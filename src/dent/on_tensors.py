@@ -9,10 +9,10 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from dent import defenses as reference
 from dent import evaluation, models
 from dent.attacks import Attack, Defense, make_from
 from dent.data.tensors import TensorDataset, as_images
+from dent.defenses import registry
 from dent.errors import ConfigError
 from dent.evaluation import EvaluationResult, Settings, Subject
 from dent.evaluation.announcement import AnnouncedRun, UnitLines, announcement
@@ -175,4 +175,4 @@ def _defenses(
 
 
 def _named(name: str, model: nn.Module) -> Defense:
-    return model if name == STATIC else reference.make(name, model)
+    return model if name == STATIC else registry.make(name, model)

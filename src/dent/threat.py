@@ -252,12 +252,12 @@ class ThreatModel:
             raise InputError(
                 f"project expects float32 or float64 images, got {x_adv.dtype}: pass x_adv.float()"
             )
-        wide, centre = _rows(x_adv, x), _rows(x, x_adv)
-        delta = wide - centre
+        rows, center = _rows(x_adv, x), _rows(x, x_adv)
+        delta = rows - center
         if not bool(torch.isfinite(delta).all()):
             raise InputError("project expects finite images, got a value that is not a number")
         low, high = self.bounds
-        room = torch.where(delta > 0, high - centre, centre - low).clamp(min=0)
+        room = torch.where(delta > 0, high - center, center - low).clamp(min=0)
         size = delta.abs()
         if self.norm == "linf":
             size = size.minimum(room).clamp(max=self.eps)
@@ -265,7 +265,7 @@ class ThreatModel:
             size = _shrink_l2(size, room, self.eps)
         else:
             size = _shrink_l1(size, room, self.eps)
-        moved = (centre + delta.sign() * size).clamp(low, high)
+        moved = (center + delta.sign() * size).clamp(low, high)
         return moved.reshape(x_adv.shape).to(x_adv.dtype).to(x_adv.device)
 
 

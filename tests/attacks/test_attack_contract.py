@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dent import DENT, Dent, SmoothingConfig
 from dent.attacks import AttackResult, make, names
 from dent.attacks.adaptive import ADAPTIVE, NOT_AVAILABLE, Among
-from dent.attacks.adaptive.standing import Parting
+from dent.attacks.adaptive.standing import MemberSelection
 from dent.threat import NORMS, Norm, ThreatModel
 from tests.attacks.attack_toys import (
     SETS,
@@ -258,7 +258,7 @@ def test_members_with_equal_images_keep_their_own_places(
 ) -> None:
     # Eight copies of one image, with a separate classifier in every place. The claims hold on
     # submission only if every row is in its own place. So no member may be left out of a query.
-    monkeypatch.setattr(Parting, "of", lambda self, fallen: self._target)
+    monkeypatch.setattr(MemberSelection, "without", lambda self, fallen: self._target)
     x = small_images(1).repeat(8, 1, 1, 1)
     places = Places(8)
     y = answers(places, x)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dent.attacks import AttackResult, make
 from dent.attacks.adaptive import Among, Majority
-from dent.attacks.adaptive.standing import Parting, Standing
+from dent.attacks.adaptive.standing import MemberSelection, Standing
 from dent.attacks.querier import Querier, Queries
 from dent.evaluation.submission.fresh import Origin, fresh
 from dent.threat import ThreatModel
@@ -58,7 +58,7 @@ def test_leaving_out_fooled_members_gives_the_same_result_for_the_others(
     model, x, y = subject()
     sized = Sized(model)
     apart = attacked(name, sized, x, y)
-    monkeypatch.setattr(Parting, "of", lambda self, fallen: self._target)
+    monkeypatch.setattr(MemberSelection, "without", lambda self, fallen: self._target)
     whole = attacked(name, Sized(model), x, y)
     assert torch.equal(apart.fooled, whole.fooled)
     assert 1 < int(whole.fooled.sum()) < len(x)  # some but not all members are fooled

@@ -22,7 +22,7 @@ from dent.evaluation.records.schema import (
     UnitRecord,
     UnitTiming,
 )
-from dent.evaluation.verification.resubmit import unit_seed_of
+from dent.evaluation.verification.record_checks import expected_seed
 from dent.threat import ThreatModel
 from tests.board.toys import HERE, Shifted, model
 
@@ -103,7 +103,7 @@ def _submitted(
         defense=defense,
         attack=name,
         batch=batch.index,
-        seed=unit_seed_of(run.run.spec, unit),
+        seed=expected_seed(run.run.spec, unit),
         served=tuple(label if correct else (label + 1) % 4 for label in batch.labels),
         trace=Trace(rows=0, entropy=None, sigma=None, status={}),
         tensor=TensorRef(

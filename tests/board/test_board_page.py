@@ -8,7 +8,8 @@ import pytest
 
 from dent.board.board_row import BoardRow
 from dent.board.listing import rank, read_board_row
-from dent.board.page import scatter, to_page, write_reports
+from dent.board.page import to_page, write_reports
+from dent.board.plots import scatter
 from dent.board.submission import KnownAttack, RowSubmission
 from dent.board.tracks import HEADLINE
 from dent.evaluation.results.intervals import tango

@@ -13,7 +13,7 @@ from dent.board.verification import conclude
 from dent.evaluation import load_run, verify
 from dent.evaluation.records.spec import STATIC
 from dent.evaluation.results.result import Difference
-from dent.evaluation.verification.verify import Check, Verification
+from dent.evaluation.verification.outcome import Check, Verification
 from dent.report import wording
 
 ROOT = Path(__file__).parents[2]

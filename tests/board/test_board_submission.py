@@ -25,7 +25,7 @@ from dent.defenses import make
 from dent.errors import ConfigError
 from dent.evaluation import Subject, Verification, challenge, evaluate
 from dent.evaluation.records.journal import CHALLENGES, JOURNAL
-from dent.evaluation.verification.verify import Check
+from dent.evaluation.verification.outcome import Check
 from dent.storage.canonical import canonical, digest
 from dent.threat import ThreatModel
 from tests.board.conftest import Put

@@ -6,7 +6,7 @@ import material
 import pytest
 
 from dent.board.listing import list_rows
-from dent.board.page import to_plots
+from dent.board.plots import to_plots
 from tests.report.browser import Question, ask, needs_chromium
 from tests.report.test_report_browser import CONTRAST
 from tools.docs_hooks import plots_css

@@ -7,7 +7,7 @@ from dent.evaluation.records.schema import Trace, UnitRecord, UnitTiming
 from dent.evaluation.records.spec import AttackSpec, DefenseSpec
 from dent.evaluation.results.attack_effort import _broken, effort_diagnostics
 from dent.evaluation.results.scoring import Scores, piece_of
-from dent.evaluation.results.summary import _after
+from dent.evaluation.results.summary import _claimed_after
 
 N = 20
 DEFENSE = DefenseSpec(name="d", kind="k", config={}, weights=None, batch_dependent=False)
@@ -84,5 +84,5 @@ def test_a_batch_whose_members_were_all_broken_before_counts_for_every_part_of_a
     after = {"apgd-ce": 12, "square": 12}
     attacked = unit("attack", 12, 2.0, claimed_after=after)
     idle = unit("attack", N, 2.0, claimed_after={}, carried=last(N))
-    left = _after([attacked, idle], 2 * N)
+    left = _claimed_after([attacked, idle], 2 * N)
     assert {part: count.correct for part, count in left.items()} == {"apgd-ce": 8, "square": 8}

@@ -29,7 +29,7 @@ from dent.evaluation.attack_kinds import kind_of_attack
 from dent.evaluation.records.plan import Unit, candidates, groups, make_plan, rounds, units
 from dent.evaluation.records.schema import JournalRecord, UnitRecord
 from dent.evaluation.records.spec import STATIC, EvaluationSpec
-from dent.evaluation.results.decision import can_gain, decisions, left, superfluous
+from dent.evaluation.results.decision import can_gain, decisions, superfluous, units_left
 from dent.evaluation.results.intervals import tango
 from dent.evaluation.results.power import detectable_gain
 from dent.evaluation.results.recorded_run import RecordedRun
@@ -341,7 +341,7 @@ def test_a_run_stops_between_the_batches_of_an_attack(complete: Path) -> None:
     one = before | {order[at].key: records[order[at].key]}
     assert decisions(spec, run.plan, one)["it"].after == 0  # it has not run on every batch
     assert decisions(spec, run.plan, one)["it"].at_most == -2 / (2 * BATCH)
-    assert not [unit for unit in left(spec, run.plan, one) if unit.defense == "it"]
+    assert not [unit for unit in units_left(spec, run.plan, one) if unit.defense == "it"]
     assert order[at + 1] == Unit("attack", "it", first, 1)
     both = one | {order[at + 1].key: records[order[at + 1].key]}
     assert decisions(spec, run.plan, both)["it"].after == 1
@@ -387,7 +387,7 @@ def test_decisions_are_derived_only_from_the_records(complete: Path) -> None:
         records[unit.key] = run.records[unit.key]
     assert stopped_at is not None
     assert stopped_at.defense == "it"
-    assert not left(spec, run.plan, records)
+    assert not units_left(spec, run.plan, records)
     first = decisions(spec, run.plan, records)
     assert first == decisions(spec, run.plan, records)
     assert decisions(run.run.spec, run.plan, records) == {}  # because of until="end"

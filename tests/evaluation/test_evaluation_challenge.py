@@ -33,14 +33,15 @@ from dent.evaluation import (
 )
 from dent.evaluation.challenges import challenger
 from dent.evaluation.merging import ConflictError, merge
-from dent.evaluation.records.folder import dump
 from dent.evaluation.records.journal import CHALLENGES
 from dent.evaluation.records.plan import seed_of
+from dent.evaluation.records.record_file import dump
 from dent.evaluation.records.schema import ChallengeRecord, UnitRecord
 from dent.evaluation.results import summary
 from dent.evaluation.results.result import Difference, Ground
 from dent.evaluation.results.verdict import Differences, conclude
-from dent.evaluation.verification.resubmit import Finding, Resubmission
+from dent.evaluation.verification.findings import Finding
+from dent.evaluation.verification.resubmit import Resubmission
 from dent.storage.canonical import canonical, digest
 from tests.evaluation.subjects import SMALL, Push, Wrapper, make_model, make_subject
 

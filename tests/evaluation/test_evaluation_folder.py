@@ -32,8 +32,8 @@ from dent.evaluation import (
     load_run,
 )
 from dent.evaluation.engine import sessions
-from dent.evaluation.records.folder import dump
 from dent.evaluation.records.journal import JOURNAL
+from dent.evaluation.records.record_file import dump
 from dent.storage.canonical import without_timing
 from dent.storage.lock import HOLDER, FolderLock
 from dent.threat import ThreatModel

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dent import ThreatModel
 from dent.adaptation.random_state import global_draws
 from dent.attacks import make
-from dent.attacks.adaptive.standing import Parting
+from dent.attacks.adaptive.standing import MemberSelection
 from dent.attacks.querier import Querier, Queries
 from dent.data.dataset import ArrayDataset
 from dent.errors import ConfigError
@@ -211,9 +211,9 @@ def test_no_member_is_left_out_of_a_batch_with_known_noise() -> None:
     target = Querier(
         asked, x, y, ThreatModel("linf", 0.1), plan=lambda classes: Queries(classes, 0)
     )
-    parting = Parting(target)
+    selection = MemberSelection(target)
     target(x)
-    assert parting.of(torch.tensor([True, False, False, False])) is target
+    assert selection.without(torch.tensor([True, False, False, False])) is target
 
 
 def test_noise_that_cannot_be_seeded_stays_random_under_public_randomness() -> None:

@@ -25,10 +25,10 @@ from dent.evaluation import (
     evaluate,
     load_run,
 )
-from dent.evaluation.records.folder import Memory
 from dent.evaluation.records.plan import make_plan
 from dent.evaluation.records.schema import Trace, UnitRecord
 from dent.evaluation.records.shard import Shard
+from dent.evaluation.records.store import Memory
 from dent.evaluation.submission.submission import merge_traces, submit
 from dent.storage.canonical import without_timing
 from dent.storage.errors import SpecMismatchError

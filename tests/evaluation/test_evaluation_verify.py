@@ -18,8 +18,8 @@ from torch import Tensor
 from dent import Dent, DentConfig
 from dent.attacks import Attack, make
 from dent.evaluation import Progress, Settings, Subject, evaluate, load_run, verify
-from dent.evaluation.records.folder import dump
 from dent.evaluation.records.journal import JOURNAL
+from dent.evaluation.records.record_file import dump
 from dent.evaluation.records.shard import Shard
 from dent.evaluation.results.verdict import RULES
 from dent.evaluation.verification.reattack import Reattack

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dent.evaluation import Settings, evaluate, verify
-from dent.evaluation.verification.verify import Check
+from dent.evaluation.verification.outcome import Check
 from tests.cli.here import dent
 from tests.evaluation.subjects import SMALL, make_subject
 

@@ -36,8 +36,7 @@ from dent.adaptation.recomputation import Recomputation
 from dent.adaptation.smoothing import smooth
 from dent.config import Covariance, DentConfig
 from dent.errors import InputError, UnsupportedModelError
-from dent.outputs import advice as wrapping
-from dent.outputs import described
+from dent.outputs import advice, described
 from dent.performance import Performance
 
 _RECOMPILE_LIMIT = 64
@@ -188,7 +187,7 @@ class AdaptedModel:
             logits = self._run(x, parameters, smoothing, statistics, channels_last=False)
             self._memory_format.refuse_channels_last()
         if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
-            how = wrapping(logits) or " Wrap the model so that forward returns them."
+            how = advice(logits) or " Wrap the model so that forward returns them."
             raise UnsupportedModelError(
                 f"Dent expected {type(self._module).__name__} to return logits of shape "
                 f"({len(x)}, classes), got {described(logits)}.{how}"
@@ -305,11 +304,11 @@ class AdaptedModel:
         )
         return (
             f"{type(self._module).__name__}{model} could not take a batch of shape "
-            f"{tuple(x.shape)}, {x.dtype} on {x.device}: {error}{_advice(error)}"
+            f"{tuple(x.shape)}, {x.dtype} on {x.device}: {error}{_advice_on_gradients(error)}"
         )
 
 
-def _advice(error: Exception) -> str:
+def _advice_on_gradients(error: Exception) -> str:
     """Return advice if an error shows that the model takes gradients in its own forward."""
     if "does not require grad" not in str(error):
         return ""

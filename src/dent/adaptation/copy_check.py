@@ -91,6 +91,20 @@ def _compare(
     restore: Callable[[], None],
     repeats: Callable[[], bool],
 ) -> Any:
+    """Compare the output of a new copy with the model's, and return the model's.
+
+    Args:
+        model: the model.
+        x: (N, ...), finite.
+        ask: runs the model on a batch.
+        restore: sets the random generators back.
+        repeats: whether the model gives the same output for `x` twice.
+
+    Raises:
+        UnsupportedModelError: the copy fails, calls the model's own layers, or gives another
+            output.
+        _Unanswered: the model itself cannot take `x`.
+    """
     restore()
     copied = private_copy(model)
     failure, actual = None, None
@@ -115,21 +129,20 @@ def _compare(
             f"nothing. {_WHY_COPY_DIFFERS.format(name=name)}"
         )
     if not equal_up_to_rounding(actual, expected) and repeats():
-        apart = ""
-        if (
-            isinstance(actual, Tensor)
-            and isinstance(expected, Tensor)
-            and actual.shape == expected.shape
-        ):
-            apart = (
-                f": on a batch of shape {tuple(x.shape)} they differ by "
-                f"{distance(actual, expected):.2g}"
-            )
         raise UnsupportedModelError(
-            f"A private copy of {name} does not answer as the model does{apart}. "
-            f"{_WHY_COPY_DIFFERS.format(name=name)}"
+            f"A private copy of {name} does not answer as the model does"
+            f"{_apart(actual, expected, x)}. {_WHY_COPY_DIFFERS.format(name=name)}"
         )
     return expected
+
+
+def _apart(actual: Any, expected: Any, x: Tensor) -> str:
+    """Return how far two outputs are apart, if they are tensors of one shape; otherwise nothing."""
+    tensors = isinstance(actual, Tensor) and isinstance(expected, Tensor)
+    if not tensors or actual.shape != expected.shape:
+        return ""
+    by = f"{distance(actual, expected):.2g}"
+    return f": on a batch of shape {tuple(x.shape)} they differ by {by}"
 
 
 def _ask(model: nn.Module, x: Tensor) -> Any:

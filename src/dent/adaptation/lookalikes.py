@@ -63,9 +63,9 @@ def _looks_like_one(module: nn.Module) -> bool:
 
     False if any of its parameters has more than one axis.
     """
-    tensors = [(name, own_tensor(module, name)) for name in _SCALES]
+    tensors = [own_tensor(module, name) for name in _SCALES]
     own_tensors = [
-        tensor for _, tensor in tensors if tensor is not None and tensor.is_floating_point()
+        tensor for tensor in tensors if tensor is not None and tensor.is_floating_point()
     ]
     own_tensors += [parameter for parameter in module._parameters.values() if parameter is not None]
     if not own_tensors or any(_axes(tensor) > 1 for tensor in own_tensors):
@@ -80,16 +80,22 @@ def _axes(tensor: Tensor) -> int:
 
 
 def _hidden(model: nn.Module) -> Iterator[str]:
-    registered = {id(module) for module in model.modules()}
+    """Yield where each normalization layer is held that PyTorch does not see."""
+    known = {id(module) for module in model.modules()}
+    for holder, submodule in _held(model):
+        for _, layer in norm_layers(submodule):
+            if id(layer) not in known and any(affine_attributes(layer)):
+                known.add(id(layer))
+                yield f"in {holder!r}"
+
+
+def _held(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the modules in attributes and containers, with the dotted name of the attribute."""
     for name, module in model.named_modules():
         for attribute, value in vars(module).items():
-            if attribute.startswith("_"):  # such as PyTorch's own registers
-                continue
-            for submodule in _modules_in(value, _DEPTH):
-                for layer in () if id(submodule) in registered else norm_layers(submodule):
-                    if id(layer[1]) not in registered and any(affine_attributes(layer[1])):
-                        registered.add(id(layer[1]))
-                        yield f"in {f'{name}.{attribute}'.lstrip('.')!r}"
+            if not attribute.startswith("_"):  # unlike PyTorch's own registers
+                for submodule in _modules_in(value, _DEPTH):
+                    yield f"{name}.{attribute}".lstrip("."), submodule
 
 
 def _modules_in(value: Any, depth: int) -> Iterator[nn.Module]:

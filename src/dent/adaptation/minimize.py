@@ -108,6 +108,7 @@ def minimize(
     def descend(
         x: Tensor, state: DescentState, gate: NonFiniteGate, steps: int, keep_graph: bool
     ) -> DescentState:
+        # `x` and `gate` are arguments because the backward pass may repeat these steps on others.
         values, states = dict(state.values), dict(state.states)
         predictions: list[Tensor] = []
 
@@ -140,6 +141,18 @@ def minimize(
     values = state.values
     if not differentiable:
         values = {name: value.detach() for name, value in values.items()}
+    return _adaptation(config, x, values, trained, running, gate)
+
+
+def _adaptation(
+    config: DentConfig,
+    x: Tensor,
+    values: Values,
+    trained: Mapping[str, Tensor],
+    running: Mapping[str, Tensor],
+    gate: NonFiniteGate,
+) -> Adaptation:
+    """Return the adaptation with the values after all steps."""
     return Adaptation(
         parameters=unflatten(values.get(AFFINE), trained),
         smoothing=values.get(SMOOTHING),

@@ -6,6 +6,7 @@ from torch import Tensor
 from dent.adaptation.adaptation import Status
 from dent.adaptation.values import SMOOTHING, Values
 from dent.config import DentConfig
+from dent.support.rows import per_sample
 
 
 class NonFiniteGate:
@@ -71,7 +72,7 @@ class NonFiniteGate:
 
         Otherwise it could be NaN: backward through a reverted step multiplies 0 by infinity.
         """
-        alive = self._kept.reshape(-1, *[1] * (gradient.dim() - 1))
+        alive = per_sample(self._kept, gradient)
         return torch.where(alive, gradient, 0)
 
     def status(self) -> Tensor:

@@ -299,7 +299,16 @@ def fixed_batch_norm(
     bias: Affine | None,
     eps: float,
 ) -> Tensor:
-    """Normalize by statistics that do not depend on `x`, each (C,), with their gradient."""
+    """Normalize by statistics that do not depend on `x`, with their gradient.
+
+    Args:
+        x: (N, C, ...).
+        mean: (C,).
+        variance: (C,).
+        weight: the scale; None for ones.
+        bias: the shift; None for zeros.
+        eps: added to the variance.
+    """
     # Fold the statistics into scale and shift, so that x is read only once. As in the kernels,
     # use at least float32: half precision would round the scale.
     precision = torch.promote_types(variance.dtype, torch.float32)

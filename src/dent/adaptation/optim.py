@@ -26,7 +26,10 @@ class State(NamedTuple):
 
 
 class Optimizer(Protocol):
-    """A pure optimizer."""
+    """A pure optimizer.
+
+    Parameter, gradient and averages of one tensor all have its shape, which may be any.
+    """
 
     def init(self, parameter: Tensor) -> State:
         """Return the state before the first step."""

@@ -112,6 +112,12 @@ class Prefix:
                 vars(module)["forward"] = self._remembering(name, module)
 
     def _remembering(self, name: str, module: nn.Module) -> Any:
+        """Return a forward that gives its last answer again, if nothing that it depends on changed.
+
+        Args:
+            name: Dotted name of the module.
+            module: A module of a private copy.
+        """
         # A strong reference would make a cycle, which keeps every copy until garbage collection.
         reference, forward = weakref.ref(module), type(module).forward
 

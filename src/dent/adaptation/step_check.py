@@ -85,20 +85,40 @@ def check_steps(
         with torch.no_grad():
             return adapted(x, values)
 
-    cut = {name: leaves[name] for name, gradient in gradients.items() if gradient is None}
-    if cut and not equal_up_to_rounding(answer(leaves), answer(leaves | _perturbed(cut))):
-        unmoved = answer(leaves)
-        cut = {
-            name: value
-            for name, value in cut.items()
-            if not equal_up_to_rounding(unmoved, answer(leaves | _perturbed({name: value})))
-        }
-        _refuse_cut(model, list(cut), len(leaves))
+    without = {name: leaves[name] for name, gradient in gradients.items() if gradient is None}
+    cut = _cut(leaves, without, answer)
+    if cut:
+        _refuse_cut(model, cut, len(leaves))
     reached = [gradient for gradient in gradients.values() if gradient is not None]
     alone = config.objective == "information-maximization" and len(x) == 1
     if not alone and not any(bool(gradient.any()) for gradient in reached):
         _warn_of_no_gradient(model, logits.detach())
     return True
+
+
+def _cut(
+    leaves: Mapping[str, Tensor],
+    without: Mapping[str, Tensor],
+    answer: Callable[[Mapping[str, Tensor]], Tensor],
+) -> list[str]:
+    """Return the names of values that the logits depend on, but that no gradient reaches.
+
+    Args:
+        leaves: all adapted values.
+        without: those of them that no gradient reaches.
+        answer: returns the logits with given values.
+    """
+    if not without or equal_up_to_rounding(
+        answer(leaves), answer({**leaves, **_perturbed(without)})
+    ):
+        return []
+    unmoved = answer(leaves)
+    alone = [
+        name
+        for name, value in without.items()
+        if not equal_up_to_rounding(unmoved, answer({**leaves, **_perturbed({name: value})}))
+    ]
+    return alone or list(without)  # only together they may move the logits beyond rounding
 
 
 def _check_functions(model: nn.Module, config: DentConfig, functions: FunctionalNorms) -> None:

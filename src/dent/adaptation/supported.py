@@ -90,6 +90,11 @@ def _check_differentiable(model: nn.Module) -> None:
 
 
 def _check_layers(model: nn.Module, layers: dict[str, nn.Module], config: DentConfig) -> None:
+    """Check that a model has the layers that a configuration adapts or normalizes by.
+
+    Raises:
+        UnsupportedModelError: it has none of them, or too few.
+    """
     needs_affine = config.adapt_affine and config.steps > 0
     affine_count = len(affine_layers(model))
     if needs_affine and not affine_count:

@@ -27,11 +27,12 @@ from dent.support.warned import are_own_batches, warn
 _LOCK: Final = threading.RLock()
 """Held while the model itself runs, so that only one thread at a time runs it."""
 
-_BYTES: Final = 16
-_BEYOND: Final = 160
-"""Images count as pixels from 0 to 255 if no value is below 0 and one exceeds `_BYTES`, or if the
-magnitude of one exceeds `_BEYOND`. Usual normalizations give no such values: by mean and standard
-deviation they stay within about 3, and bytes minus their mean within 152 (Caffe)."""
+_LARGEST_UNSIGNED: Final = 16
+_LARGEST_SIGNED: Final = 160
+"""Images count as pixels from 0 to 255 if no value is below 0 and one exceeds `_LARGEST_UNSIGNED`,
+or if the magnitude of one exceeds `_LARGEST_SIGNED`. Usual normalizations give no such values: by
+mean and standard deviation they stay within about 3, and bytes minus their mean within 152 (Caffe).
+"""
 _CHANNELS: Final = (1, 3, 4)
 
 
@@ -102,7 +103,7 @@ class FirstBatchChecks:
 def _warn_of_pixels(x: Tensor, low: float, high: float) -> bool:
     if x.dim() != 4 or x.shape[1] not in _CHANNELS or not x.numel():
         return False
-    if not ((low >= 0 and high > _BYTES) or max(-low, high) > _BEYOND):
+    if not ((low >= 0 and high > _LARGEST_UNSIGNED) or max(-low, high) > _LARGEST_SIGNED):
         return False
     warn(
         f"Images have values from {low:g} to {high:g}, as pixels from 0 to 255 have. Most models "

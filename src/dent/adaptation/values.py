@@ -17,7 +17,7 @@ batch shares them."""
 
 
 def flatten(trained: Mapping[str, Tensor]) -> Tensor:
-    """Return all parameters as one vector, so that one update serves all layers.
+    """Return all parameters as one vector, (D,), so that one update serves all layers.
 
     It has at least float32: in bfloat16, a step of 1e-3 on a scale near 1 would be rounded away.
     """
@@ -25,7 +25,7 @@ def flatten(trained: Mapping[str, Tensor]) -> Tensor:
 
 
 def joined(tensors: Iterable[Tensor]) -> Tensor:
-    """Return tensors of any shapes as one vector, in at least float32."""
+    """Return tensors of any shapes as one vector, (D,), in at least float32."""
     first, *others = tensors
     dtype = torch.promote_types(torch.float32, first.dtype)
     for tensor in others:

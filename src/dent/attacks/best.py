@@ -10,6 +10,7 @@ from torch import Tensor
 from dent.attacks.base import Outcome
 from dent.attacks.losses import margin
 from dent.support.devices import widest
+from dent.support.rows import per_sample
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -87,14 +88,14 @@ class Best:
             self._raise(images, loss)
         else:
             better = (wrong > self.wrong) | ((wrong == self.wrong) & (loss > self._loss))
-        column = better.reshape(-1, *[1] * (images.dim() - 1))
+        column = per_sample(better, images)
         self.images = torch.where(column, images.detach(), self.images)
         self.wrong = torch.where(better, wrong, self.wrong)
         self._loss = torch.where(better, loss, self._loss)
 
     def _raise(self, images: Tensor, loss: Tensor) -> None:
         higher = loss > self._highest
-        column = higher.reshape(-1, *[1] * (images.dim() - 1))
+        column = per_sample(higher, images)
         self._strongest = torch.where(column, images.detach(), self._strongest)
         self._highest = torch.where(higher, loss, self._highest)
 

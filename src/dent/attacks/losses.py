@@ -71,14 +71,17 @@ def loss_named(name: str) -> Loss:
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
-    """Return the cross-entropy of the label, or the negative one of the target if given."""
+    """Return the cross-entropy of the label, or the negative one of the target if given, (N,).
+
+    In nats.
+    """
     if targets is None:
         return F.cross_entropy(logits, labels, reduction="none")
     return -F.cross_entropy(logits, targets, reduction="none")
 
 
 def margin(logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
-    """Return the largest other logit, or the target's if given, minus the label's."""
+    """Return the largest other logit, or the target's if given, minus the label's, (N,)."""
     label_logit = _at(logits, labels)
     return (
         largest_other(logits, labels) if targets is None else _at(logits, targets)
@@ -86,12 +89,12 @@ def margin(logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Ten
 
 
 def hinge(logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
-    """Return the margin, capped at half a logit. Above that there is no slope."""
+    """Return the margin, (N,), capped at half a logit. Above that there is no slope."""
     return margin(logits, labels, targets).clamp(max=_FALLEN)
 
 
 def dlr(logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
-    """Return the margin divided by a difference of the sample's logits, which removes the scale.
+    """Return the margin over a difference of the sample's logits, (N,), which removes the scale.
 
     With three classes, the targeted denominator is z₁ − z₃, too. With two classes, the loss is the
     margin itself, because a margin divided by itself has no gradient.
@@ -109,7 +112,10 @@ def dlr(logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor
 
 
 def confident(logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
-    """Return the log-probability of the likeliest wrong class or target, minus the entropy."""
+    """Return the log-probability of the likeliest wrong class or target, minus the entropy, (N,).
+
+    Both in nats.
+    """
     shares = logits.log_softmax(dim=1)
     wrong = largest_other(shares, labels) if targets is None else _at(shares, targets)
     return wrong - entropy(logits)

@@ -53,7 +53,13 @@ def answer(defense: Defense, x: Tensor) -> Tensor:
 
 
 def adapted(defense: Defense, x: Tensor, **how: Any) -> Any:
-    """Return the adaptation of a defense to a batch; None for a plain module."""
+    """Return the adaptation of a defense to a batch (N, C, H, W); None for a plain module.
+
+    Args:
+        defense: The defense.
+        x: The batch.
+        **how: Options of its `adapt`.
+    """
     adapt: Any = defense.adapt if isinstance(defense, DynamicDefense) else None
     return None if adapt is None else adapt(x, **how)
 
@@ -67,7 +73,12 @@ def predicted(defense: Defense, x: Tensor, adaptation: Any) -> Tensor:
 
 
 def query(defense: Defense, x: Tensor) -> Tensor:
-    """Return the logits of a defense for images from `as_queried`. It may write into them."""
+    """Return the logits (N, classes) of a defense for a batch, which it may write into.
+
+    Args:
+        defense: The defense.
+        x: Images (N, C, H, W), from `as_queried`.
+    """
     untyped: Any = defense
     calls = is_callable(defense)
     logits: Tensor = untyped(x) if calls else untyped.predict(x, untyped.adapt(x))

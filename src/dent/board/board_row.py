@@ -31,7 +31,7 @@ from dent.evaluation.results.worst_case import (
 )
 from dent.evaluation.suite_attacks import VERSION
 from dent.evaluation.suites import coverage_of
-from dent.evaluation.verification.verify import Check
+from dent.evaluation.verification.outcome import Check
 
 RowRuling = Literal["robust gain", "no gain", "harmful", "inconclusive", "the reference", "none"]
 

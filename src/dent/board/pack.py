@@ -20,8 +20,9 @@ from pydantic import Field, ValidationError
 
 from dent.board.row_folder import ROW
 from dent.errors import ConfigError
-from dent.evaluation.records.folder import LARGEST_JSON, PLAN, RESULT, RUN, dump
+from dent.evaluation.records.folder import PLAN, RESULT, RUN
 from dent.evaluation.records.journal import JOURNAL
+from dent.evaluation.records.record_file import LARGEST_JSON, dump
 from dent.evaluation.records.schema import TENSORS
 from dent.evaluation.records.spec import Sha256
 from dent.evaluation.records.sweep import SWEEP

@@ -16,7 +16,7 @@ from dent.evaluation.records.spec import STATIC, EvaluationSpec
 from dent.evaluation.results.recorded_run import RecordedRun
 from dent.evaluation.results.scoring import score, worst_case
 from dent.evaluation.results.worst_case import by_sample, dependence_of
-from dent.evaluation.verification.verify import Check
+from dent.evaluation.verification.outcome import Check
 from dent.support.plural import counted
 
 HALVES_LEVEL: Final = 0.001

@@ -5,7 +5,7 @@ from typing import Final, Literal
 
 from dent.board.tracks import Track, track
 from dent.errors import ConfigError
-from dent.evaluation.records.folder import dump, read_record
+from dent.evaluation.records.record_file import dump, read_record
 from dent.evaluation.records.spec import Sha256, differences
 from dent.storage.canonical import Record
 from dent.storage.disk import is_there, write_atomically, writing

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field, ValidationError
 
 from dent.errors import ConfigError
-from dent.evaluation.records.folder import dump, read_record
+from dent.evaluation.records.record_file import dump, read_record
 from dent.evaluation.records.spec import Sha256
 from dent.storage.canonical import Record, digest
 from dent.storage.disk import is_there, read, write_atomically

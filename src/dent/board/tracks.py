@@ -6,9 +6,10 @@ defense is submitted, so nobody can tune a defense on that half.
 
 import hashlib
 import tomllib
+from collections.abc import Iterable
 from functools import cache
 from importlib.resources import files
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from pydantic import Field
 
@@ -161,7 +162,7 @@ class Track(Record):
         digests = {"weights": weights, "digest": content}
         return digest(fields | digests | {"fixed_ids": list(self.fixed_ids)})
 
-    def _draw(self, nonce: str, pool: Any) -> tuple[int, ...]:
+    def _draw(self, nonce: str, pool: Iterable[int]) -> tuple[int, ...]:
         """Return the ids of one half: the lowest in the pool by SHA-256 of name, nonce and id."""
         lots = {
             id_: hashlib.sha256("\n".join((self.name, nonce, str(id_))).encode()).digest()

@@ -12,7 +12,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
-from dent.evaluation.records.folder import dump, read_record
+from dent.evaluation.records.record_file import dump, read_record
 from dent.evaluation.records.spec import STATIC, Sha256
 from dent.evaluation.verification.reattack import RerunCount
 from dent.storage.canonical import Record

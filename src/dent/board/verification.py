@@ -28,7 +28,8 @@ from dent.defenses import registry
 from dent.errors import ConfigError
 from dent.evaluation import Reattack, Verification, restore, verify
 from dent.evaluation.records.schema import TENSORS
-from dent.evaluation.verification.verify import Check, OnUnit
+from dent.evaluation.verification.outcome import Check
+from dent.evaluation.verification.verify import OnUnit
 from dent.storage.canonical import Record
 from dent.storage.disk import sha256_of
 from dent.storage.errors import RecordError

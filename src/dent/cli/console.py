@@ -4,7 +4,7 @@ import json
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Final, TextIO
+from typing import Final, TextIO
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
@@ -83,7 +83,7 @@ def warnings_as_messages() -> Iterator[None]:
 _LONGEST_NAME = 40
 
 
-def print_json(value: Any) -> None:
+def print_json(value: object) -> None:
     """Print one JSON document, and nothing else, on standard output."""
     # Flushed, because a server keeps running. Not printed by rich, which would wrap long lines.
     text = json.dumps(value, indent=2, allow_nan=False).replace("\x7f", r"\u007f")

@@ -52,6 +52,15 @@ def static_from(panel: str | None = None) -> Any:
     )
 
 
+def to_the_end(panel: str | None = None) -> Any:
+    """Return `--to-the-end`, which keeps a run of the suite from stopping early."""
+    return typer.Option(
+        "--to-the-end",
+        help="Run every attack of the suite, even after a gain can no longer be shown.",
+        rich_help_panel=panel,
+    )
+
+
 def reattack() -> Any:
     """Return `--reattack`, the number of attacks that a check runs again."""
     return typer.Option(help="Also run this many attacks again, or all.", metavar="K|all")

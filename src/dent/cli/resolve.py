@@ -8,11 +8,11 @@ from typing import Literal, get_args
 import torch
 
 from dent import data, names
-from dent import defenses as reference
 from dent.attacks import Attack, Defense, from_factory, make_from
 from dent.attacks.autoattack.attack import QueryProtocol
 from dent.cli import console
 from dent.data import ImageDataset
+from dent.defenses import registry
 from dent.distributed import Cluster
 from dent.errors import ConfigError, InputError
 from dent.evaluation import Reattack, Subject
@@ -92,13 +92,13 @@ def attacks(texts: Sequence[str], iterations: int | None, protocol: QueryProtoco
     ]
 
 
-def _own_attack(spec: str, iterations: int | None, protocol: str) -> Attack:
+def _own_attack(factory: str, iterations: int | None, protocol: str) -> Attack:
     if iterations is not None or protocol != "frozen":
         raise ConfigError(
-            f"--iterations and --protocol are for named attacks, and {spec} is a factory: set them "
-            "inside it, and write those of other attacks as NAME:iterations=N"
+            f"--iterations and --protocol are for named attacks, and {factory} is a factory: set "
+            "them inside it, and write those of other attacks as NAME:iterations=N"
         )
-    return from_factory(spec)
+    return from_factory(factory)
 
 
 def challenge_source(images: Path | None, attack: str | None, *, allow_code: bool) -> Path | Attack:
@@ -152,32 +152,33 @@ def check_suite(
         )
 
 
-def defenses(specs: Sequence[str], wrapped: torch.nn.Module) -> dict[str, Defense]:
+def defenses(texts: Sequence[str], model: torch.nn.Module) -> dict[str, Defense]:
     """Return defenses of one model. The name of each is what the user typed, or its file's stem.
 
     Raises:
         ConfigError: two have the same name, or a file has the name of a built-in defense.
     """
     by_name: dict[str, Defense] = {}
-    for spec in specs:
-        name = Path(spec).stem if spec.lower().endswith(".json") else spec
+    for text in texts:
+        is_file = text.lower().endswith(".json")
+        name = Path(text).stem if is_file else text
         if name in by_name:
             raise ConfigError(f"two defenses are called {name!r}: pass each one once")
-        if spec.lower().endswith(".json") and name in reference.names():
+        if is_file and name in registry.names():
             raise ConfigError(
-                f"{spec} would have the name {name!r} of a built-in defense: rename the file"
+                f"{text} would have the name {name!r} of a built-in defense: rename the file"
             )
-        # The static model is `wrapped` itself, whether the user names it or it is added.
-        by_name[name] = wrapped if spec == STATIC else reference.make(spec, wrapped)
+        # The static model is `model` itself, whether the user names it or it is added.
+        by_name[name] = model if text == STATIC else registry.make(text, model)
     return by_name
 
 
 def subject(
     model_name: str,
     images: ImageDataset,
-    wrapped: torch.nn.Module,
-    made: dict[str, Defense],
-    chosen: Sequence[Attack],
+    model: torch.nn.Module,
+    defenses: Mapping[str, Defense],
+    attacks: Sequence[Attack],
     threat: ThreatModel,
 ) -> Subject:
     """Return the subject of an evaluation.
@@ -192,10 +193,10 @@ def subject(
             f"{images.name} has pixels outside the bounds {low:g} to {high:g} of the threat model."
         )
     return Subject(
-        model=wrapped,
+        model=model,
         dataset=images,
-        defenses=made,
-        attacks=tuple(chosen),
+        defenses=defenses,
+        attacks=tuple(attacks),
         threat=threat,
         model_name=model_name,
     )

@@ -16,7 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from dent import distributed, evaluation, report
+from dent import distributed, evaluation
 from dent.attacks import Attack
 from dent.cli import console
 from dent.distributed import Cluster
@@ -49,6 +49,7 @@ from dent.evaluation.records.sweep import Over
 from dent.evaluation.remote import Place
 from dent.evaluation.sweeps import Value, folder_name, variants
 from dent.evaluation.verification.verify import OnUnit
+from dent.report import load_run
 from dent.report.loading import is_run
 from dent.support.durations import between
 from dent.support.plural import counted
@@ -101,11 +102,40 @@ class RunPlacement:
         )
 
 
-_Restored = tuple[Path | None, Path | None, str | None, bool]
-"""The weights file, the folder of datasets, the device, and whether code may run."""
-
 HERE: Final = RunPlacement()
 """Compute the whole run in this process."""
+
+
+@dataclass(frozen=True)
+class Restoration:
+    """How to restore what a run evaluated.
+
+    Attributes:
+        weights: The model's weights file, if the recorded model needs one.
+        data_root: Folder of datasets.
+        device: The device to compute on; without one, the GPU if there is one.
+        allow_code: Import and call the `module:factory` names that the run records.
+    """
+
+    weights: Path | None = None
+    data_root: Path | None = None
+    device: str | None = None
+    allow_code: bool = False
+
+    def subject(self, recorded: RecordedRun) -> Subject:
+        """Return what a run evaluated.
+
+        Raises:
+            ConfigError: The run names code that is not allowed.
+            DentError: The model or the dataset is missing here, or does not fit the record.
+        """
+        return evaluation.restore(
+            recorded,
+            weights=self.weights,
+            data_root=self.data_root,
+            device=self.device,
+            allow_code=self.allow_code,
+        )
 
 
 def run(
@@ -113,8 +143,8 @@ def run(
 ) -> EvaluationResult:
     """Evaluate with a progress bar. If interrupted, print how to resume."""
     try:
-        with progress() as report:
-            return placement.evaluate(subject, settings, out=out, progress=report)
+        with progress() as shown:
+            return placement.evaluate(subject, settings, out=out, progress=shown)
     except KeyboardInterrupt:
         _stopped(placement.name_of(out))
         raise
@@ -131,14 +161,14 @@ def run_sweep(
     """Evaluate once for each value, with a progress bar. If interrupted, print how to resume."""
     name = over.replace("_", "-")
     try:
-        with progress() as report:
+        with progress() as shown:
             return sweep(
                 subject,
                 settings,
                 over=over,
                 values=values,
                 out=out,
-                progress=lambda value, state: report(state, f"{name}={value}"),
+                progress=lambda value, state: shown(state, f"{name}={value}"),
                 evaluate=placement.evaluate,
             )
     except KeyboardInterrupt:
@@ -187,7 +217,7 @@ def challenge(
     url: str | None,
     note: str | None,
     dry_run: bool,
-    restored: _Restored,
+    restoration: Restoration,
 ) -> Challenged:
     """Challenge a run: print the cost of an attack, and show the progress.
 
@@ -195,11 +225,8 @@ def challenge(
         ConfigError: The run names code that is not allowed.
         DentError: As in `dent.evaluation.challenge`.
     """
-    weights, root, device, allow_code = restored
-    loaded = report.load_run(folder)
-    subject = evaluation.restore(
-        loaded, weights=weights, data_root=root, device=device, allow_code=allow_code
-    )
+    loaded = load_run(folder)
+    subject = restoration.subject(loaded)
     if isinstance(source, Attack):
         _announce_challenge(folder, subject, source, defense)
     batches = len(loaded.plan.batches)
@@ -222,23 +249,14 @@ def challenge(
 
 
 def verify(
-    folder: Path,
-    weights: Path | None,
-    root: Path | None,
-    device: str | None,
-    records_only: bool,
-    allow_code: bool,
-    reattack: Reattack | None,
+    folder: Path, restoration: Restoration, *, records_only: bool, reattack: Reattack | None
 ) -> Verification:
     """Check a run, with a progress bar.
 
     Args:
         folder: The run.
-        weights: The model's weights file, if the recorded model needs one.
-        root: Folder of datasets.
-        device: The device to compute on.
+        restoration: How to restore what it evaluated.
         records_only: Check only records and digests.
-        allow_code: Import and call the `module:factory` names that the run records.
         reattack: The attacks to run again; none if None.
 
     Raises:
@@ -248,9 +266,7 @@ def verify(
     loaded = _readable(folder)
     subject = None
     if loaded is not None and not records_only:
-        subject = evaluation.restore(
-            loaded, weights=weights, data_root=root, device=device, allow_code=allow_code
-        )
+        subject = restoration.subject(loaded)
     with verification_progress() as on_unit:
         return evaluation.verify(folder, subject, progress=on_unit, reattack=reattack)
 
@@ -282,7 +298,7 @@ def _readable(run: Path) -> RecordedRun | None:
         RecordError: There is no run there at all.
     """
     try:
-        return report.load_run(run)
+        return load_run(run)
     except SchemaVersionError:
         raise
     except RecordError:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from dent.defenses.perturbation import InputDefense
 from dent.support.checks import read_number
+from dent.support.rows import per_sample
 from dent.threat import read_bounds
 
 _PUBLISHED = math.sqrt(3 * 224 * 224)
@@ -89,4 +90,4 @@ class ET3(InputDefense):
 def _root_mean_square(x: Tensor) -> Tensor:
     """Return the root mean square of each sample's values, (N, 1, ...)."""
     length: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1) / math.sqrt(x[0].numel())
-    return length.reshape(-1, *[1] * (x.dim() - 1))
+    return per_sample(length, x)

@@ -18,6 +18,7 @@ from dent.adaptation.signs import SmoothSigns
 from dent.defenses.base import STATIC, ReferenceDefense, finite_rows
 from dent.errors import ConfigError, InputError
 from dent.support.checks import is_count, read_number
+from dent.support.rows import per_sample
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,13 +189,17 @@ class InputDefense(ReferenceDefense):
     def _search(
         self, x: Tensor, start: Tensor, through_steps: bool, on_step: OnStep | None
     ) -> Perturbation:
+        """Return the perturbation after all steps from `start`, (N, C, H, W) like `x`.
+
+        A sample whose gradient becomes non-finite gets a perturbation of 0.
+        """
         model = AdaptedModel(self.unwrap(), STATIC)
         value, first = start, None
         alive = torch.ones(len(x), dtype=torch.bool, device=x.device)
         if through_steps and x.requires_grad:
             x = x.view_as(x)
             # The backward pass through a discarded step would give NaN, as 0 times infinity.
-            x.register_hook(lambda back: torch.where(_over_pixels(alive, back), back, 0))
+            x.register_hook(lambda back: torch.where(per_sample(alive, back), back, 0))
         entropies = []
         for _ in range(self.steps):
             point = x + value
@@ -211,11 +216,6 @@ class InputDefense(ReferenceDefense):
             alive = alive & slope.detach().flatten(1).isfinite().all(1)
             entropies.append(entropy(logits.detach()))
             value = self._project(x, value - self.step_size * self._direction(slope))
-        keep = _over_pixels(alive, x)
+        keep = per_sample(alive, x)
         status = torch.where(alive, Status.ADAPTED, Status.STEP_NON_FINITE)
         return Perturbation(torch.where(keep, value, 0), torch.stack(entropies), status)
-
-
-def _over_pixels(samples: Tensor, like: Tensor) -> Tensor:
-    """Return values per sample, (N,), reshaped to broadcast over a batch shaped as `like`."""
-    return samples.reshape(-1, *[1] * (like.dim() - 1))

@@ -141,6 +141,10 @@ class TentOnline(ReferenceDefense):
         return self.classifier.predict(x, adaptation)
 
     def _steps(self, x: Tensor, differentiable: bool, on_step: OnStep | None) -> Adaptation:
+        """Take the steps on one batch (N, ...), from the state that earlier batches left.
+
+        If a step is non-finite, the state stays as it was.
+        """
         model = AdaptedModel(self.unwrap(), self.config)
         trained = norm_parameters(self.unwrap(), self.config.last_layers)
         optimizer = make_optimizer(self.config, self.config.lr)

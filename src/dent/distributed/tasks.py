@@ -19,11 +19,12 @@ from torch import Tensor
 from dent.errors import ConfigError, InputError
 from dent.evaluation.engine.context import RunContext, open_run
 from dent.evaluation.engine.execute import execute
-from dent.evaluation.records.folder import Memory, Store, packed
 from dent.evaluation.records.plan import Group, Unit
 from dent.evaluation.records.provenance import new_session
 from dent.evaluation.records.schema import JournalRecord, Session, UnitRecord
 from dent.evaluation.records.spec import EvaluationSpec, differences
+from dent.evaluation.records.store import Memory, Store
+from dent.evaluation.records.tensor_files import packed
 from dent.evaluation.subject import Prepared, describe
 from dent.support.devices import device_of
 from dent.support.plural import first_few

@@ -42,8 +42,9 @@ if TYPE_CHECKING:
     from dent.evaluation.subject import Subject, describe
     from dent.evaluation.suites import suite
     from dent.evaluation.sweeps import sweep
+    from dent.evaluation.verification.outcome import Check, Verification
     from dent.evaluation.verification.reattack import Reattack, Reattacked
-    from dent.evaluation.verification.verify import Check, Verification, verify
+    from dent.evaluation.verification.verify import verify
     from dent.storage.errors import (
         LockedError,
         RecordError,
@@ -152,15 +153,15 @@ _MODULES = {
     ),
     "dent.evaluation.suites": ("suite",),
     "dent.evaluation.sweeps": ("sweep",),
+    "dent.evaluation.verification.outcome": (
+        "Check",
+        "Verification",
+    ),
     "dent.evaluation.verification.reattack": (
         "Reattack",
         "Reattacked",
     ),
-    "dent.evaluation.verification.verify": (
-        "Check",
-        "Verification",
-        "verify",
-    ),
+    "dent.evaluation.verification.verify": ("verify",),
     "dent.storage.errors": (
         "LockedError",
         "RecordError",

@@ -8,7 +8,7 @@ from dent.evaluation.engine.cost import CostEstimate, estimate
 from dent.evaluation.engine.progress import Progress
 from dent.evaluation.records.shard import Shard
 from dent.evaluation.records.spec import STATIC, Settings
-from dent.evaluation.results.decision import left
+from dent.evaluation.results.decision import units_left
 from dent.evaluation.results.power import POWER, detectable_gain
 from dent.evaluation.results.recorded_run import load_run
 from dent.evaluation.run import rounds_of
@@ -85,12 +85,12 @@ def time_left(state: Progress, left_in: str = "") -> str:
     """Return the time left, `about 3 to 5 minutes left`; empty if it is unknown or over."""
     if state.unit is None or state.least is None or state.remaining is None:
         return ""
-    left = f"{between(state.least, state.remaining)} left {left_in}".rstrip()
+    time = f"{between(state.least, state.remaining)} left {left_in}".rstrip()
     if state.decision is None:
-        return f"about {left}"
+        return f"about {time}"
     if state.decision == 0:
-        return f"at most {left}"
-    return f"at most {left}, a decision in {duration(state.decision)} at the soonest"
+        return f"at most {time}"
+    return f"at most {time}, a decision in {duration(state.decision)} at the soonest"
 
 
 class UnitLines:
@@ -136,7 +136,9 @@ def _remaining(planned: AnnouncedRun) -> _Remaining | None:
                 return None
         else:
             is_other_evaluation = recorded.run.spec.newest != spec
-            if is_other_evaluation or not left(recorded.run.spec, recorded.plan, recorded.records):
+            if is_other_evaluation or not units_left(
+                recorded.run.spec, recorded.plan, recorded.records
+            ):
                 return None
             done |= recorded.records.keys()
     keys = frozenset(own - done)

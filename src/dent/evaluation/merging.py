@@ -12,7 +12,7 @@ from typing import Any, Final
 from torch import Tensor
 
 from dent.errors import ConfigError
-from dent.evaluation.records.folder import RESULT, RunFolder, packed_as
+from dent.evaluation.records.folder import RESULT, RunFolder
 from dent.evaluation.records.plan import groups, units
 from dent.evaluation.records.probe_answers import DISTANCE, changed
 from dent.evaluation.records.schema import (
@@ -23,10 +23,11 @@ from dent.evaluation.records.schema import (
     UnitRecord,
 )
 from dent.evaluation.records.spec import differences
+from dent.evaluation.records.tensor_files import packed_as
 from dent.evaluation.results.certificate import certificate_of, over_large_steps
-from dent.evaluation.results.decision import left
+from dent.evaluation.results.decision import units_left
 from dent.evaluation.results.recorded_run import RecordedRun, load_run
-from dent.evaluation.results.summary import summarize
+from dent.evaluation.results.summary import summarize_folder
 from dent.storage.canonical import Record, without_timing
 from dent.storage.disk import TEMPORARY, sync_folder, writing
 from dent.storage.errors import RecordError, SpecMismatchError
@@ -105,7 +106,7 @@ def merge(paths: Sequence[Path], out: Path) -> Merged:
             _write(folder, runs, records)
             for source, challenge in challenges:
                 folder.add(challenge, _files(source, challenge))
-            _summarize(folder, first)
+            folder.write(RESULT, summarize_folder(folder, first.plan))
             with writing(out):  # while locked, so that no other merge removes it as stale
                 scratch.chmod(0o777 & ~_umask())  # mkdtemp makes folders private
                 os.replace(scratch, out)
@@ -113,7 +114,7 @@ def merge(paths: Sequence[Path], out: Path) -> Merged:
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     done = {key: record for key, (_, record) in records.items()}
-    missing = left(first.run.spec, first.plan, done)
+    missing = units_left(first.run.spec, first.plan, done)
     return Merged(
         path=str(out),
         runs=tuple(str(run.path) for run in runs),
@@ -243,7 +244,7 @@ def _write(
 ) -> None:
     spec, plan = runs[0].run.spec, runs[0].plan
     done = {key: record for key, (_, record) in records.items()}
-    missing = {unit.key for unit in left(spec, plan, done)}
+    missing = {unit.key for unit in units_left(spec, plan, done)}
     # A shard drops the images of its groups, and a finished run those of all.
     whole = {
         unit.key: missing.isdisjoint(other.key for other in group)
@@ -256,12 +257,6 @@ def _write(
             folder.put(record, _tensor(run, record, whole=whole[unit.key]))
     status = "partial" if missing else "complete"
     folder.update(status=status, sessions=tuple(_sessions(runs)))
-
-
-def _summarize(folder: RunFolder, first: RecordedRun) -> None:
-    run, plan = folder.run, first.plan
-    result = summarize(run.spec, plan, folder.done, run.units, run.sessions, folder.challenges)
-    folder.write(RESULT, result)
 
 
 def _challenges(

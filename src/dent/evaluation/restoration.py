@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from dent import data, models
-from dent import defenses as reference
 from dent.attacks import Attack, Defense, from_factory
 from dent.config import DentConfig
 from dent.data import ImageDataset, OnBytes
+from dent.defenses import registry
 from dent.defenses.dent import Dent
 from dent.errors import ConfigError
 from dent.evaluation.attack_specs import attack_of, attack_spec, is_ours, named_code
@@ -110,11 +110,11 @@ def restored_defense(spec: DefenseSpec, model: nn.Module) -> Defense:
         performance = Performance(precision=precision)
         return Dent(model, DentConfig.from_dict(settings), performance)
     # A record may name built-in defenses and, if allowed, code, but never a file.
-    if spec.name in reference.names() or (is_factory and not spec.name.lower().endswith(".json")):
-        return reference.make(spec.name, model)
+    if spec.name in registry.names() or (is_factory and not spec.name.lower().endswith(".json")):
+        return registry.make(spec.name, model)
     raise ConfigError(
         f"the defense {spec.name!r} ({spec.kind}) cannot be restored from its record: expected "
-        f"one of {', '.join(reference.names())}, a configuration of Dent, or module:factory"
+        f"one of {', '.join(registry.names())}, a configuration of Dent, or module:factory"
     )
 
 

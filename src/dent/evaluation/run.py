@@ -18,15 +18,16 @@ from dent.evaluation.engine.progress import OnProgress, Tracker
 from dent.evaluation.engine.rehearsal import rehearse
 from dent.evaluation.engine.sessions import OpenSession, Sessions
 from dent.evaluation.engine.unchanged import check_unchanged
-from dent.evaluation.records.folder import ASCENTS, RESULT, RUN, Memory, RunFolder, Store
+from dent.evaluation.records.folder import ASCENTS, RESULT, RUN, RunFolder
 from dent.evaluation.records.plan import Group, Plan, Unit, groups, rounds, units
 from dent.evaluation.records.provenance import new_session
 from dent.evaluation.records.schema import UnitRecord
 from dent.evaluation.records.shard import Shard
 from dent.evaluation.records.spec import STATIC, EvaluationSpec, Settings
-from dent.evaluation.results.decision import left, superfluous
+from dent.evaluation.records.store import Memory, Store
+from dent.evaluation.results.decision import superfluous, units_left
 from dent.evaluation.results.result import EvaluationResult
-from dent.evaluation.results.summary import summarize
+from dent.evaluation.results.summary import summarize, summarize_folder
 from dent.evaluation.static_part import take_static_part
 from dent.evaluation.subject import Prepared, Subject, prepare
 from dent.support.devices import device_of
@@ -201,9 +202,8 @@ def evaluate_with(
     """
     settings = settings or Settings()
     prepared = prepare(subject, settings)
-    spec, plan = prepared.spec, prepared.plan
     _warn_of_missing_classes(prepared)
-    unit_rounds = rounds_of(shard, spec, plan, in_parts=in_parts)
+    unit_rounds = rounds_of(shard, prepared.spec, prepared.plan, in_parts=in_parts)
     todo = [unit for unit_groups in unit_rounds for group in unit_groups for unit in group]
 
     if out is None or not os.path.exists(Path(out) / RUN):  # a resumed run was rehearsed already
@@ -218,32 +218,62 @@ def evaluate_with(
             prepared, unit_rounds, store, sessions, tracker, progress, is_shard=shard is not None
         )
 
-    if out is None:
-        if static_from is not None:
-            raise ConfigError("static_from is for a run in a folder: give out, too")
-        memory = Memory()
-        with Sessions(None, plan) as sessions:
-            run_units(work(memory, sessions))
-        count = sum(1 for _ in units(spec, plan))
-        return summarize(spec, plan, memory.done, count, sessions.sessions)
-    with closing(RunFolder(Path(out), spec, plan)) as folder:
+    if out is not None:
+        todo_here = None if shard is None else todo
+        return _evaluate_in_folder(prepared, Path(out), static_from, todo_here, work, run_units)
+    if static_from is not None:
+        raise ConfigError("static_from is for a run in a folder: give out, too")
+    return _evaluate_in_memory(prepared, work, run_units)
+
+
+_Work = Callable[[Store, Sessions], RemainingWork]
+"""A function that returns the work that a store lacks."""
+
+
+def _evaluate_in_memory(prepared: Prepared, work: _Work, run_units: RunUnits) -> EvaluationResult:
+    spec, plan, memory = prepared.spec, prepared.plan, Memory()
+    with Sessions(None, plan) as sessions:
+        run_units(work(memory, sessions))
+    count = sum(1 for _ in units(spec, plan))
+    return summarize(spec, plan, memory.done, count, sessions.sessions)
+
+
+def _evaluate_in_folder(
+    prepared: Prepared,
+    out: Path,
+    static_from: Path | None,
+    todo: Sequence[Unit] | None,
+    work: _Work,
+    run_units: RunUnits,
+) -> EvaluationResult:
+    """Set up or resume a run folder, run what is left, and write the result.
+
+    Args:
+        prepared: The prepared evaluation.
+        out: The folder.
+        static_from: A run folder whose records of the static model are copied first.
+        todo: The units of a shard; None if this is no shard.
+        work: Returns the work that the folder lacks.
+        run_units: Does this work.
+    """
+    spec, plan = prepared.spec, prepared.plan
+    with closing(RunFolder(out, spec, plan)) as folder:
         if static_from is not None:
             take_static_part(folder, static_from)
-        waiting = left(spec, plan, folder.done) if shard is None else todo
+        waiting = units_left(spec, plan, folder.done) if todo is None else todo
         if any(unit.key not in folder.done for unit in waiting):
             check_unchanged(prepared, folder.done, folder.run.sessions)
-            with Sessions(folder, plan) as sessions, _kept(spec, Path(out), static_from):
+            with Sessions(folder, plan) as sessions, _ascents_kept(spec, out, static_from):
                 run_units(work(folder, sessions))
         _settle(folder, plan)
-        run = folder.run
-        result = summarize(run.spec, plan, folder.done, run.units, run.sessions, folder.challenges)
+        result = summarize_folder(folder, plan)
         folder.write(RESULT, result)
     return result
 
 
 def _settle(folder: RunFolder, plan: Plan) -> None:
     """Record the status of a run on which no unit ran, because none was left here."""
-    if folder.run.status != "complete" and not left(folder.spec, plan, folder.done):
+    if folder.run.status != "complete" and not units_left(folder.spec, plan, folder.done):
         folder.update(status="complete")  # a killed process, or copied records, left nothing
     elif folder.run.status == "running":
         folder.update(status="partial")  # a shard without units of its own, or a killed one
@@ -288,9 +318,10 @@ def rounds_of(
     return probes, shard.of_all(group for group in every if group[0].kind != "probe")
 
 
-def _kept(
+def _ascents_kept(
     spec: EvaluationSpec, out: Path, static_from: Path | None
 ) -> AbstractContextManager[None]:
+    """Keep ascents on the static model in the folder of the run, unless images are dropped."""
     if spec.settings.tensors == "drop":
         return nullcontext()
     folders = [Path(each) / ASCENTS for each in (out, static_from) if each is not None]

@@ -86,7 +86,9 @@ class StreamResult(Record):
         )
 
 
-class _Found(NamedTuple):
+class _Candidate(NamedTuple):
+    """Images that the attacker may submit, and the attack that made them; None if natural."""
+
     name: str | None
     images: Tensor
 
@@ -142,18 +144,16 @@ def stream(
     live = runner.begin()
     unattacked = [runner.serve(live, index, x) for index, (x, _) in enumerate(batches)]
     live = runner.begin()
-    submitted: list[_Found] = []
+    submitted: list[_Candidate] = []
     served = []
     for index, (x, y) in enumerate(batches):
-        found = [_Found(None, x)]
-        if index < poisoned:
-            for attack in attacks:
-                seeded = seed_of(seed, "stream attack", index, attack.name)
-                target = fresh(_copied(live), seeded)
-                found.append(
-                    _Found(attack.name, attack(target, x, y, threat, seed=seeded).adversarial)
-                )
-        chosen = runner.worst(live, index, poisoned if aim == "later" else None, found)
+        candidates = [_Candidate(None, x)]
+        for attack in attacks if index < poisoned else ():
+            attack_seed = seed_of(seed, "stream attack", index, attack.name)
+            target = fresh(_copied(live), attack_seed)
+            result = attack(target, x, y, threat, seed=attack_seed)
+            candidates.append(_Candidate(attack.name, result.adversarial))
+        chosen = runner.worst(live, index, poisoned if aim == "later" else None, candidates)
         submitted.append(chosen)
         served.append(runner.serve(live, index, chosen.images))
     after_reset = [
@@ -210,7 +210,9 @@ class _Runner:
         """Submit images in place of a batch, and return the logits (N, classes)."""
         return submit(live, x, seed=seed_of(self._seed, "serve", index)).logits
 
-    def worst(self, live: Defense, index: int, then: int | None, found: Sequence[_Found]) -> _Found:
+    def worst(
+        self, live: Defense, index: int, then: int | None, candidates: Sequence[_Candidate]
+    ) -> _Candidate:
         """Return the candidate for a batch with the fewest correct predictions.
 
         Args:
@@ -218,19 +220,19 @@ class _Runner:
             index: Index of the batch.
             then: Index of the clean batch whose correct predictions count; those in the candidate
                 break ties. If None, only those in the candidate count.
-            found: The candidates, at least one. The first one wins a tie.
+            candidates: The candidates, at least one. The first one wins a tie.
         """
-        if len(found) == 1:
-            return found[0]
+        if len(candidates) == 1:
+            return candidates[0]
         left = []
-        for each in found:
+        for each in candidates:
             trial = _copied(live).new().defense
             now = int(self.serve(trial, index, each.images).sum())
             later = 0
             if then is not None:
                 later = int(self.serve(trial, then, self._batches[then][0]).sum())
             left.append((later, now))
-        return found[left.index(min(left))]
+        return candidates[left.index(min(left))]
 
 
 def _copied(defense: Defense) -> Origin:

@@ -146,6 +146,7 @@ def describe(subject: Subject, settings: Settings) -> EvaluationSpec:
     dataset = subject.dataset
     if len(dataset):
         subject.threat.check_reach(dataset.batch([0])[0].shape[1:], warn=True)
+    lineup = subject.lineup(settings)
     spec = EvaluationSpec(
         model=ModelSpec(
             name=subject.model_name or type(subject.model).__name__,
@@ -159,16 +160,13 @@ def describe(subject: Subject, settings: Settings) -> EvaluationSpec:
             size=len(dataset),
             classes=tuple(dataset.classes),
         ),
-        defenses=tuple(
-            _defense(name, defense) for name, defense in subject.lineup(settings).items()
-        ),
+        defenses=tuple(_defense_spec(name, defense) for name, defense in lineup.items()),
         attacks=attacks,
         threat=ThreatSpec(
             norm=subject.threat.norm, eps=subject.threat.written, bounds=subject.threat.bounds
         ),
         settings=settings,
     )
-    lineup = subject.lineup(settings)
     for name, defense in lineup.items():
         if name != STATIC:
             _check_model_of(name, defense, subject.model)
@@ -239,7 +237,7 @@ def threat_of(spec: ThreatSpec) -> ThreatModel:
     return ThreatModel(spec.norm, spec.eps, spec.bounds)
 
 
-def _defense(name: str, defense: Defense) -> DefenseSpec:
+def _defense_spec(name: str, defense: Defense) -> DefenseSpec:
     described = describe_defense(defense)
     spec = DefenseSpec(
         name=name,

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from dent.errors import ConfigError
 from dent.evaluation.engine.progress import OnProgress, Progress
-from dent.evaluation.records.folder import dump, read_record
+from dent.evaluation.records.record_file import dump, read_record
 from dent.evaluation.records.spec import Settings
 from dent.evaluation.records.sweep import SWEEP, Over, SweepRecord
 from dent.evaluation.results.result import EvaluationResult

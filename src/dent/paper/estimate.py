@@ -171,8 +171,8 @@ def _units(run: PlannedRun, timer: Callable[[Chosen], float | None] | None) -> I
         whole = _is_published(attack, run)
         passes = _of_attack(run, attack, _answer(run.defense), batches) / (1 if whole else batches)
         forwards = run.batch_size * passes
-        time = None if seconds is None else seconds * forwards
-        yield UnitCost(attack.name, run.defense_name, run.model, forwards, time)
+        unit_seconds = None if seconds is None else seconds * forwards
+        yield UnitCost(attack.name, run.defense_name, run.model, forwards, unit_seconds)
 
 
 def _attacks(run: PlannedRun) -> tuple[Attack, ...]:

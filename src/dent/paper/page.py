@@ -21,7 +21,7 @@ from dent.paper.profile import PROFILE
 from dent.paper.results import CellResult, ClaimRuling, TableResult, Unit
 from dent.paper.runner import REPORT
 from dent.paper.spec import Table, TableChart
-from dent.report.charts import COLOURS, Chart, Curve, Value, chart, thin
+from dent.report.charts import COLORS, Chart, Curve, Value, chart, thin
 from dent.report.flags import Flag, letter
 from dent.report.html import environment
 from dent.storage.disk import write_atomically, writing
@@ -278,12 +278,12 @@ def _chart(
         values = _values(
             x, texts, [(cell.value, cell.interval) for cell in line_cells], line_cells[0].unit
         )
-        printed = [(table.cells[key].value, None) for key in keys]
-        published = _values(x, texts, printed, line_cells[0].unit)
+        in_paper = [(table.cells[key].value, None) for key in keys]
+        published = _values(x, texts, in_paper, line_cells[0].unit)
         if values:
-            curves.append(Curve(f"{name}, measured", marks, index % COLOURS, False, values))
+            curves.append(Curve(f"{name}, measured", marks, index % COLORS, False, values))
         if published:
-            curves.append(Curve(f"{name}, paper", (), index % COLOURS, True, published))
+            curves.append(Curve(f"{name}, paper", (), index % COLORS, True, published))
     if not curves:
         return None
     unit = cells[f"{spec.rows[0]}/{spec.columns[0]}"].unit

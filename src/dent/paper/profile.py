@@ -11,8 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from dent.config import DentConfig
 from dent.defenses.dent import Dent
 from dent.errors import ConfigError
-from dent.evaluation.records.folder import dump, read_record
 from dent.evaluation.records.provenance import new_session
+from dent.evaluation.records.record_file import dump, read_record
 from dent.evaluation.records.schema import Session
 from dent.evaluation.submission.submission import clock
 from dent.paper.planning import PaperPlan

@@ -11,7 +11,7 @@ from dent.playground.watch import Look
 from dent.report.charts import Chart, Curve, Value, chart, whole_ticks
 from dent.support.plural import counted
 
-COLOURS: Final[Mapping[CourseName, int]] = {
+COLORS: Final[Mapping[CourseName, int]] = {
     "static": 0,
     "transfer": 1,
     "stop-gradient": 2,
@@ -27,7 +27,7 @@ def margin_chart(looks: Mapping[CourseName, Sequence[Look]], defense: str) -> Ch
         Curve(
             name=f"{words.target(name, defense)}, {words.course(name)}",
             flags=(),
-            colour=COLOURS[name],
+            color=COLORS[name],
             dashed=False,
             values=[
                 Value(
@@ -86,7 +86,7 @@ def _by_step(submission: PlaygroundSubmission, values: Sequence[float]) -> Curve
     return Curve(
         name=words.submission(submission),
         flags=(),
-        colour=_NATURAL if attack is None else COLOURS[attack],
+        color=_NATURAL if attack is None else COLORS[attack],
         dashed=attack is None,
         values=[
             Value(float(step), value, None, f"{value:.3f} after {counted(step, 'step')}")

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dent.playground.turns import Turns
 from dent.playground.visitors import Visitor, Visitors
+from dent.serving.arrivals import replayed
 from dent.support.listening import REFUSED_HOST, Hosts
 from dent.support.plural import counted
 
@@ -123,7 +124,7 @@ class RequestGuard:
             header for header in scope["headers"] if header[0] not in (b"content-length",)
         ]
         headers = [*other_headers, (b"content-length", str(len(clean)).encode())]
-        await self._app({**scope, "headers": headers}, _replayed(clean, receive), send)
+        await self._app({**scope, "headers": headers}, replayed(clean, receive), send)
 
     def _cleaned(self, visitor: Visitor, request: object) -> dict[str, Any]:
         """Return the request with only the fields that the page sends."""
@@ -167,7 +168,7 @@ class RequestGuard:
             async def keep(message: Message) -> None:
                 messages.append(message)
 
-            await self._app(scope, _replayed(body, receive), keep)
+            await self._app(scope, replayed(body, receive), keep)
         start = next(message for message in messages if message["type"] == "http.response.start")
         if start["status"] == 200:
             content = b"".join(message.get("body", b"") for message in messages)
@@ -269,12 +270,3 @@ async def _read(receive: Receive, most: int) -> bytes:
                     return bytes(body)
     except TimeoutError:
         raise _Refused(408, f"The body took more than {SECONDS:g} s to arrive.") from None
-
-
-def _replayed(body: bytes, receive: Receive) -> Receive:
-    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def replay() -> Message:
-        return messages.pop() if messages else await receive()
-
-    return replay

@@ -51,7 +51,7 @@ class CourseCard:
     Attributes:
         title: Name of the model or defense that it queries.
         subtitle: Name of the attack.
-        colour: Index into the report's colours.
+        color: Index into the report's colors.
         query: Number of the query shown.
         last: Number of the latest query.
         image: The image of the query, a data URI.
@@ -65,7 +65,7 @@ class CourseCard:
 
     title: str
     subtitle: str
-    colour: int
+    color: int
     query: int
     last: int
     image: str
@@ -219,7 +219,7 @@ def _card(
     return CourseCard(
         title=words.target(name, setup.defense),
         subtitle=words.course(name),
-        colour=charts.COLOURS[name],
+        color=charts.COLORS[name],
         query=look.query,
         last=last,
         image=pictures.data_uri(look.image),

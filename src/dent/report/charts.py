@@ -13,7 +13,7 @@ from dent.support.rounding import percent
 
 HEIGHT: Final = 200.0
 SHAPES: Final = ("circle", "square", "diamond", "triangle", "down", "bar")
-COLOURS: Final = 7
+COLORS: Final = 7
 """Number of colors in the style sheet. The first is for the static model."""
 
 Pair = tuple[float, float]
@@ -43,7 +43,7 @@ class Curve:
     Attributes:
         name: Name in the legend.
         flags: The flags beside the name.
-        colour: Index of the color in the style sheet, from 0.
+        color: Index of the color in the style sheet, from 0.
         dashed: Whether the line is dashed and its markers are hollow, as for natural images and
             published figures. Otherwise the line is solid, and its markers are filled.
         values: The values, in order of x.
@@ -51,7 +51,7 @@ class Curve:
 
     name: str
     flags: Sequence[Flag]
-    colour: int
+    color: int
     dashed: bool
     values: Sequence[Value]
 
@@ -176,7 +176,7 @@ def chart(
         lines=tuple(
             Drawn(
                 curve=curve,
-                shape=SHAPES[curve.colour % len(SHAPES)],
+                shape=SHAPES[curve.color % len(SHAPES)],
                 dodge=dodge * (index - (len(curves) - 1) / 2),
                 exact=numeric,
                 markers=tuple(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dent import attacks, data, models
-from dent import defenses as reference
+from dent.defenses import registry
 from dent.errors import DentError
 from dent.evaluation.attack_specs import attack_spec, named_code
 from dent.evaluation.records.spec import STATIC, AttackSpec, DefenseSpec, EvaluationSpec, Settings
@@ -94,13 +94,13 @@ def _dataset(spec: EvaluationSpec) -> tuple[list[str], list[str]]:
 
 def _defense(spec: DefenseSpec, *, alone: bool) -> tuple[list[str], list[str]]:
     settings = spec.config.get("settings")
-    named_config = reference.CONFIGS.get(spec.name)
+    named_config = registry.CONFIGS.get(spec.name)
     has_settings = named_config is not None and named_config.to_dict() == settings
     if spec.name == STATIC and not has_settings:  # the command line adds it
         return [], ["that there is no defense but the static model"] if alone else []
     is_named_config = has_settings and spec.config.get("precision", "model") == "model"
     is_named_defense = (
-        named_config is None and spec.name in reference.names() and spec.config["name"] == spec.name
+        named_config is None and spec.name in registry.names() and spec.config["name"] == spec.name
     )
     if is_named_config or is_named_defense:
         return ["--defense", spec.name], []

@@ -19,7 +19,7 @@ from dent.report import wording
 from dent.report.flags import Flag, Flags, letters, of_one
 from dent.report.headline import NATURAL, WORST, Cell, Headline, headline
 from dent.report.limits import limits
-from dent.report.plots import colour_of, strongest
+from dent.report.plots import color_of, strongest
 from dent.storage.disk import write_atomically, writing
 from dent.support.plural import counted
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from dent.evaluation.streams import StreamResult
 
 SUFFIXES: Final = (".png", ".svg")
-_COLOURS: Final = ("#57606a", "#0b62ab", "#c04a00", "#00795a", "#9c3f7a", "#8a6a00", "#2b84b5")
+_COLORS: Final = ("#57606a", "#0b62ab", "#c04a00", "#00795a", "#9c3f7a", "#8a6a00", "#2b84b5")
 _MARKERS: Final = ("o", "s", "D", "^", "v", "P", "X")
 _SOFT: Final = "#57606a"
 _WIDTH: Final = 9.0
@@ -134,8 +134,8 @@ def _draw_stream(result: "StreamResult") -> Figure:
         ("reset before each batch", ":", [batch.after_reset.share for batch in result.batches]),
     )
     for index, (name, style, shares) in enumerate(lines):
-        colour, marker = _COLOURS[index], _MARKERS[index]
-        axes.plot(at, shares, ls=style, color=colour, marker=marker, markersize=4, label=name)
+        color, marker = _COLORS[index], _MARKERS[index]
+        axes.plot(at, shares, ls=style, color=color, marker=marker, markersize=4, label=name)
     axes.set_ylim(0, 1)
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100%"])
     axes.xaxis.get_major_locator().set_params(integer=True)
@@ -184,12 +184,12 @@ def _accuracies(
     axes: Any, result: EvaluationResult, table: Headline, names: dict[str, str]
 ) -> None:
     for y, row in enumerate(table.rows):
-        colour = _COLOURS[colour_of(result, row.defense)]
-        _figure(axes, row.cells[NATURAL], y - 0.14, colour, hollow=True)
-        _figure(axes, row.cells[WORST], y + 0.14, colour, hollow=False)
+        color = _COLORS[color_of(result, row.defense)]
+        _figure(axes, row.cells[NATURAL], y - 0.14, color, hollow=True)
+        _figure(axes, row.cells[WORST], y + 0.14, color, hollow=False)
     axes.set_yticks(range(len(names)), [_shorten(name) for name in names.values()])
     for label, name in zip(axes.get_yticklabels(), names, strict=True):
-        label.set_color(_COLOURS[colour_of(result, name)])
+        label.set_color(_COLORS[color_of(result, name)])
         label.set_fontweight("bold")
     axes.set_ylim(len(names) - 0.45, -0.55)
     axes.set_xlim(0, 1)
@@ -207,16 +207,16 @@ def _accuracies(
     _legend(axes, handles, [name for name, *_ in kinds])
 
 
-def _figure(axes: Any, cell: Cell, y: float, colour: str, *, hollow: bool) -> None:
+def _figure(axes: Any, cell: Cell, y: float, color: str, *, hollow: bool) -> None:
     if cell.value is None or cell.interval is None:
         axes.text(0.01, y, cell.text, va="center", fontsize=7.5, color=_SOFT)
         return
     low, high = cell.interval
     # Of an upper bound, the marker points to where the value may be.
     low, marker = (cell.value, "<") if cell.bound else (low, "o")
-    axes.plot((low, high), (y, y), color=colour, linewidth=3.5, alpha=0.4)
-    fill = "white" if hollow else colour
-    axes.plot([cell.value], [y], marker=marker, color=colour, markerfacecolor=fill, zorder=3)
+    axes.plot((low, high), (y, y), color=color, linewidth=3.5, alpha=0.4)
+    fill = "white" if hollow else color
+    axes.plot([cell.value], [y], marker=marker, color=color, markerfacecolor=fill, zorder=3)
     axes.annotate(
         cell.shown + _marks(cell.marks),
         (cell.value, y),
@@ -224,7 +224,7 @@ def _figure(axes: Any, cell: Cell, y: float, colour: str, *, hollow: bool) -> No
         textcoords="offset points",
         ha="center",
         fontsize=7.5,
-        color=colour,
+        color=color,
     )
 
 
@@ -248,14 +248,14 @@ def _curves(result: EvaluationResult) -> list[_Steps]:
 
 def _entropies(axes: Any, result: EvaluationResult, curves: Sequence[_Steps]) -> None:
     for name, entropy, natural in curves:
-        colour = colour_of(result, name)
+        color = color_of(result, name)
         axes.plot(
             range(len(entropy)),
             entropy,
-            color=_COLOURS[colour],
-            markerfacecolor="white" if natural else _COLOURS[colour],
+            color=_COLORS[color],
+            markerfacecolor="white" if natural else _COLORS[color],
             linestyle="--" if natural else "-",
-            marker=_MARKERS[colour],
+            marker=_MARKERS[color],
             markersize=4,
             linewidth=1.6,
         )

@@ -24,7 +24,7 @@ from dent.report.loading import NamedRun, status_of
 from dent.report.pictures import smoothing_of
 from dent.report.plots import (
     accuracy_chart,
-    colour_of,
+    color_of,
     entropy_chart,
     own_curve,
     sigma_chart,
@@ -186,7 +186,7 @@ def environment(*packages: str) -> Environment:
         "not_run": wording.not_run,
         "own_curve": own_curve,
         "submitted": submitted,
-        "colour_of": colour_of,
+        "color_of": color_of,
         "traces": traces,
         "settings_of": _settings,
         "status_of": status_of,

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Literal
 
 from dent.errors import DentError
-from dent.evaluation.records.folder import LARGEST_JSON, RUN
+from dent.evaluation.records.folder import RUN
+from dent.evaluation.records.record_file import LARGEST_JSON
 from dent.evaluation.records.schema import RunStatus
 from dent.evaluation.results.recorded_run import RecordedRun, load_run
 from dent.evaluation.results.result import Count, Decision, Difference

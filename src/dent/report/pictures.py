@@ -13,7 +13,7 @@ from dent.config import Covariance
 
 CHANNELS: Final = (1, 3)
 """Numbers of channels that an image may have."""
-_COLOUR_TYPES: Final = {1: 0, 3: 2}
+_COLOR_TYPES: Final = {1: 0, 3: 2}
 _SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 
 
@@ -76,7 +76,7 @@ def _png(pixels: Tensor) -> bytes:
     channels, height, width = pixels.shape
     rows = pixels.permute(1, 2, 0).reshape(height, width * channels)
     unfiltered = torch.cat([rows.new_zeros(height, 1), rows], dim=1)
-    header = struct.pack(">IIBBBBB", width, height, 8, _COLOUR_TYPES[channels], 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, 8, _COLOR_TYPES[channels], 0, 0, 0)
     content = zlib.compress(unfiltered.numpy().tobytes(), 9)
     parts = ((b"IHDR", header), (b"IDAT", content), (b"IEND", b""))
     return _SIGNATURE + b"".join(_chunk(kind, data) for kind, data in parts)

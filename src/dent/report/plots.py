@@ -12,7 +12,7 @@ from dent.evaluation.results.result import (
     EvaluationResult,
 )
 from dent.report import wording
-from dent.report.charts import COLOURS, Chart, Curve, Value, chart, thin, whole_ticks
+from dent.report.charts import COLORS, Chart, Curve, Value, chart, thin, whole_ticks
 from dent.report.flags import Flag, Flags
 from dent.report.headline import submitted
 from dent.report.series import Series
@@ -21,10 +21,10 @@ from dent.support.plural import counted
 _WITH_AXIS = ("eps", "batch size", "share attacked", "samples")
 
 
-def colour_of(result: EvaluationResult, defense: str) -> int:
+def color_of(result: EvaluationResult, defense: str) -> int:
     """Return the color of a defense: 0 for the static model, others in the order of the spec."""
     others = [name for name in result.defenses if name != STATIC]
-    return 0 if defense == STATIC else 1 + others.index(defense) % (COLOURS - 1)
+    return 0 if defense == STATIC else 1 + others.index(defense) % (COLORS - 1)
 
 
 def accuracy_chart(series: Series, flags: Flags) -> Chart | None:
@@ -48,12 +48,12 @@ def accuracy_chart(series: Series, flags: Flags) -> Chart | None:
             worst = [Value(0.0, natural[0].y, natural[0].interval, text), *worst]
         result = series.places[0].run.result
         marks = _marks_along(series, flags, defense)
-        colour = colour_of(result, defense)
+        color = color_of(result, defense)
         name = defense if by_eps else f"{defense}, worst case"
         if worst:
-            curves.append(Curve(name, marks, colour, False, worst))
+            curves.append(Curve(name, marks, color, False, worst))
         if not by_eps and natural:
-            curves.append(Curve(f"{defense}, clean", marks, colour, True, natural))
+            curves.append(Curve(f"{defense}, clean", marks, color, True, natural))
     if not curves:
         return None
     if by_eps and positions[0] > 0:
@@ -122,7 +122,7 @@ def _by_step(
     return Curve(
         name=name,
         flags=flags.marks(result, defense),
-        colour=colour_of(result, defense),
+        color=color_of(result, defense),
         dashed=natural,
         values=[
             Value(float(step), value, None, f"{value:.3f} {unit} after {counted(step, 'step')}")
@@ -159,7 +159,7 @@ def success_chart(result: EvaluationResult, defense: str, flags: Flags) -> Chart
         Curve(
             name=name,
             flags=flags.marks(result, defense),
-            colour=index,
+            color=index,
             dashed=False,
             values=[
                 Value(
@@ -171,7 +171,7 @@ def success_chart(result: EvaluationResult, defense: str, flags: Flags) -> Chart
                 for at, broken in zip(curve.gradients, curve.broken, strict=True)
             ],
         )
-        for index, (name, curve) in enumerate(strongest_first[:COLOURS])
+        for index, (name, curve) in enumerate(strongest_first[:COLORS])
     ]
     if not curves:
         return None
@@ -180,7 +180,7 @@ def success_chart(result: EvaluationResult, defense: str, flags: Flags) -> Chart
         curves,
         x_label="gradients per batch",
         y_label="members broken so far",
-        x_ticks=whole_ticks(max(curve.gradients[-1] for _, curve in strongest_first[:COLOURS])),
+        x_ticks=whole_ticks(max(curve.gradients[-1] for _, curve in strongest_first[:COLORS])),
         share=True,
         numeric=True,
     )

@@ -93,6 +93,17 @@ def stop(decided: Decision) -> str:
     return f"after transfers, with 0 of {attacks} complete"
 
 
+def gain(paired: Difference | None, decided: Decision | None) -> str:
+    """Format a difference, and for a run that stopped early how many attacks were complete.
+
+    Such as `at most +0.4 [−1.2, +2.0], after 3 of 16 attacks on it`; empty without a difference.
+    """
+    text = difference(paired)
+    if decided is None or not text:
+        return text
+    return f"{bound(text, decided)}, {stop(decided)}"
+
+
 def reading(paired: Difference | None) -> Reading:
     """Return on which side of 0 the interval of a difference lies; `level` if it contains 0."""
     if paired is None or paired.interval is None:

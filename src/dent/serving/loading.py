@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dent import data, models
-from dent import defenses as reference
+from dent.defenses import registry
 from dent.models.check import check_model
 from dent.models.class_names import check_class_names
 from dent.serving.app import Server
@@ -55,7 +55,7 @@ def _engine(options: ServerOptions, device: torch.device) -> tuple[Engine, Tenso
     if classes:
         check_model(model, len(classes), images[:2].to(device))
         check_class_names(model, classes)
-    defense = reference.make(options.defense, model)
+    defense = registry.make(options.defense, model)
     return Engine(defense, images, device=device), images, classes
 
 

@@ -14,7 +14,7 @@ from dent.attacks.adaptive.capabilities import NOT_AVAILABLE, Unavailable
 from dent.attacks.adaptive.ladder import THROUGH_STEPS, Rung, RungName
 from dent.attacks.adaptive.model_space import ModelSpace
 from dent.attacks.adaptive.objectives import Aim, through
-from dent.attacks.adaptive.standing import Parting, rows_of
+from dent.attacks.adaptive.standing import MemberSelection, rows_of
 from dent.attacks.adaptive.static_ascents import StaticAscent
 from dent.attacks.adaptive.unmasked import Unmasked
 from dent.attacks.base import Attack, Outcome
@@ -35,9 +35,42 @@ LossesAt = Literal["last", "all"]
 
 
 class _Run(NamedTuple):
+    """One planned run of APGD.
+
+    Attributes:
+        name: Its name in `Outcome.fooled_after`.
+        loss: The loss to maximize.
+        rank: The place of the target among the wrong classes, from 1; None for no target.
+    """
+
     name: str
     loss: LossName
     rank: int | None
+
+
+class _AttackedBatch(NamedTuple):
+    """What all runs on a batch share.
+
+    Attributes:
+        target: The querier of the whole batch.
+        threat: The threat model.
+        best: Receives the images of all runs.
+        selection: Decides whether fooled members are left out.
+        natural_logits: Logits of the natural images, (N, classes).
+        draws: A CPU generator for random starts.
+    """
+
+    target: Querier
+    threat: ThreatModel
+    best: Best
+    selection: MemberSelection
+    natural_logits: Tensor
+    draws: torch.Generator
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return self.natural_logits.shape[1]
 
 
 @final
@@ -125,7 +158,7 @@ class AdaptiveAPGD(Attack):
         if self.losses_at not in get_args(LossesAt):
             known = " or ".join(get_args(LossesAt))
             raise ConfigError(f"losses_at must be {known}, got {self.losses_at!r}")
-        rung = self._seen
+        rung = self._rung  # also checks the settings of the rung
         if self.losses_at == "all" and rung.name not in THROUGH_STEPS:
             raise ConfigError(
                 f"losses_at=all is for gradients through steps ({', '.join(THROUGH_STEPS)}), got "
@@ -161,7 +194,7 @@ class AdaptiveAPGD(Attack):
         per_run = self._ascent.times(self.submissions)
         if self._is_shared:
             per_run = StaticAscent(iterations=self.iterations).passes()
-        if self._seen.stands_in:
+        if self._rung.stands_in:
             per_run = per_run + Queries(1, 0)
         transferred = self._transfer + Queries(1, 0)
         transferred = transferred.times(self._transfers_of(num_classes))
@@ -200,11 +233,13 @@ class AdaptiveAPGD(Attack):
         return ModelSpace(rounds=max(1, self.rounds), iterations=self.iterations, rho=self.rho)
 
     @property
-    def _seen(self) -> Rung:
+    def _rung(self) -> Rung:
+        """The rung with its settings."""
         return Rung(self.rung, self.steps, self.larger, self.smooth_signs)
 
     @property
     def _ascent(self) -> Queries:
+        """The passes of a run of APGD."""
         return Queries(self.iterations + 1, self.iterations + 1)
 
     @property
@@ -220,51 +255,49 @@ class AdaptiveAPGD(Attack):
 
     def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
         """Run until all members are fooled or all runs are done."""
-        best, parting = Best(target), Parting(target)
-        natural = best.offer_served(target.natural)
+        best, selection = Best(target), MemberSelection(target)
+        natural_logits = best.offer_served(target.natural)
+        draws = torch.Generator().manual_seed(seed)
+        batch = _AttackedBatch(target, threat, best, selection, natural_logits, draws)
         on_the_way: list[Tensor] | None = [] if self.losses_at == "all" else None
         on_step = None if on_the_way is None else on_the_way.append
         try:
-            view = self._seen.view(target.defense, on_step)
+            view = self._rung.view(target.defense, on_step)
             if self._is_shared:
-                return self._transfers(target, threat, best, view, natural.shape[1])
-            if self.unmask:
-                view = Unmasked(view)
-            return self._runs(target, threat, best, parting, natural, view, on_the_way, seed)
+                return self._transfers(batch, view)
+            return self._runs(batch, Unmasked(view) if self.unmask else view, on_the_way)
         except (Unavailable, NoGradientError) as missing:
             return best.outcome(notes=(f"{NOT_AVAILABLE}{self.rung}: {missing}",))
 
-    def _runs(
-        self,
-        target: Querier,
-        threat: ThreatModel,
-        best: Best,
-        parting: Parting,
-        natural: Tensor,
-        view: View,
-        on_the_way: list[Tensor] | None,
-        seed: int,
-    ) -> Outcome:
-        draws = torch.Generator().manual_seed(seed)
-        warm = self._warm(target, threat, best, parting, natural, draws) if self.warm else None
+    def _runs(self, batch: _AttackedBatch, view: View, on_the_way: list[Tensor] | None) -> Outcome:
+        """Run APGD through a view of the defense, once for each planned run.
+
+        Args:
+            batch: The batch.
+            view: The view to follow.
+            on_the_way: Where the view puts the logits before each adaptation step; None if only
+                those of the final prediction count.
+        """
+        best = batch.best
+        served = None if self._rung.stands_in else best
+        warm = self._warm(batch) if self.warm else None
         fooled_after: dict[str, Tensor] = {}
-        for run in self._planned(natural.shape[1]):
+        for run in self._planned(batch.classes):
             if best.complete():
                 break
-            part = parting.of(best.fallen)
-            rows = rows_of(part, natural)
-            targets = runner_up(rows, part.labels, run.rank) if run.rank else None
+            part = batch.selection.without(best.fallen)
+            logits = rows_of(part, batch.natural_logits)
+            targets = runner_up(logits, part.labels, run.rank) if run.rank else None
             aim = Aim(loss_named(run.loss), targets, on_the_way)
-            start = random_start(target.natural, threat, draws)
+            start = random_start(batch.target.natural, batch.threat, batch.draws)
             is_warm = warm is not None and run.name not in fooled_after and run.rank is None
             if warm is not None and is_warm:
                 start = warm
-            served = None if self._seen.stands_in else best
             ascent = apgd(
                 through(part, view, aim, served, self.submissions),
                 part.natural,
                 rows_of(part, start),
-                threat,
+                batch.threat,
                 iterations=self.iterations,
                 rho=self.rho,
                 joint=self.joint,
@@ -272,17 +305,16 @@ class AdaptiveAPGD(Attack):
                 warm=is_warm,
                 stop=None if served is None else served.complete,
             )
-            if self._seen.stands_in:
+            if served is None:
                 best.offer_served(ascent.images, part)
             fooled_after[run.name] = best.fooled
         return best.outcome(fooled_after)
 
-    def _transfers(
-        self, target: Querier, threat: ThreatModel, best: Best, base: View, num_classes: int
-    ) -> Outcome:
+    def _transfers(self, batch: _AttackedBatch, static_view: View) -> Outcome:
         """Query the defense with the results of ascents on the static model."""
+        best = batch.best
         fooled_after: dict[str, Tensor] = {}
-        for index, run in enumerate(self._planned(num_classes)):
+        for index, run in enumerate(self._planned(batch.classes)):
             if best.complete():
                 break
             ascent = StaticAscent(
@@ -292,9 +324,22 @@ class AdaptiveAPGD(Attack):
                 restart=0 if run.rank else index % self.restarts,
                 rho=self.rho,
             )
-            best.offer_served(ascent.run(target, [base], threat))
+            best.offer_served(ascent.run(batch.target, [static_view], batch.threat))
             fooled_after[run.name] = best.fooled
         return best.outcome(fooled_after)
+
+    def _warm(self, batch: _AttackedBatch) -> Tensor:
+        """Return the starting points of the runs, from attacks on the static model."""
+        target, threat, best = batch.target, batch.threat, batch.best
+        static_view = Rung("transfer").view(target.defense)
+        warm = target.natural
+        for rank in range(self._transfers_of(batch.classes)):
+            ascent = StaticAscent("margin", self.iterations, rank=rank, rho=self.rho)
+            warm = ascent.run(target, [static_view], threat)
+            best.offer_served(warm)
+        if self.rounds and isinstance(target.defense, DynamicDefense):
+            self._space.offer(target, threat, best, batch.selection, batch.draws)
+        return best.strongest if self.pool else warm
 
     def _planned(self, num_classes: int) -> Iterator[_Run]:
         for loss in self.losses:
@@ -302,26 +347,6 @@ class AdaptiveAPGD(Attack):
                 yield _Run(loss, loss, None)
         for rank in range(1, min(self.targets, num_classes - 1) + 1):
             yield _Run(f"{self.targeted}-target-{rank}", self.targeted, rank)
-
-    def _warm(
-        self,
-        target: Querier,
-        threat: ThreatModel,
-        best: Best,
-        parting: Parting,
-        natural: Tensor,
-        draws: torch.Generator,
-    ) -> Tensor:
-        """Return the starting points of the runs, from attacks on the static model."""
-        base = Rung("transfer").view(target.defense)
-        warm = target.natural
-        for rank in range(self._transfers_of(natural.shape[1])):
-            ascent = StaticAscent("margin", self.iterations, rank=rank, rho=self.rho)
-            warm = ascent.run(target, [base], threat)
-            best.offer_served(warm)
-        if self.rounds and isinstance(target.defense, DynamicDefense):
-            self._space.offer(target, threat, best, parting, draws)
-        return best.strongest if self.pool else warm
 
 
 def _read_losses(losses: object) -> tuple[LossName, ...]:

@@ -132,7 +132,18 @@ class Among:
 
 
 def among(defense: Defense, batch: Tensor, labels: Tensor, attacked: int) -> Defense:
-    """Return the defense for an attack on the first `attacked` members of a batch."""
+    """Return the defense for an attack on the first members of a batch.
+
+    Args:
+        defense: The defense of whole batches.
+        batch: Natural images, (N, C, H, W). Those of the other members are submitted as they are.
+        labels: int64 (N,).
+        attacked: Number of attacked members.
+
+    Returns:
+        A defense that takes these members alone; `defense` itself if it answers members alone, or
+        if all are attacked.
+    """
     if attacked == len(batch) or not isinstance(defense, DynamicDefense):
         return defense
     controlled = torch.arange(len(batch), device=batch.device) < attacked

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from dent.attacks.steps import enlarged
+from dent.support.rows import per_sample
 
 if TYPE_CHECKING:
     from dent.threat import Norm, ThreatModel
@@ -55,13 +56,15 @@ class Ascent(NamedTuple):
 
 @dataclass
 class _BestPoints:
+    """Each member's image with the highest loss so far, with its loss and gradient."""
+
     images: Tensor
     loss: Tensor
     gradient: Tensor
 
     def offer(self, images: Tensor, evaluation: Evaluation) -> None:
         better = evaluation.loss > self.loss
-        column = _column(better, images)
+        column = per_sample(better, images)
         self.images = torch.where(column, images, self.images)
         self.gradient = torch.where(column, evaluation.gradient, self.gradient)
         self.loss = torch.where(better, evaluation.loss, self.loss)
@@ -113,7 +116,7 @@ def apgd(
     x = previous = start
     evaluation = ask(x)
     best = _BestPoints(x, evaluation.loss, evaluation.gradient)
-    schedule: _Halving | _Sparse
+    schedule: _Schedule
     if threat.norm == "l1":
         found = start if warm else None
         schedule = _Sparse(threat, natural, int(0.04 * iterations), stride, found)
@@ -134,10 +137,36 @@ def apgd(
         best.offer(x, evaluation)
         returning = schedule.check(evaluation.loss, best)
         if returning is not None:
-            column = _column(returning, x)
+            column = per_sample(returning, x)
             x = torch.where(column, best.images, x)
             gradient = torch.where(column, best.gradient, gradient)
     return Ascent(best.images, best.loss)
+
+
+class _Schedule(Protocol):
+    """How far each member moves in a step, and when it returns to its best image."""
+
+    def move(self, x: Tensor, gradient: Tensor, natural: Tensor) -> Tensor:
+        """Return the images after a step along the gradient, inside the threat model.
+
+        Args:
+            x: Images (N, ...).
+            gradient: (N, ...), of the objective at `x`.
+            natural: Images (N, ...).
+        """
+        ...
+
+    def check(self, loss: Tensor, best: _BestPoints) -> Tensor | None:
+        """Take the losses after a step; at a checkpoint, adjust the steps.
+
+        Args:
+            loss: (N,).
+            best: The best images so far.
+
+        Returns:
+            The members that return to their best image, bool (N,); None between checkpoints.
+        """
+        ...
 
 
 class _Halving:
@@ -158,7 +187,7 @@ class _Halving:
         self._halved = torch.ones(len(natural), dtype=torch.bool, device=natural.device)
 
     def move(self, x: Tensor, gradient: Tensor, natural: Tensor) -> Tensor:
-        step = _column(self._step, x) * steepest(gradient, self._threat.norm)
+        step = per_sample(self._step, x) * steepest(gradient, self._threat.norm)
         return self._threat.project(x + step, natural)
 
     def check(self, loss: Tensor, best: _BestPoints) -> Tensor | None:
@@ -245,7 +274,12 @@ class _Sparse:
 
 
 def steepest(gradient: Tensor, norm: Norm) -> Tensor:
-    """Return the direction of steepest ascent, with length one in l-inf or l2."""
+    """Return the direction of steepest ascent, (N, ...), with length one in l-inf or l2.
+
+    Args:
+        gradient: (N, ...).
+        norm: `linf` or `l2`.
+    """
     if norm == "linf":
         return gradient.sign()
     rows = enlarged(gradient).flatten(1)
@@ -254,7 +288,7 @@ def steepest(gradient: Tensor, norm: Norm) -> Tensor:
 
 
 def random_start(natural: Tensor, threat: ThreatModel, draws: torch.Generator) -> Tensor:
-    """Return a random start far out in the ball, as in APGD.
+    """Return a random start far out in the ball, (N, ...), as in APGD.
 
     It is drawn on the CPU, so that all devices get the same. In l-inf, uniform draws are scaled to
     the surface. Normal draws are scaled to it in l2, and projected in l1.
@@ -268,7 +302,3 @@ def random_start(natural: Tensor, threat: ThreatModel, draws: torch.Generator) -
         if threat.norm == "l2":
             delta = threat.eps * delta / delta.norm(dim=1, keepdim=True).clamp(min=1e-12)
     return threat.project(natural + delta.reshape(natural.shape).to(natural), natural)
-
-
-def _column(values: Tensor, like: Tensor) -> Tensor:
-    return values.reshape(-1, *[1] * (like.dim() - 1))

@@ -77,11 +77,11 @@ class Collateral(Attack):
 
     def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
         """Run all restarts, but stop once no clean member is correct."""
-        natural = target(target.natural).argmax(dim=1) != target.labels
+        natural_wrong = target(target.natural).argmax(dim=1) != target.labels
         try:
             clean = _clean_members(target)
         except Unavailable as missing:
-            return Outcome(target.natural, natural, notes=(f"{NOT_AVAILABLE}{missing}",))
+            return Outcome(target.natural, natural_wrong, notes=(f"{NOT_AVAILABLE}{missing}",))
         exact = adapt_accepts(clean, "differentiable")
         worst = _Worst(target.natural)
         self._ask(target, clean, worst, exact=None)(target.natural)

@@ -32,6 +32,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from dent.support.code_names import used_names
+
 _LARGE: Final = 2**16
 """Number of values above which a parameter is described by its shape."""
 _ATOMS: Final = (type(None), bool, int, float, complex, str, bytes, type(Ellipsis), range, slice)
@@ -260,7 +262,7 @@ def _contents(module: nn.Module) -> Iterator[tuple[str, object]]:
 
 def _globals_of(function: FunctionType) -> Iterator[tuple[str, object]]:
     """Yield the global values that a function may use, also those of its own modules."""
-    names = sorted(set(_names(function.__code__)))
+    names = sorted(set(used_names(function.__code__)))
     for name in names:
         if name in function.__globals__:
             value = function.__globals__[name]
@@ -268,13 +270,6 @@ def _globals_of(function: FunctionType) -> Iterator[tuple[str, object]]:
             if isinstance(value, ModuleType) and _is_own(value.__name__):
                 inside = vars(value)
                 yield from ((f"{name}.{each}", inside[each]) for each in names if each in inside)
-
-
-def _names(code: CodeType) -> Iterator[str]:
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _names(constant)
 
 
 def _is_own(module: str | None) -> bool:

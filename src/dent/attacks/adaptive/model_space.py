@@ -30,7 +30,7 @@ from dent.attacks.adaptive.apgd import Objective, apgd, random_start
 from dent.attacks.adaptive.capabilities import NOT_AVAILABLE, Unavailable
 from dent.attacks.adaptive.ladder import Rung
 from dent.attacks.adaptive.objectives import Aim, least_of, mean_of
-from dent.attacks.adaptive.standing import Parting, rows_of
+from dent.attacks.adaptive.standing import MemberSelection, rows_of
 from dent.attacks.base import Attack, Outcome
 from dent.attacks.best import Best
 from dent.attacks.checks import check_rho, effort
@@ -147,11 +147,11 @@ class ModelSpace(Attack):
 
     def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
         """Run all restarts and targets, but stop once all members are fooled."""
-        best, parting = Best(target), Parting(target)
+        best, selection = Best(target), MemberSelection(target)
         try:
             exact = Rung("unrolled").view(target.defense) if self.unrolled else None
             draws = torch.Generator().manual_seed(seed)
-            return best.outcome(self.offer(target, threat, best, parting, draws, exact))
+            return best.outcome(self.offer(target, threat, best, selection, draws, exact))
         except (Unavailable, NoGradientError) as missing:
             return best.outcome(notes=(f"{NOT_AVAILABLE}{self.name}: {missing}",))
 
@@ -160,7 +160,7 @@ class ModelSpace(Attack):
         target: Querier,
         threat: ThreatModel,
         best: Best,
-        parting: Parting,
+        selection: MemberSelection,
         draws: torch.Generator,
         exact: View | None = None,
     ) -> dict[str, Tensor]:
@@ -170,19 +170,19 @@ class ModelSpace(Attack):
             target: The querier of the whole batch.
             threat: The threat model.
             best: The receiver of the offers.
-            parting: Decides whether fooled members are left out.
+            selection: Decides whether fooled members are left out.
             draws: A CPU generator for random starts.
             exact: A view of the defense itself, if it is in the ensemble.
         """
-        natural, first_model = _serve(target, best, target.natural)
+        natural_logits, first_model = _serve(target, best, target.natural)
         fooled_after: dict[str, Tensor] = {}
         ranks: list[int | None] = [None] * self.restarts
-        ranks += range(1, min(self.targets, natural.shape[1] - 1) + 1)
+        ranks += range(1, min(self.targets, natural_logits.shape[1] - 1) + 1)
         for rank in ranks:
             # A model that was adapted to a batch only predicts that whole batch.
             adapts = isinstance(target.defense, DynamicDefense)
-            part = target if adapts else parting.of(best.fallen)
-            targets = runner_up(rows_of(part, natural), part.labels, rank) if rank else None
+            part = target if adapts else selection.without(best.fallen)
+            targets = runner_up(rows_of(part, natural_logits), part.labels, rank) if rank else None
             aim = Aim(loss_named(self.loss), targets)
             models = [first_model]
             for index in range(self.rounds):

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, final
 import torch
 from torch import Tensor
 
-from dent.attacks.adaptive.standing import Parting, rows_of
+from dent.attacks.adaptive.standing import MemberSelection, rows_of
 from dent.attacks.base import Attack, Outcome
 from dent.attacks.best import Best
 from dent.attacks.checks import effort
@@ -72,13 +72,13 @@ class RayS(Attack):
     def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
         """Search until every member is fooled inside the threat model, or has no flip left."""
         del seed  # the attack is deterministic
-        best, parting = Best(target), Parting(target)
+        best, selection = Best(target), MemberSelection(target)
         best.offer_served(target.natural)
         search = _Search(target.natural, threat, best.fooled)
         for _ in range(self.iterations):
             if bool(search.done().all()):
                 break
-            part = parting.of(search.done())
+            part = selection.without(search.done())
             wrong = part(rows_of(part, search.ask())).argmax(dim=1) != part.labels
             if part.members is not None:
                 wrong = torch.zeros_like(best.fooled).index_copy(0, part.members, wrong)

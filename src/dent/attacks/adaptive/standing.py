@@ -14,11 +14,12 @@ if TYPE_CHECKING:
     from dent.attacks.querier import Queries, View
 
 
-class Parting:
-    """The decision whether later queries may leave out members, made after a query of all members.
+class MemberSelection:
+    """Selects the members of later queries: those that stand, if the others may be left out.
 
-    They may not if the defense is batch-dependent, if the batch has clean members, or if the
-    defense draws random numbers, because a fooled member may then become correct again.
+    This is decided after a query of all members. They may not be left out if the defense is
+    batch-dependent, if the batch has clean members, or if the defense draws random numbers, because
+    a fooled member may then become correct again.
     """
 
     def __init__(self, target: Querier) -> None:
@@ -31,20 +32,20 @@ class Parting:
         self._before = global_draws(target.labels.device)
         self._allowed: bool | None = None
 
-    def of(self, fallen: Tensor) -> Querier:
-        """Return the querier of the members to attack next: the others, or the whole batch.
+    def without(self, fallen: Tensor) -> Querier:
+        """Return the querier of the other members; of the whole batch if none may be left out.
 
         Args:
             fallen: bool (N,), the members to leave out.
         """
         if self._allowed is None:
-            self._allowed = self._is_apart()
+            self._allowed = self._may_leave_out()
         standing = (~fallen).nonzero().flatten()
         if not self._allowed or len(standing) in (0, len(fallen)):
             return self._target
         return Standing(self._target, standing)
 
-    def _is_apart(self) -> bool:
+    def _may_leave_out(self) -> bool:
         defense = self._target.defense
         return not (
             self._target.batch_dependent

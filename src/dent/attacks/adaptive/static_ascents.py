@@ -119,11 +119,16 @@ class StaticAscent:
         return found
 
     def _ascend(
-        self, target: Querier, models: Sequence[View], natural: Tensor, threat: ThreatModel
+        self,
+        target: Querier,
+        models: Sequence[View],
+        natural_logits: Tensor,
+        threat: ThreatModel,
     ) -> _Found:
+        """Run APGD on the models' mean loss, and return its images with the passes that it took."""
         gradients, zeros = target.gradients.clone(), target.zero_by_member.clone()
         done, non_finite = target.done, target.non_finite
-        targets = runner_up(natural, target.labels, self.rank) if self.rank else None
+        targets = runner_up(natural_logits, target.labels, self.rank) if self.rank else None
         outer, target.recorder = target.recorder, target.recorder.again()
         try:
             images = apgd(

@@ -101,7 +101,7 @@ class Surrogates(Attack):
     def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
         """Attack every model alone, all together, and the copy after each lesson."""
         best = Best(target)
-        natural = best.offer_served(target.natural)
+        natural_logits = best.offer_served(target.natural)
         models = _models(target)
         if not models:
             missing = f"{NOT_AVAILABLE}{self.name}: there is no other model to transfer from"
@@ -117,7 +117,7 @@ class Surrogates(Attack):
             best.offer_served(self._ascent.run(target, group, threat))
             fooled_after[name] = best.fooled
         try:
-            student = _Student(target, models, natural)
+            student = _Student(target, models, natural_logits)
         except _CopyError as failed:
             return best.outcome(fooled_after, notes=(f"no lessons: {failed}",))
         for lesson in range(1, self.lessons + 1):
@@ -163,8 +163,10 @@ class _Student:
         _CopyError: The model cannot be copied.
     """
 
-    def __init__(self, target: Querier, models: Mapping[str, nn.Module], natural: Tensor) -> None:
-        labels = natural.argmax(dim=1)
+    def __init__(
+        self, target: Querier, models: Mapping[str, nn.Module], natural_logits: Tensor
+    ) -> None:
+        labels = natural_logits.argmax(dim=1)
         with torch.no_grad():
             agreeing = {
                 name: int((target(target.natural, view=model).argmax(dim=1) == labels).sum())

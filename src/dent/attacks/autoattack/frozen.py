@@ -35,6 +35,7 @@ from dent.attacks.autoattack.parts import (
 from dent.attacks.base import AttackError, reseed
 from dent.attacks.steps import enlarged
 from dent.support.plural import counted
+from dent.support.rows import per_sample
 
 if TYPE_CHECKING:
     from dent.attacks.querier import Querier
@@ -102,7 +103,7 @@ class FrozenBatch:
             self.current[members] = natural
             self.members = members
             images, fooled = run(members)
-            self.current[members] = torch.where(_column(fooled, images), images, natural)
+            self.current[members] = torch.where(per_sample(fooled, images), images, natural)
             self.standing[members] = ~fooled
             if self.target.batch_dependent:
                 # A fooled member may be correct again now that others have changed.
@@ -215,7 +216,7 @@ def _run_fab(
     )
     # FAB minimizes the distance and has no radius. Results beyond eps do not count.
     near = (threat.distance(images, x) <= threat.eps).to(x.device)
-    return _checked(batch, members, torch.where(_column(near, images), images, x))
+    return _checked(batch, members, torch.where(per_sample(near, images), images, x))
 
 
 def _run_square(square: Any, batch: FrozenBatch, members: Tensor) -> tuple[Tensor, Tensor]:
@@ -226,7 +227,3 @@ def _run_square(square: Any, batch: FrozenBatch, members: Tensor) -> tuple[Tenso
 def _checked(batch: FrozenBatch, members: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
     batch.members = members
     return images, batch(images).argmax(dim=1) != batch.target.labels[members]
-
-
-def _column(flags: Tensor, images: Tensor) -> Tensor:
-    return flags.view(-1, *[1] * (images.ndim - 1))

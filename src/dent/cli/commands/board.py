@@ -83,13 +83,7 @@ def run_command(
             "views (for tte, to compare with the row)."
         ),
     ] = "headline",
-    to_the_end: Annotated[
-        bool,
-        typer.Option(
-            "--to-the-end",
-            help="Run every attack of the suite, even after a gain can no longer be shown.",
-        ),
-    ] = False,
+    to_the_end: Annotated[bool, options.to_the_end()] = False,
     static_from: Annotated[Path | None, options.static_from()] = None,
     root: Annotated[Path | None, options.data()] = None,
     device: Annotated[str | None, options.device()] = None,

@@ -78,7 +78,7 @@ def challenge_command(
             url=url,
             note=note,
             dry_run=dry_run,
-            restored=(weights, root, device, allow_code),
+            restoration=runner.Restoration(weights, root, device, allow_code),
         )
     if as_json:
         console.print_json(challenge_json(found, run, dry_run=dry_run))

@@ -43,12 +43,12 @@ def demo_command(
         f"({BUDGET}) at linf eps {EPS}, against static and {' and '.join(DEFENSES)}."
     )
     images = resolve.dataset(DATASET, None)
-    wrapped = checked_model(MODEL, None, images, usable_device("cpu"))
+    static_model = checked_model(MODEL, None, images, usable_device("cpu"))
     subject = resolve.subject(
         MODEL,
         images,
-        wrapped,
-        resolve.defenses(DEFENSES, wrapped),
+        static_model,
+        resolve.defenses(DEFENSES, static_model),
         suite(SUITE, BUDGET),
         ThreatModel("linf", EPS),
     )

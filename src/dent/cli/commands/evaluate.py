@@ -113,14 +113,7 @@ def evaluate_command(
             rich_help_panel=_THREAT,
         ),
     ] = None,
-    to_the_end: Annotated[
-        bool,
-        typer.Option(
-            "--to-the-end",
-            help="Run every attack of the suite, even after a gain can no longer be shown.",
-            rich_help_panel=_THREAT,
-        ),
-    ] = False,
+    to_the_end: Annotated[bool, options.to_the_end(_THREAT)] = False,
     protocol: Annotated[
         Literal["frozen", "published"],
         typer.Option(
@@ -276,9 +269,9 @@ def evaluate_command(
         )
         mixed = mix is not None or (swept is not None and swept[0] == "mix")
         n = n or (SUITE_SAMPLES if ids is None else None)
-        chosen = list(attacks_of(suite or "dynamic", budget or "small", mixed=mixed))
+        attacks = list(attacks_of(suite or "dynamic", budget or "small", mixed=mixed))
     else:
-        chosen = resolve.attacks(attack or ["apgd-ce"], iterations, protocol)
+        attacks = resolve.attacks(attack or ["apgd-ce"], iterations, protocol)
     placement = runner.RunPlacement(
         resolve.cluster(ray, workers, cpus_per_worker, gpus_per_worker, device),
         None if shard is None else Shard.parse(shard),
@@ -301,13 +294,13 @@ def evaluate_command(
     # On a cluster, workers compute on their own devices, and this process keeps the model on CPU.
     compute_device = devices.usable_device(device if placement.cluster is None else "cpu")
     images = resolve.dataset(dataset, root)
-    wrapped = restoration.checked_model(model, weights, images, compute_device)
+    static_model = restoration.checked_model(model, weights, images, compute_device)
     subject = resolve.subject(
         model,
         images,
-        wrapped,
-        resolve.defenses(defense or ["dent+"], wrapped),
-        chosen,
+        static_model,
+        resolve.defenses(defense or ["dent+"], static_model),
+        attacks,
         threat,
     )
     if suite is None or n != SUITE_SAMPLES:

@@ -119,7 +119,10 @@ def verify_command(
     attacks_again = resolve.reattack(reattack, nonce, records_only=records_only)
     with remote.fetched(run) as folder:
         verification = runner.verify(
-            folder, weights, root, device, records_only, allow_code, attacks_again
+            folder,
+            runner.Restoration(weights, root, device, allow_code),
+            records_only=records_only,
+            reattack=attacks_again,
         )
     if as_json:
         console.print_json(verification.model_dump(mode="json"))

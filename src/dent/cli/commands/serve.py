@@ -131,7 +131,7 @@ def serve_command(
         raise ConfigError(
             f"--data is for named datasets, and {dataset} is a factory: leave out --data"
         )
-    options = _options(
+    server_options = _server_options(
         model=model,
         weights=_absolute(weights),
         defense=str(Path(defense).resolve()) if defense.lower().endswith(".json") else defense,
@@ -164,17 +164,17 @@ def serve_command(
         port = listener.getsockname()[1]
     url = listening.url(host, port)
     console.note(f"Loading {model} with {defense}, and starting Ray ...")
-    loading.check(options)
+    loading.check(server_options)
 
     def announce() -> None:
         if as_json:
-            console.print_json({"url": url, **options.model_dump(mode="json")})
+            console.print_json({"url": url, **server_options.model_dump(mode="json")})
         console.note(
             f"{defense} of {model} at {url}/v1/predict, described by {url}/openapi.json. "
             "Ctrl-C stops it."
         )
 
-    launch.run(options, host, port, announce, allowed=allowed_host or ())
+    launch.run(server_options, host, port, announce, allowed=allowed_host or ())
     console.note("Stopped. All accepted requests were answered.")
 
 
@@ -193,13 +193,13 @@ def _absolute(path: Path | None) -> str | None:
     return None if path is None else str(path.expanduser().resolve())
 
 
-def _options(**values: object) -> ServerOptions:
+def _server_options(**values: object) -> ServerOptions:
     try:
         return ServerOptions.model_validate(values)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         # Name the option: each limit is an option, and --shape is one for all of its parts.
-        names = [str(part) for part in problem["loc"] if part != "limits"]
-        option = f"--{names[0].replace('_', '-')}" if names else "options"
+        fields = [str(part) for part in problem["loc"] if part != "limits"]
+        option = f"--{fields[0].replace('_', '-')}" if fields else "options"
         message = problem["msg"].removeprefix("Value error, ")
         raise ConfigError(f"{option}: {message}, got {problem['input']!r}.") from None

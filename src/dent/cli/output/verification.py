@@ -6,7 +6,7 @@ from typing import Final
 import typer
 
 from dent.cli import console
-from dent.evaluation.verification.verify import Check
+from dent.evaluation.verification.outcome import Check
 from dent.support.printable import one_line
 
 FAILED: Final = 1

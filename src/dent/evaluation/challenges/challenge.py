@@ -10,13 +10,15 @@ from dent.evaluation.challenges.challenger import Challenger, Maker, refuse_publ
 from dent.evaluation.engine.context import RunContext, open_run
 from dent.evaluation.engine.cost import DefenseCost, estimate_attack
 from dent.evaluation.engine.progress import OnProgress
-from dent.evaluation.records.folder import RESULT, Memory, RunFolder, read_record
+from dent.evaluation.records.folder import RESULT, RunFolder
 from dent.evaluation.records.plan import make_plan
+from dent.evaluation.records.record_file import read_record
 from dent.evaluation.records.schema import ChallengeRecord
 from dent.evaluation.records.spec import STATIC, EvaluationSpec, differences
+from dent.evaluation.records.store import Memory
 from dent.evaluation.results.recorded_run import RecordedRun, load_run
 from dent.evaluation.results.result import ChallengeSummary, EvaluationResult
-from dent.evaluation.results.summary import summarize
+from dent.evaluation.results.summary import summarize_folder
 from dent.evaluation.subject import Prepared, Subject, describe
 from dent.storage.disk import is_there
 from dent.storage.errors import RecordError, SpecMismatchError
@@ -196,10 +198,7 @@ def _refuse_another(recorded: RecordedRun, subject: Subject) -> None:
 
 def _result(folder: RunFolder, recorded: RecordedRun, digest: str) -> EvaluationResult:
     """Return the result of the run. Write it unless the file already has this challenge."""
-    run = folder.run
-    result = summarize(
-        run.spec, recorded.plan, folder.done, run.units, run.sessions, folder.challenges
-    )
+    result = summarize_folder(folder, recorded.plan)
     if not _has(folder.path, digest):
         folder.write(RESULT, result)
     return result

@@ -22,11 +22,11 @@ from dent.evaluation.engine.adversarial import as_attacked
 from dent.evaluation.engine.context import RunContext, unit_seed
 from dent.evaluation.engine.execute import record_of, submit_unit
 from dent.evaluation.engine.progress import OnProgress
-from dent.evaluation.records.folder import packed_as
 from dent.evaluation.records.image_digest import digest_of
 from dent.evaluation.records.plan import Batch, Unit, challenge_file, targets_of
 from dent.evaluation.records.provenance import new_session, now
 from dent.evaluation.records.schema import ChallengeRecord, Session, UnitRecord, short_digest
+from dent.evaluation.records.tensor_files import packed_as
 from dent.evaluation.submission.measures import share_of_eps
 from dent.evaluation.submission.submission import clock
 from dent.storage.errors import RecordError
@@ -61,12 +61,12 @@ class Challenger:
     def __init__(
         self, run: RunContext, images: Path | Attack, target: str, progress: OnProgress | None
     ) -> None:
-        self._run, self._images, self._target = run, images, target
+        self._run, self._source, self._target = run, images, target
         self._passes: tuple[int, ...] | None = None
         attacked: tuple[int, ...] = ()
         if isinstance(images, Attack):
             refuse_published(images)
-            self._images = images = images.sized(run.spec.settings.batch_size)
+            self._source = images = images.sized(run.spec.settings.batch_size)
             self._passes = self._planned(images)
             attacked = self._passes or (1,) * len(run.plan.batches)
         submissions = len(run.plan.batches) * len(targets_of(run.spec, target))
@@ -89,17 +89,17 @@ class Challenger:
         """
         run, target = self._run, self._target
         given = self._given()
-        laid = by_batch(given, run.plan)
-        refuse_outside(laid, run.plan, run.threat, self._natural, given)
-        digest = digest_of(laid, run.plan)
-        sums = _sums(laid)
-        there = _covered(known, {digest, given.of_file}, sums)
+        images = by_batch(given, run.plan)
+        refuse_outside(images, run.plan, run.threat, self._natural, given)
+        digest = digest_of(images, run.plan)
+        file_digests = _file_digests(images)
+        there = _covered(known, {digest, given.of_file}, file_digests)
         targets = [name for name in targets_of(run.spec, target) if name not in there]
         if not targets:
             return there[target], {}
-        _refuse_taken(known, digest, sums)
+        _refuse_taken(known, digest, file_digests)
         session = new_session(device_of(run.subject.model))
-        submitted, files = self._submitted(targets, laid, short_digest(digest))
+        submitted, files = self._submitted(targets, images, short_digest(digest))
         record = ChallengeRecord(
             by=maker.by,
             url=maker.url,
@@ -107,7 +107,7 @@ class Challenger:
             date=now(),
             digest=digest,
             defense=target,
-            attack=self._images.name if isinstance(self._images, Attack) else None,
+            attack=self._source.name if isinstance(self._source, Attack) else None,
             units=submitted,
             session=_ended(session, submitted),
         )
@@ -119,10 +119,10 @@ class Challenger:
     def _given(self) -> Given:
         """Return the images, read from a file or made by the attack."""
         plan = self._run.plan
-        if isinstance(self._images, Attack):
-            return given_by(self._attacked(self._images), plan)
+        if isinstance(self._source, Attack):
+            return given_by(self._attacked(self._source), plan)
         shape = tuple(self._natural(plan.batches[0]).shape[1:])
-        return read_images(Path(self._images), plan, shape)
+        return read_images(Path(self._source), plan, shape)
 
     def _planned(self, attack: Attack) -> tuple[int, ...] | None:
         """Return the maximum number of passes for each batch; None if they cannot be counted."""
@@ -196,7 +196,7 @@ def refuse_published(attack: Attack) -> None:
         )
 
 
-def _sums(images: Mapping[int, Tensor]) -> dict[int, str]:
+def _file_digests(images: Mapping[int, Tensor]) -> dict[int, str]:
     """Return the SHA-256 of the file of each batch of images."""
     return {
         index: packed_as(challenge_file("", index), rows)[0].sha256
@@ -205,12 +205,12 @@ def _sums(images: Mapping[int, Tensor]) -> dict[int, str]:
 
 
 def _covered(
-    challenges: Sequence[ChallengeRecord], digests: set[str], sums: Mapping[int, str]
+    challenges: Sequence[ChallengeRecord], digests: set[str], file_digests: Mapping[int, str]
 ) -> dict[str, ChallengeRecord]:
     """Return the challenge that submitted these images, by defense they were submitted to.
 
-    A digest alone is no proof, because the author of a run can write any. So the images' own sums
-    are compared as well.
+    A digest alone is no proof, because the author of a run can write any. So the digests of
+    the files are compared as well.
     """
     there: dict[str, ChallengeRecord] = {}
     for entry in challenges:
@@ -218,13 +218,13 @@ def _covered(
             continue
         for defense in {unit.defense: None for unit in entry.units}:
             units = [unit for unit in entry.units if unit.defense == defense]
-            if {unit.batch: _sum(unit) for unit in units} == sums:
+            if {unit.batch: _file_digest(unit) for unit in units} == file_digests:
                 there[defense] = entry
     return there
 
 
 def _refuse_taken(
-    challenges: Sequence[ChallengeRecord], digest: str, sums: Mapping[int, str]
+    challenges: Sequence[ChallengeRecord], digest: str, file_digests: Mapping[int, str]
 ) -> None:
     """Check that no other images are recorded in the place of these.
 
@@ -233,8 +233,8 @@ def _refuse_taken(
     """
     short = short_digest(digest)
     for entry in challenges:
-        images = {unit.batch: _sum(unit) for unit in entry.units}
-        if entry.short == short and images != sums:
+        images = {unit.batch: _file_digest(unit) for unit in entry.units}
+        if entry.short == short and images != file_digests:
             raise RecordError(
                 f"the challenge by {entry.by} of {entry.date} has the digest of these images, "
                 f"{short}, but has others: its record was edited. Nothing was written. Delete "
@@ -242,7 +242,7 @@ def _refuse_taken(
             )
 
 
-def _sum(unit: UnitRecord) -> str | None:
+def _file_digest(unit: UnitRecord) -> str | None:
     return None if unit.tensor is None else unit.tensor.sha256
 
 

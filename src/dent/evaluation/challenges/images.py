@@ -15,8 +15,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from dent.errors import InputError
-from dent.evaluation.records.folder import ENTRY
 from dent.evaluation.records.plan import Batch, Plan
+from dent.evaluation.records.tensor_files import ENTRY
 from dent.storage.disk import read
 from dent.support.plural import agreeing, counted, first_few, listed
 from dent.threat import ThreatModel

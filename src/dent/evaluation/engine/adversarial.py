@@ -94,7 +94,7 @@ def _attack_batch(
         result = _not_attacked(images[:0])
     else:
         target = among(defense, x, y, batch.attacked)
-        result = _try(run, attack, target, images[standing], attacked[standing])
+        result = _attack_if_available(run, attack, target, images[standing], attacked[standing])
     if bool(standing.all()):
         return result.adversarial, _attack_fields(result), result.seconds
     adversarial = carried_images(run, broke, images)
@@ -121,9 +121,10 @@ def carried_images(run: RunContext, broke: Sequence[UnitRecord | None], natural:
     return images
 
 
-def _try(
+def _attack_if_available(
     run: RunContext, attack: Callable[..., AttackResult], target: Defense, x: Tensor, y: Tensor
 ) -> AttackResult:
+    """Attack; if the defense lacks the gradient that the attack needs, return natural images."""
     try:
         return attack(target, x, y)
     except NoGradientError as missing:
@@ -155,8 +156,8 @@ def _widened(result: AttackResult, standing: Tensor) -> AttackResult:
 
 
 def _with_carried(history: History, standing: Tensor) -> History:
-    carried = int((~standing).sum())
-    return replace(history, broken=tuple(count + carried for count in history.broken))
+    left_out = int((~standing).sum())
+    return replace(history, broken=tuple(count + left_out for count in history.broken))
 
 
 def _not_attacked(x: Tensor, *notes: str) -> AttackResult:

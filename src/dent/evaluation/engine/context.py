@@ -8,10 +8,10 @@ from typing import Final
 from torch import Tensor, nn
 
 from dent.errors import DataError
-from dent.evaluation.records.folder import Store
 from dent.evaluation.records.plan import Batch, Plan, Unit, seed_of
 from dent.evaluation.records.schema import UnitRecord
 from dent.evaluation.records.spec import STATIC, EvaluationSpec
+from dent.evaluation.records.store import Store
 from dent.evaluation.subject import Prepared, Subject
 from dent.evaluation.submission.guard import Guard
 from dent.evaluation.submission.stream import Stream, serve_seed

@@ -291,6 +291,7 @@ class _Passes(NamedTuple):
 
 
 def _passes(prepared: Prepared, planned: list[Unit]) -> _Passes:
+    """Return the maximum number of passes of some units of one defense, by their kind."""
     subject, spec, plan = prepared.subject, prepared.spec, prepared.plan
     answers, gradients, unrolled, static = 0, 0, 0, 0
     classes, norm = len(spec.dataset.classes), subject.threat.norm

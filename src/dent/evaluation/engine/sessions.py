@@ -9,7 +9,7 @@ from dent.evaluation.records.folder import RunFolder
 from dent.evaluation.records.plan import Plan
 from dent.evaluation.records.provenance import later, now
 from dent.evaluation.records.schema import JournalRecord, Session, SessionEnd, UnitRecord
-from dent.evaluation.results.decision import left
+from dent.evaluation.results.decision import units_left
 from dent.storage.errors import RecordError
 from dent.support.printable import encodable
 
@@ -87,7 +87,7 @@ class Sessions:
     def _missing(self) -> bool:
         """Return whether units are left to run."""
         folder = self._folder
-        return folder is not None and bool(left(folder.spec, self._plan, folder.done))
+        return folder is not None and bool(units_left(folder.spec, self._plan, folder.done))
 
     def __enter__(self) -> Self:
         if self._folder is not None:

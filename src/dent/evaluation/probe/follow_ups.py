@@ -31,6 +31,13 @@ def huge_eps(origin: Origin, x: Tensor, y: Tensor, threat: ThreatModel, seed: in
     If a defense is still correct under every attack, it hides its gradient, or the attacks are
     broken. If an attack finds no gradient, the natural images are submitted.
 
+    Args:
+        origin: The defense before its first query.
+        x: Natural images, (N, C, H, W).
+        y: Labels, int64 (N,).
+        threat: The threat model, whose eps is replaced.
+        seed: Seed of the attacks.
+
     Returns:
         The outcome of the attack that left the fewest members correct.
     """
@@ -58,6 +65,14 @@ def more_iterations(
     origin: Origin, attack: Attack, x: Tensor, y: Tensor, threat: ThreatModel, seed: int
 ) -> FollowUp | None:
     """Attack with the given number of iterations and with twice as many.
+
+    Args:
+        origin: The defense before its first query.
+        attack: The attack.
+        x: Natural images, (N, C, H, W).
+        y: Labels, int64 (N,).
+        threat: The threat model.
+        seed: Seed of both attacks.
 
     Returns:
         The outcome of both; None if the attack has no iterations or finds no gradient.

@@ -224,6 +224,16 @@ def _check_point(
     members: int,
     seed: int,
 ) -> GradientPoint:
+    """Compare the gradient of an attack with differences of the loss, at one batch of its images.
+
+    Args:
+        native: The defense in its own precision.
+        finer: The defense in the precision in which differences are exact enough.
+        point: The images, and the gradient that the attack computed there.
+        threat: The threat model, which gives the length of large steps.
+        members: Number of members to move if the defense is batch-dependent; otherwise all.
+        seed: Seed of the directions, and of the choice of members.
+    """
     draws = torch.Generator().manual_seed(seed)
     x, y, targets = point.x, point.y, point.targets
     fine = finer.gradient(x, y, targets)

@@ -86,12 +86,12 @@ def probe_record(
     guard.check_copy(unit.defense, probe.first, thorough=True)
     probabilities = probe.probabilities()
     alone, strangers, permuted = probe.alone(), probe.strangers(), probe.permuted()
-    correct, useless = probe.gradients()
+    gradient_rows, zero_gradients = probe.gradients()
     repeated, (again, again_gradient) = probe.repeated(), probe.again()
     shares = probe.shares()
     checks: dict[str, Any] = {}
     if spec.schedule == "by-batch":
-        differentiable = useless is not None
+        differentiable = zero_gradients is not None
         checks = _checks(origin, subject, spec, batch, differentiable=differentiable, more=more)
     return ProbeRecord(
         defense=unit.defense,
@@ -103,8 +103,8 @@ def probe_record(
         permuted=permuted,
         probabilities=probabilities,
         rows=len(x),
-        gradient_rows=correct,
-        zero_gradients=useless,
+        gradient_rows=gradient_rows,
+        zero_gradients=zero_gradients,
         calls=probe.calls,
         again_gradient=again_gradient,
         uncopied=origin.missing,

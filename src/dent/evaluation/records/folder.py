@@ -1,18 +1,11 @@
 """A run folder: its files, and the rules for writing to it."""
 
-import hashlib
-import json
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Final, Protocol, TypeVar, get_args
+from typing import Final
 
-import torch
-from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor
 
 from dent.evaluation.records import consistency
@@ -24,96 +17,37 @@ from dent.evaluation.records.journal import (
     read_journal,
     repair,
 )
-from dent.evaluation.records.plan import Plan, tensor_file, units
+from dent.evaluation.records.plan import Plan, units
+from dent.evaluation.records.record_file import dump, read_record
 from dent.evaluation.records.schema import (
     TENSORS,
     ChallengeRecord,
     JournalRecord,
     RunRecord,
     Session,
-    TensorRef,
     UnitRecord,
 )
 from dent.evaluation.records.spec import EvaluationSpec, differences
+from dent.evaluation.records.tensor_files import load_tensor, packed
 from dent.storage.canonical import Record, digest
 from dent.storage.disk import (
     TEMPORARY,
     is_there,
-    read,
     refuse_linked_folder,
     remove_temporaries,
-    sha256_of,
     sync_folder,
     write_atomically,
     writing,
 )
-from dent.storage.errors import RecordError, SchemaVersionError, SpecMismatchError
+from dent.storage.errors import RecordError, SpecMismatchError
 from dent.storage.lock import HOLDER, LOCK, FolderLock
-from dent.storage.plain_json import parse, problem_of
 from dent.support.plural import listed
-from dent.support.printable import encodable
 
 RUN: Final = "run.json"
 PLAN: Final = "plan.json"
 RESULT: Final = "result.json"
 ASCENTS: Final = "ascents"
 """Folder for what attacks computed on the static model. No record refers to it."""
-LARGEST_JSON: Final = 64 * 2**20
-"""Maximum bytes of a file with one record. The plan of a million samples takes half of it."""
-_HEADER: Final = 64 * 2**10
-"""Maximum bytes of a safetensors file in addition to its values."""
-_BYTES: Final = 4  # of a float32
-ENTRY: Final = "adversarial"
-"""Name of the tensor in a safetensors file."""
-_Kept = TypeVar("_Kept", bound=Record)
-
-
-class Store(Protocol):
-    """A place for the records of a run: a run folder or memory."""
-
-    @property
-    def done(self) -> Mapping[str, JournalRecord]:
-        """The records so far, by the key of the unit."""
-        ...
-
-    def put(self, record: JournalRecord, adversarial: Tensor | None = None) -> None:
-        """Record a unit and its submitted images."""
-        ...
-
-    def adversarial(self, record: UnitRecord) -> Tensor:
-        """Return the submitted images of a recorded unit."""
-        ...
-
-    def forget(self, record: UnitRecord) -> None:
-        """Drop the images of a recorded unit that no later unit needs."""
-        ...
-
-
-class Memory:
-    """Records in memory, with the images that later units need."""
-
-    def __init__(self) -> None:
-        self._done: dict[str, JournalRecord] = {}
-        self._tensors: dict[str, Tensor] = {}
-
-    @property
-    def done(self) -> Mapping[str, JournalRecord]:
-        """The records so far, by the key of the unit."""
-        return self._done
-
-    def put(self, record: JournalRecord, adversarial: Tensor | None = None) -> None:
-        """Record a unit, and keep its images until `forget`."""
-        self._done[record.key] = record
-        if adversarial is not None:
-            self._tensors[record.key] = adversarial.cpu()
-
-    def adversarial(self, record: UnitRecord) -> Tensor:
-        """Return the submitted images of a recorded unit."""
-        return self._tensors[record.key]
-
-    def forget(self, record: UnitRecord) -> None:
-        """Drop the images of a unit."""
-        self._tensors.pop(record.key, None)
 
 
 class RunFolder:
@@ -164,7 +98,9 @@ class RunFolder:
     def put(self, record: JournalRecord, adversarial: Tensor | None = None) -> None:
         """Record a unit: first its images, then its line. Both are on the disk on return."""
         if adversarial is not None and isinstance(record, UnitRecord):
-            record = record.model_copy(update={"tensor": self._save(record, adversarial)})
+            ref, content = packed(self.spec, record, adversarial)
+            write_atomically(self.path / ref.file, content)
+            record = record.model_copy(update={"tensor": ref})
         self._writer.append(record)
         self._done[record.key] = record
 
@@ -222,6 +158,7 @@ class RunFolder:
         self._lock.close()
 
     def _set_up(self, spec: EvaluationSpec, plan: Plan) -> RunRecord:
+        """Write the first files of a new run, or read those of this run, and remove leftovers."""
         if is_there(self.path / RUN):
             run = read_run(self.path)
             _refuse_another(self.path, run, spec, plan)
@@ -245,26 +182,6 @@ class RunFolder:
                 remove_temporaries(folder)
             sync_folder(self.path)
         return run
-
-    def _save(self, record: UnitRecord, adversarial: Tensor) -> TensorRef:
-        ref, content = packed(self.spec, record, adversarial)
-        write_atomically(self.path / ref.file, content)
-        return ref
-
-
-def packed(
-    spec: EvaluationSpec, record: UnitRecord, adversarial: Tensor
-) -> tuple[TensorRef, bytes]:
-    """Return the reference to the images of a unit, and the bytes of their file."""
-    file = tensor_file(spec, record.defense, record.attack, record.batch)
-    return packed_as(file, adversarial)
-
-
-def packed_as(file: str, adversarial: Tensor) -> tuple[TensorRef, bytes]:
-    """Return the reference to a tensor in a file of the run folder, and the bytes of the file."""
-    content = save({ENTRY: adversarial.detach().cpu().contiguous()})
-    sha256 = hashlib.sha256(content).hexdigest()
-    return TensorRef(file=file, sha256=sha256, shape=tuple(adversarial.shape)), content
 
 
 def read_run(path: Path) -> RunRecord:
@@ -343,117 +260,17 @@ def read_outside(path: Path, run: RunRecord, plan: Plan) -> tuple[ChallengeRecor
     return tuple(challenges)
 
 
-def load_tensor(path: Path, record: UnitRecord) -> Tensor:
-    """Load the submitted images of a recorded unit.
-
-    Returns:
-        float32 (attacked members, C, H, W), on the CPU.
-
-    Raises:
-        RecordError: The file was not kept, is missing, or does not match its digest.
-    """
-    ref = record.tensor
-    if ref is None:
-        raise RecordError(f"{path}: {record.key} has no tensor of its own")
-    refuse_linked_folder(path / TENSORS)
-    content = read(path / ref.file, _HEADER + _BYTES * math.prod(ref.shape))
-    sha256 = hashlib.sha256(content).hexdigest()
-    if sha256 != ref.sha256:
-        raise _unlike(path, ref, sha256)
-    try:
-        tensor = load(content)[ENTRY]
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise RecordError(f"{path / ref.file} does not contain {ENTRY!r}: {error}") from None
-    if tensor.dtype != torch.float32 or tuple(tensor.shape) != ref.shape:
-        raise RecordError(f"{path / ref.file} contains {tensor.dtype} {tuple(tensor.shape)}")
-    return tensor
-
-
-def check_tensor(path: Path, ref: TensorRef) -> None:
-    """Check a file of images against its digest. It is never in memory as a whole.
-
-    Raises:
-        RecordError: The file is missing, cannot be read, or does not match its digest.
-    """
-    refuse_linked_folder(path / TENSORS)
-    sha256 = sha256_of(path / ref.file)
-    if sha256 != ref.sha256:
-        raise _unlike(path, ref, sha256)
-
-
-def _unlike(path: Path, ref: TensorRef, sha256: str) -> RecordError:
-    return RecordError(
-        f"{path / ref.file} is not what was written: SHA-256 {sha256}, recorded {ref.sha256}"
-    )
-
-
-def dump(record: Record) -> bytes:
-    """Return the content of a file with one record: indented JSON.
-
-    Raises:
-        RecordError: A text has a lone surrogate, which no reader would accept.
-    """
-    plain = record.to_json()
-    text = json.dumps(plain, indent=1, allow_nan=False) + "\n"
-    if "\\ud" in text:  # it has surrogates, which are fine in pairs
-        try:
-            json.dumps(plain, ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:
-            shown = encodable(error.object[max(0, error.start - 60) : error.end])
-            raise RecordError(
-                f"a text is not valid Unicode, so it is not recorded: {shown}"
-            ) from None
-    return text.encode()
-
-
-def read_record(path: Path, kind: type[_Kept]) -> _Kept:
-    """Read a file with one record that has a schema version.
-
-    Raises:
-        RecordError: The file is missing or damaged.
-        SchemaVersionError: The file was written by a newer torch-dent.
-    """
-    content = read(path, LARGEST_JSON)
-    try:
-        plain = parse(content)
-        version = plain["schema_version"]
-    except (ValueError, KeyError, TypeError):
-        raise RecordError(
-            f"{path} is damaged: expected JSON with a schema_version. Restore it, or start over in "
-            "another folder; nothing was changed"
-        ) from None
-    newest = max(get_args(kind.model_fields["schema_version"].annotation))
-    if isinstance(version, int) and version > newest:
-        raise SchemaVersionError(
-            f"{path} was written by a newer torch-dent (schema version {version}; this one reads "
-            f"up to {newest}): upgrade torch-dent. Nothing was changed"
-        )
-    try:
-        return kind.model_validate_json(_mended(plain, content))
-    except ValidationError as error:
-        raise RecordError(f"{path}: {problem_of(error)}. Nothing was changed") from None
-
-
-def _mended(plain: Any, content: bytes) -> bytes:
-    """Return the content of a file with readable error messages.
-
-    Older versions wrote messages with the name of a file that is not valid UTF-8.
-    """
-    sessions = plain.get("sessions")
-    mended = False
-    for session in sessions if isinstance(sessions, list) else ():
-        message = session.get("message") if isinstance(session, dict) else None
-        if isinstance(message, str) and encodable(message) != message:
-            session["message"], mended = encodable(message), True
-    return json.dumps(plain).encode() if mended else content
-
-
 def _refuse_first(where: Path | str, problems: Iterator[str]) -> None:
     for problem in problems:
         raise RecordError(f"{where}: {problem}; nothing was changed")
 
 
 def _refuse_what_is_no_run(path: Path) -> None:
+    """Check that a folder is missing, empty or a run.
+
+    Raises:
+        RecordError: It is none of these. Nothing was changed.
+    """
     if path.exists() and not path.is_dir():
         raise RecordError(f"{path} is a file: a run is a folder, choose another name")
     if not path.is_dir():
@@ -483,9 +300,9 @@ def _refuse_what_is_no_run(path: Path) -> None:
 def _refuse_another(path: Path, run: RunRecord, spec: EvaluationSpec, plan: Plan) -> None:
     mismatches = differences(run.spec.newest.to_json(), spec.newest.to_json())
     if mismatches:
-        listed = "\n  ".join(mismatches)
+        lines = "\n  ".join(mismatches)
         raise SpecMismatchError(
-            f"{path} has another evaluation, and nothing was changed. They differ in\n  {listed}\n"
+            f"{path} has another evaluation, and nothing was changed. They differ in\n  {lines}\n"
             "Choose another folder (--out), or repeat the command that started this run.",
             mismatches,
         )

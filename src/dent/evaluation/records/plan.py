@@ -12,7 +12,7 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING, Final, Literal
 
 from dent.errors import ConfigError
-from dent.evaluation.records.schema import TENSORS
+from dent.evaluation.records.schema import TENSORS, unit_key
 from dent.evaluation.records.spec import STATIC, DefenseSpec, EvaluationSpec, Settings
 from dent.storage.canonical import Record
 from dent.support.plural import counted
@@ -94,7 +94,7 @@ class Unit:
     @property
     def key(self) -> str:
         """A unique name of the unit in its run."""
-        return "/".join((self.kind, str(self.batch), self.defense, str(self.attack)))
+        return unit_key(self.kind, self.batch, self.defense, self.attack)
 
 
 def make_plan(settings: Settings, dataset: "ImageDataset") -> Plan:

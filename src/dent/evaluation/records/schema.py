@@ -90,6 +90,11 @@ class UnitTiming(Record):
     """One static forward of the same batch, just before; null except in natural units."""
 
 
+def unit_key(kind: str, batch: int | None, defense: str, attack: str | None) -> str:
+    """Return the name of a unit, which is unique in its run."""
+    return "/".join((kind, str(batch), defense, str(attack)))
+
+
 class UnitRecord(Record):
     """Predictions of a defense for one batch, or for all batches if `batch` is null."""
 
@@ -154,7 +159,7 @@ class UnitRecord(Record):
     @property
     def key(self) -> str:
         """The key of the unit."""
-        return "/".join((self.kind, str(self.batch), self.defense, str(self.attack)))
+        return unit_key(self.kind, self.batch, self.defense, self.attack)
 
 
 class Comparison(Record):
@@ -283,7 +288,7 @@ class ProbeRecord(Record):
     @property
     def key(self) -> str:
         """The key of the unit."""
-        return "/".join((self.kind, str(self.batch), self.defense, str(self.attack)))
+        return unit_key(self.kind, self.batch, self.defense, self.attack)
 
 
 class CertificateRecord(Record):
@@ -303,7 +308,7 @@ class CertificateRecord(Record):
     @property
     def key(self) -> str:
         """The key of the unit."""
-        return "/".join((self.kind, str(self.batch), self.defense, str(self.attack)))
+        return unit_key(self.kind, self.batch, self.defense, self.attack)
 
 
 JournalRecord = UnitRecord | ProbeRecord | CertificateRecord

@@ -6,7 +6,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
-from dent.evaluation.records.folder import read_record
+from dent.evaluation.records.record_file import read_record
 from dent.storage.canonical import Record
 
 SWEEP: Final = "sweep.json"

@@ -70,7 +70,7 @@ def _superfluous(spec: EvaluationSpec, decided: Mapping[str, Decision]) -> Abstr
     return decided.keys()
 
 
-def left(
+def units_left(
     spec: EvaluationSpec,
     plan: Plan,
     records: Mapping[str, JournalRecord],
@@ -139,13 +139,13 @@ class _Watched:
         attacks: set[str] = set()
         last = self._plan.batches[-1].index
         for groups in by_round:
-            units = self._own(groups)
-            if any(unit.key not in records for unit in units):
+            own = self._own(groups)
+            if any(unit.key not in records for unit in own):
                 break
             self.add([groups], records)
             attacks |= {
                 unit.attack or ""
-                for unit in units
+                for unit in own
                 if unit.kind == "attack" and unit.batch in (last, None)
             }
         # Once no gain is possible, none is possible later, so only the last round is checked.

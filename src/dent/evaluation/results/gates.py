@@ -243,23 +243,30 @@ def _gates(diagnostics: Sequence[Diagnostic], evidence: Evidence) -> Iterator[Ga
     for diagnostic in diagnostics:
         if diagnostic.name == CERTIFICATE:
             yield from _certificate(diagnostic, diagnostics, evidence)
-        elif diagnostic.name == HUGE_EPS and diagnostic.state == "not-run":
-            yield Gate(name=HUGE_EPS, open=True, sentence=diagnostic.sentence)
-        elif diagnostic.name == UNDECLARED and diagnostic.state == "not-run":
-            if evidence.undetermined:
-                yield Gate(name=UNDECLARED, open=True, sentence=_UNDETERMINED)
-        elif diagnostic.name == SIGHTED and diagnostic.state == "not-run":
-            if _members_without_gradient(evidence) is not None:
-                yield Gate(name=SIGHTED, open=True, sentence=diagnostic.sentence)
+        elif diagnostic.state == "not-run":
+            yield from _of_not_run(diagnostic, evidence)
         elif diagnostic.raised and diagnostic.name in GATE_CONDITIONS:
-            problem = GATE_CONDITIONS[diagnostic.name](evidence)
-            yield Gate(
-                name=diagnostic.name,
-                open=problem is not None,
-                sentence=_closed(diagnostic.name, evidence)
-                if problem is None
-                else f"{problem[0].upper()}{problem[1:]}.",
-            )
+            yield _of_raised(diagnostic, evidence)
+
+
+def _of_not_run(diagnostic: Diagnostic, evidence: Evidence) -> Iterator[Gate]:
+    """Yield the open gate of a diagnostic that did not run, if a verdict cannot do without it."""
+    if diagnostic.name == HUGE_EPS:
+        yield Gate(name=HUGE_EPS, open=True, sentence=diagnostic.sentence)
+    elif diagnostic.name == UNDECLARED and evidence.undetermined:
+        yield Gate(name=UNDECLARED, open=True, sentence=_UNDETERMINED)
+    elif diagnostic.name == SIGHTED and _members_without_gradient(evidence) is not None:
+        yield Gate(name=SIGHTED, open=True, sentence=diagnostic.sentence)
+
+
+def _of_raised(diagnostic: Diagnostic, evidence: Evidence) -> Gate:
+    """Return the gate of a raised diagnostic, which is open as long as a problem remains."""
+    problem = GATE_CONDITIONS[diagnostic.name](evidence)
+    if problem is None:
+        sentence = _closed(diagnostic.name, evidence)
+    else:
+        sentence = f"{problem[0].upper()}{problem[1:]}."
+    return Gate(name=diagnostic.name, open=problem is not None, sentence=sentence)
 
 
 def _closed(name: str, evidence: Evidence) -> str:

@@ -9,14 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dent.evaluation.records.folder import (
-    RUN,
-    load_tensor,
-    read_outside,
-    read_plan,
-    read_records,
-    read_run,
-)
+from dent.evaluation.records.folder import RUN, read_outside, read_plan, read_records, read_run
 from dent.evaluation.records.plan import Batch, Plan
 from dent.evaluation.records.schema import (
     ChallengeRecord,
@@ -26,6 +19,7 @@ from dent.evaluation.records.schema import (
     UnitRecord,
 )
 from dent.evaluation.records.sweep import SWEEP, read_sweep
+from dent.evaluation.records.tensor_files import load_tensor
 from dent.evaluation.results.result import EvaluationResult
 from dent.evaluation.results.summary import summarize
 from dent.storage.disk import is_there, unreadable

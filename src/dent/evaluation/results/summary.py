@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 
 from dent.evaluation.attack_kinds import has_exact_attack, is_black_box, kinds_of_attacks
+from dent.evaluation.records.folder import RunFolder
 from dent.evaluation.records.plan import Plan
 from dent.evaluation.records.schema import (
     ChallengeRecord,
@@ -16,7 +17,7 @@ from dent.evaluation.results import diagnostics
 from dent.evaluation.results.attack_effort import effort_diagnostics
 from dent.evaluation.results.attack_failure import curve_of, indicators_of
 from dent.evaluation.results.averaged_views import over_views
-from dent.evaluation.results.decision import decisions, left
+from dent.evaluation.results.decision import decisions, units_left
 from dent.evaluation.results.gradient_comparison import compare_gradients
 from dent.evaluation.results.ladder import ladder_of
 from dent.evaluation.results.mistakes import suspicions
@@ -26,14 +27,17 @@ from dent.evaluation.results.result import (
     Count,
     Decision,
     DefenseResult,
+    Dependence,
+    Diagnostic,
     Difference,
     EvaluationResult,
 )
-from dent.evaluation.results.scoring import Rights, Scores, score
+from dent.evaluation.results.scoring import Scores, score
 from dent.evaluation.results.verdict import RULES, with_verdicts
 from dent.evaluation.results.worst_case import (
     bootstrap_seed,
     by_sample,
+    count_of,
     dependence_of,
     difference_to,
     repeated_of,
@@ -63,7 +67,7 @@ def summarize(
     scores = score(spec, plan, records)
     challenged = with_challenges(scores, plan, challenges)
     decided = {} if len(records) == planned else decisions(spec, plan, records)
-    complete = len(records) == planned or not left(spec, plan, records, decided)
+    complete = len(records) == planned or not units_left(spec, plan, records, decided)
     defenses = {
         defense.name: _defense(
             defense, scores[defense.name], challenged, spec, decided.get(defense.name)
@@ -104,6 +108,17 @@ def summarize(
     )
 
 
+def summarize_folder(folder: RunFolder, plan: Plan) -> EvaluationResult:
+    """Derive the result of the run in a folder that is open for writing.
+
+    Args:
+        folder: The folder.
+        plan: The batches of the run.
+    """
+    run = folder.run
+    return summarize(run.spec, plan, folder.done, run.units, run.sessions, folder.challenges)
+
+
 def without_static_challenges(
     spec: EvaluationSpec,
     plan: Plan,
@@ -126,6 +141,15 @@ def _defense(
     spec: EvaluationSpec,
     decided: Decision | None,
 ) -> DefenseResult:
+    """Return the result of one defense, without a verdict.
+
+    Args:
+        defense: Its description.
+        scores: The scores of its own records.
+        challenged: For every defense, the scores that also count images from outside.
+        spec: The specification.
+        decided: Where the attacks on it stopped early; None if they did not.
+    """
     own = challenged[defense.name]
     dependence = dependence_of(defense, scores)
     natural = list(scores.submissions["natural"].values())
@@ -139,12 +163,10 @@ def _defense(
     if defense.name != STATIC and STATIC in challenged:
         static = challenged[STATIC].scores
         difference = difference_to(static, own.scores, dependence, bootstrap_seed(spec))
-    unattacked = _count([piece.attacked for piece in natural])
-    on_static = defense.name == STATIC
-    ran = {summary.attack for summary in attacks if summary.ran and summary.attack is not None}
+    unattacked = count_of([piece.attacked for piece in natural])
     return DefenseResult(
         natural=unattacked,
-        bystanders=_count([piece.clean for piece in natural]),
+        bystanders=count_of([piece.clean for piece in natural]),
         attacks=attacks
         + tuple(_attack(entry.key, own.scores, specs, by=entry.by) for entry in outside),
         worst=worst_of(own.scores, dependence),
@@ -152,20 +174,7 @@ def _defense(
         dependence=dependence,
         trace=merge_traces([record.trace for record in scores.records["natural"]]),
         non_finite=missing,
-        diagnostics=diagnostics.of_defense(
-            defense.name,
-            scores.probe,
-            dependence,
-            attacks,
-            missing,
-            has_static=spec.has_static,
-            has_exact_attack=has_exact_attack(spec),
-            kinds=kinds_of_attacks(spec.attacks, ran, on_static=on_static),
-            comparison=compare_gradients(
-                scores, spec, by_sample=by_sample(dependence), on_static=on_static
-            ),
-            apart=_apart(scores),
-        )
+        diagnostics=_diagnostics(defense, scores, dependence, attacks, missing, spec)
         + suspicions(unattacked, len(spec.dataset.classes), scores)
         + effort_diagnostics(defense, scores, spec.attacks),
         timing=_timing(scores),
@@ -173,6 +182,33 @@ def _defense(
         repeated=repeated_of(own.scores, dependence),
         decided=decided,
         challenges=outside,
+    )
+
+
+def _diagnostics(
+    defense: DefenseSpec,
+    scores: Scores,
+    dependence: Dependence,
+    attacks: Sequence[AttackSummary],
+    missing: int,
+    spec: EvaluationSpec,
+) -> tuple[Diagnostic, ...]:
+    """Return the diagnostics of a defense, from its probe and from the attacks of the run."""
+    on_static = defense.name == STATIC
+    ran = {summary.attack for summary in attacks if summary.ran and summary.attack is not None}
+    return diagnostics.of_defense(
+        defense.name,
+        scores.probe,
+        dependence,
+        attacks,
+        missing,
+        has_static=spec.has_static,
+        has_exact_attack=has_exact_attack(spec),
+        kinds=kinds_of_attacks(spec.attacks, ran, on_static=on_static),
+        comparison=compare_gradients(
+            scores, spec, by_sample=by_sample(dependence), on_static=on_static
+        ),
+        apart=_apart(scores),
     )
 
 
@@ -239,26 +275,31 @@ def _apart(scores: Scores) -> dict[str, float]:
 def _attack(
     name: str, scores: Scores, specs: Mapping[str, AttackSpec], by: str | None = None
 ) -> AttackSummary:
+    """Summarize the submissions of one kind to a defense.
+
+    Args:
+        name: Their name, such as `attack/apgd-ce`.
+        scores: The scores of the defense.
+        specs: The attacks of the run, by name.
+        by: Who made the images of a challenge.
+    """
     kind, _, attack = name.partition("/")
     records = scores.records[name]
     pieces = list(scores.submissions[name].values())
     rights = [hit > 0.5 for piece in pieces for hit in piece.attacked]
     fooled = [claim for record in records for claim in record.claimed or ()]
     is_attack = kind == "attack"
+    claims = list(zip(fooled, rights, strict=True)) if is_attack else []
     return AttackSummary(
         kind=kind,  # type: ignore[arg-type]
         attack=attack or None,
         by=by,
-        served=_count([piece.attacked for piece in pieces]),
-        bystanders=_count([piece.clean for piece in pieces]),
+        served=count_of([piece.attacked for piece in pieces]),
+        bystanders=count_of([piece.clean for piece in pieces]),
         claimed=Count.of(len(fooled) - sum(fooled), len(fooled)) if is_attack else None,
-        claimed_but_served=sum(a and b for a, b in zip(fooled, rights, strict=True))
-        if is_attack
-        else 0,
-        served_wrong_unclaimed=(
-            sum(not a and not b for a, b in zip(fooled, rights, strict=True)) if is_attack else 0
-        ),
-        after=_after(records, len(fooled)),
+        claimed_but_served=sum(claim and right for claim, right in claims),
+        served_wrong_unclaimed=sum(not claim and not right for claim, right in claims),
+        after=_claimed_after(records, len(fooled)),
         black_box=is_attack
         and bool(records)
         and is_black_box(specs[attack], took_gradients=any(record.backwards for record in records)),
@@ -279,7 +320,11 @@ def _attack(
     )
 
 
-def _after(records: Sequence[UnitRecord], total: int) -> dict[str, Count]:
+def _claimed_after(records: Sequence[UnitRecord], total: int) -> dict[str, Count]:
+    """Return how many of `total` members were correct after each part of an attack, by its claim.
+
+    The counts are by the name of the part.
+    """
     parts = dict.fromkeys((part for record in records for part in record.claimed_after or {}), 0)
     for record in records:
         # If every member was fooled before, no part of the attack ran.
@@ -322,7 +367,3 @@ def _total_timing(
         rest = timing["total"] - timing["attack"] - timing["serve"] - timing["probe"]
         timing["overhead"] = max(rest, 0.0) / timing["total"]
     return timing
-
-
-def _count(rights: Sequence[Rights]) -> Count:
-    return Count.of(round(sum(map(sum, rights))), sum(map(len, rights)))

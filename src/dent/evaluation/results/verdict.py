@@ -55,6 +55,9 @@ _SCORING: Final = ("randomized", "served differs with gradients")
 """Diagnostics that suggest that the numbers of a defense are too low."""
 _ALSO_PREVENT_HARMFUL: Final = (*_SCORING, FEW_BATCHES)
 """Gates of a defense that prevent the verdict *harmful* as well."""
+_ONLY_FOR_A_GAIN: Final = (LARGE_STEPS, MORE_CLASSES)
+"""Gates that only a claim of a gain needs, so those of the static model do not count. Nets without
+a defense curve over large steps, too."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,7 @@ def _ruling(
     static_gates: tuple[Gate, ...],
     ground: Ground | None,
 ) -> tuple[Ruling, str]:
+    """Return the ruling and its reason, before decisions and models that guess are considered."""
     side, natural_side = _side(differences.robust), _side(differences.natural)
     opened = [gate.name for gate in gates if gate.open]
     if side == "unknown" or UNFINISHED in opened:
@@ -140,23 +144,23 @@ def _ruling(
         return "inconclusive", why if side == "unknown" else "the suite has not finished"
     unchallenged = differences.without_own_challenges
     by_challenge = unchallenged is not None and _side(unchallenged) != "below"
-    found: tuple[Ruling, str]
+    ruled: tuple[Ruling, str]
     if side == "above":
-        found = _above(differences, opened, ground)
+        ruled = _above(differences, opened, ground)
     elif side == "below" and not by_challenge:
-        found = _below(natural_side, opened, static_gates)
+        ruled = _below(natural_side, opened, static_gates)
     elif natural_side == "below":
-        found = _unnatural(opened)
+        ruled = _lower_clean_accuracy(opened)
     elif side == "below":
-        found = "no gain", "only challenges to the defense put the difference below 0"
+        ruled = "no gain", "only challenges to the defense put the difference below 0"
     else:
-        found = _level(differences.robust)
-    if found[0] == "harmful" or _side(differences.bystanders) != "below":
-        return found
+        ruled = _level(differences.robust)
+    if ruled[0] == "harmful" or _side(differences.bystanders) != "below":
+        return ruled
     return _harms_bystanders(differences.bystanders, opened)
 
 
-def _unnatural(opened: Sequence[str]) -> tuple[Ruling, str]:
+def _lower_clean_accuracy(opened: Sequence[str]) -> tuple[Ruling, str]:
     if FEW_BATCHES in opened:
         return "inconclusive", f"its clean accuracy is lower, but gates are open: {FEW_BATCHES}"
     return "harmful", "clean accuracy is lower, and no robust gain was found"
@@ -265,36 +269,31 @@ def with_verdicts(
         name: evidence_of(result, scores[name], spec, coverage.ran_as)
         for name, result in results.items()
     }
-    of_run = run_gates(spec)
     unfinished = () if complete else (unfinished_gate(),)
+    of_run = run_gates(spec) + unfinished
     static_gates = gates_of(results[STATIC].diagnostics, evidence[STATIC]) + unfinished
-    # Only a claim of a gain needs these gates. Nets without a defense curve over such steps, too.
-    needless = (LARGE_STEPS, MORE_CLASSES)
-    static_gates = tuple(gate for gate in static_gates if gate.name not in needless)
+    static_gates = tuple(gate for gate in static_gates if gate.name not in _ONLY_FOR_A_GAIN)
     judged = dict(results)
     for name, result in results.items():
         if result.difference is None:
             continue
         own_gates = gates_of(result.diagnostics, evidence[name])
-        own_gates += few_batches_gates(result, len(scores[name].whole)) + of_run + unfinished
+        own_gates += few_batches_gates(result, len(scores[name].whole)) + of_run
         doubts = static_gates
         if result.decided is not None:  # checks that only a claim of a gain needs did not run
             own_gates = tuple(gate for gate in own_gates if gate.name in _ALSO_PREVENT_HARMFUL)
             doubts = static_gates if result.decided.below else ()
-        natural = natural_difference(
-            scores[STATIC], scores[name], result.dependence, bootstrap_seed(spec)
+        compared = (scores[STATIC], scores[name], result.dependence, bootstrap_seed(spec))
+        differences = Differences(
+            robust=result.difference,
+            natural=natural_difference(*compared),
+            without_static_challenges=without_static_challenges.get(name),
+            without_own_challenges=without_own_challenges.get(name),
+            bystanders=bystander_difference(*compared),
         )
         verdict = conclude(
             coverage.budget,
-            Differences(
-                robust=result.difference,
-                natural=natural,
-                without_static_challenges=without_static_challenges.get(name),
-                without_own_challenges=without_own_challenges.get(name),
-                bystanders=bystander_difference(
-                    scores[STATIC], scores[name], result.dependence, bootstrap_seed(spec)
-                ),
-            ),
+            differences,
             own_gates,
             doubts,
             ground=ground_of(result.diagnostics, evidence[name]),

@@ -64,7 +64,7 @@ def worst_of(scores: Scores, dependence: Dependence) -> WorstCase:
     samples = by_sample(dependence)
     rights, decided = worst_case(scores, scores.whole, by_sample=samples)
     return WorstCase(
-        served=_count(rights.values()), unit="sample" if samples else "batch", by=decided
+        served=count_of(rights.values()), unit="sample" if samples else "batch", by=decided
     )
 
 
@@ -224,7 +224,7 @@ def paired(
         total=len(differences),
         only_defended=sum(map(_only_defended, differences)),
         only_static=sum(map(_only_static, differences)),
-        static=_count(theirs.values()),
+        static=count_of(theirs.values()),
         static_unit="sample" if static_by_sample else "batch",
     )
 
@@ -293,6 +293,7 @@ def _static_samples(defended: Scores, dependence: Dependence, of_static: Depende
     return by_sample(of_static) and (by_sample(dependence) or assembled)
 
 
-def _count(rights: Iterable[Rights]) -> Count:
+def count_of(rights: Iterable[Rights]) -> Count:
+    """Return how many members are correct, over several batches; shares of draws are summed."""
     rows = list(rights)
     return Count.of(round(sum(map(sum, rows))), sum(map(len, rows)))

@@ -16,6 +16,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from dent.adaptation.random_state import reachable
+from dent.support.code_names import used_names
 
 _FOREIGN: Final = frozenset(sys.stdlib_module_names) | {
     "dent",
@@ -117,20 +118,13 @@ def _of_function(function: FunctionType) -> Iterator[object]:
     known: dict[str, Any] = function.__globals__
     if not _is_own(known.get("__name__", "")):
         return
-    names = set(_names(function.__code__))
+    names = set(used_names(function.__code__))
     for value in (known[name] for name in sorted(names & known.keys())):
         if isinstance(value, ModuleType) and _is_own(value.__name__):
             inside = vars(value)
             yield from filter(_may_hold, (inside[name] for name in sorted(names & inside.keys())))
         elif _may_hold(value) or isinstance(value, type):
             yield value
-
-
-def _names(code: Any) -> Iterator[str]:
-    yield from code.co_names
-    for constant in code.co_consts:
-        if hasattr(constant, "co_names"):
-            yield from _names(constant)
 
 
 def _may_hold(value: object) -> bool:

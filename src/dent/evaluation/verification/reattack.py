@@ -13,7 +13,6 @@ from dent.errors import ConfigError
 from dent.evaluation.engine.context import open_run
 from dent.evaluation.engine.execute import execute
 from dent.evaluation.probe.unit import attacks_with_more_iterations
-from dent.evaluation.records.folder import packed
 from dent.evaluation.records.plan import Unit, units
 from dent.evaluation.records.provenance import same_platform
 from dent.evaluation.records.schema import (
@@ -24,10 +23,11 @@ from dent.evaluation.records.schema import (
     UnitRecord,
 )
 from dent.evaluation.records.spec import STATIC, EvaluationSpec
+from dent.evaluation.records.tensor_files import packed
 from dent.evaluation.results.diagnostics import MISMATCH
 from dent.evaluation.results.recorded_run import RecordedRun
 from dent.evaluation.subject import Prepared, Subject
-from dent.evaluation.verification.resubmit import ReadOnlyRecords
+from dent.evaluation.verification.read_only import ReadOnlyRecords
 from dent.storage.canonical import Record, without_timing
 from dent.storage.errors import RecordError
 from dent.support.devices import device_of
@@ -173,6 +173,7 @@ class Attacker:
             self._check_more_iterations(unit, recorded)
 
     def _check_more_iterations(self, unit: Unit, record: ProbeRecord | CertificateRecord) -> None:
+        """Repeat the extra attacks on the first batch, with twice the iterations."""
         run = self._run
         probed = self._recorded.records.get(Unit("probe", unit.defense, None, 0).key)
         if not isinstance(probed, ProbeRecord):
@@ -195,6 +196,7 @@ class Attacker:
             self._unlike.append(f"{unit.key}: more_iterations not the same when attacked again")
 
     def _check_attack(self, unit: Unit, recorded: UnitRecord) -> None:
+        """Repeat an attack, and keep which members stand in each of the two results."""
         execute(self._run, unit)
         repeated = self._repeated.take()
         self._done.append(unit.key)

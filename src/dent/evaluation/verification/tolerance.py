@@ -83,7 +83,12 @@ def _ruling(result: DefenseResult, *, ruled: bool) -> str:
 
 
 def is_tie(logits: Tensor, recorded: int | None) -> bool:
-    """Return whether a recorded class may be predicted from these logits after some rounding."""
+    """Return whether a recorded class may be predicted from these logits after some rounding.
+
+    Args:
+        logits: Of one member, (classes,).
+        recorded: The recorded class; None if there was no prediction.
+    """
     if recorded is None or recorded >= len(logits) or not bool(is_prediction(logits)):
         return False
     behind = logits.max() - logits[recorded]
