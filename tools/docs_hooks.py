@@ -23,7 +23,6 @@ from dent.board.board_row import BoardRow
 from dent.board.listing import list_rows
 from dent.board.page import report_path, to_page, to_report
 from dent.board.plots import plots_style, to_plots
-from dent.board.tracks import tracks
 from dent.report import wording
 from dent.report.markdown import escape
 from dent.support.rounding import factor
@@ -95,9 +94,8 @@ def _board() -> Iterator[tuple[str, str]]:
 
 @cache
 def _rows() -> tuple[BoardRow, ...]:
-    """Return the rows of the board, by the order of the tracks; reads the records once a build."""
-    order = list(tracks())
-    return tuple(sorted(list_rows(_folder()), key=lambda row: order.index(row.track.name)))
+    """Return the rows of the board; reads the records once a build."""
+    return list_rows(_folder())
 
 
 def _folder() -> Path:

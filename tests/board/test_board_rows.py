@@ -7,7 +7,7 @@ import pytest
 from dent.board.board_row import BoardRow
 from dent.board.listing import list_rows, read_board_row
 from dent.board.row_checks import checks_of
-from dent.board.tracks import HEADLINE
+from dent.board.tracks import HEADLINE, tracks
 from dent.board.trust import state_of
 from dent.board.verification import conclude
 from dent.evaluation import load_run, verify
@@ -34,7 +34,7 @@ def test_rows_are_sorted_by_track_verdict_and_whether_their_run_stopped_early() 
     order = ["robust gain", "the reference", "no gain", "inconclusive", "none", "harmful"]
     places = [
         (
-            row.track.name,
+            list(tracks()).index(row.track.name),
             order.index(row.ruling),
             row.headline.decided is not None,
             0 if row.headline.decided is None else -row.headline.decided.after,

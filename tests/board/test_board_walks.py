@@ -240,14 +240,14 @@ def test_images_of_the_same_records_are_kept_when_a_row_is_submitted_again(
     assert json.loads((row / "submission.json").read_text())["images"] is not None
 
 
-def test_rows_of_practice_tracks_come_after_those_of_the_board(
+def test_rows_have_the_order_of_the_tracks_with_practice_tracks_last(
     made: Path, put: Put, tmp_path: Path
 ) -> None:
-    for name, is_practice in (("a-v1", True), ("b-v1", False)):
+    for name, is_practice in (("a-v1", True), ("c-v1", False), ("b-v1", False)):
         chosen = toy(name=name, practice=is_practice, half=2, batch_size=4, fixed="0-1")
         put(chosen)
         shutil.copytree(made, tmp_path / name)
         record = json.loads((tmp_path / name / "row.json").read_text())
         record |= {"track": name, "identity": chosen.identity}
         (tmp_path / name / "row.json").write_text(json.dumps(record))
-    assert [row.track.name for row in list_rows(tmp_path)] == ["b-v1", "a-v1"]
+    assert [row.track.name for row in list_rows(tmp_path)] == ["c-v1", "b-v1", "a-v1"]

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from dent.board import tracks
 from dent.board.board_row import BoardRow, RowRuling, VariantResult
 from dent.board.pack import declared_of
 from dent.board.row_checks import checks_of
@@ -37,7 +38,7 @@ _ORDER: Final[tuple[RowRuling, ...]] = (
 def list_rows(root: Path) -> tuple[BoardRow, ...]:
     """Read every row below a folder, sorted by track and verdict. Void rows come last.
 
-    Practice tracks come after the tracks of the board.
+    Tracks have the order of `tracks.tracks()`, with practice tracks last.
     Rows with equal verdicts are sorted by difference. Those whose run stopped early come after the
     others, sorted by the number of attacks that they stood and then by their upper bound.
 
@@ -48,7 +49,13 @@ def list_rows(root: Path) -> tuple[BoardRow, ...]:
     if not root.is_dir():
         raise RecordError(f"there is no folder {root}")
     rows = [read_board_row(folder) for folder in _folders(root)]
-    return tuple(sorted(rows, key=lambda row: (row.track.practice, row.track.name, *rank(row))))
+    order = list(tracks.tracks())
+    return tuple(
+        sorted(
+            rows,
+            key=lambda row: (row.track.practice, order.index(row.track.name), *rank(row)),
+        )
+    )
 
 
 def read_board_row(folder: Path) -> BoardRow:
