@@ -236,16 +236,19 @@ def test_apgd_stops_when_the_stop_callback_returns_true() -> None:
     assert len(calls) == 3
 
 
-def test_only_tiny_gradients_are_enlarged() -> None:
-    rows = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+def test_only_tiny_and_huge_gradients_are_scaled() -> None:
+    rows = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
     rows[1] *= 1e-30
     rows[2] = 0
+    rows[3] *= 1e30
+    rows[4] = torch.inf
     found = enlarged(rows)
     assert found[0].equal(rows[0])
-    assert found[1].abs().max() == 1
+    assert found[1].abs().max() == found[3].abs().max() == 1
     assert found[2].equal(rows[2])
-    assert steepest(rows, "l2").norm(dim=1).tolist() == pytest.approx([1, 1, 0])
-    assert ascent(rows, "l2").norm(dim=1).tolist() == pytest.approx([1, 1, 0])
+    assert found[4].equal(rows[4])
+    assert steepest(rows[:4], "l2").norm(dim=1).tolist() == pytest.approx([1, 1, 0, 1])
+    assert ascent(rows[:4], "l2").norm(dim=1).tolist() == pytest.approx([1, 1, 0, 1])
 
 
 @pytest.mark.parametrize(
@@ -258,18 +261,21 @@ def test_only_tiny_gradients_are_enlarged() -> None:
     ],
     ids=["margin", "targeted-dlr", "apgd-t", "fab-t"],
 )
-def test_attacks_in_l2_succeed_on_a_model_with_tiny_logits(attack: Attack) -> None:
-    class Tiny(nn.Module):
+@pytest.mark.parametrize("scale", [1e-20, 1e20])
+def test_attacks_in_l2_succeed_on_a_model_with_tiny_or_huge_logits(
+    attack: Attack, scale: float
+) -> None:
+    class Scaled(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             logits: Tensor = net(x)
-            return 1e-20 * logits
+            return scale * logits
 
     net, x = curved(), small_images(12)
     y = net(x).argmax(dim=1)
     threat = ThreatModel("l2", "0.5")
     fooled = int(attack(net, x, y, threat, seed=0).fooled.sum())
     assert fooled > 0
-    assert int(attack(Tiny().eval(), x, y, threat, seed=0).fooled.sum()) >= fooled - 1
+    assert int(attack(Scaled().eval(), x, y, threat, seed=0).fooled.sum()) >= fooled - 1
 
 
 def test_adaptive_attack_marks_only_the_first_run_of_a_loss_as_warm(

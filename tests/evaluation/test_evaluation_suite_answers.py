@@ -276,7 +276,8 @@ def test_defense_that_needs_all_members_perturbed_gains_only_under_autoattack() 
     assert found.difference is not None
     assert (found.difference.value, verdict.ruling) == (0, "no gain")
     assert found.worst.unit == "batch"
-    assert gates == {FEW_BATCHES: True}
+    # Rounded to 8 bits, its images get other scores.
+    assert gates == {FEW_BATCHES: True, LARGE_STEPS: True}
 
 
 def test_state_that_leaks_between_batches_is_no_gain_and_leaves_a_gate_open() -> None:

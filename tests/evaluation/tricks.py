@@ -13,6 +13,9 @@ from, or like a net that is hidden inside it, whatever it shows to an attack.
 | `Rippled` | the net | the exact gradient of a small wave on the input |
 | `Decoys` | the net | more classes, whose slopes hide those of the classes that win |
 | `OnlyOnTheGrid` | the net | a gradient at natural images, and none at adversarial images |
+| `Voted` | the net | the scores of another net, to which the net's class is added as a vote |
+| `Blended` | the net | the scores of another net, plus the saturated probabilities of the net |
+| `Recognizes` | the net, on 8-bit images | the hidden net on all others, and its gradient on all |
 | `OwnNoise` | the net, on average | logits with noise from its own generator |
 | `Hidden` | the hidden net | the plain gradient, which is exact: nothing adapts |
 | `Quantized` | the hidden net | 8-bit pixels, with an honest straight-through gradient |
@@ -245,3 +248,45 @@ class OnlyOnTheGrid(Trick):
         pixels = x.detach() * 255
         on_the_grid = bool(((pixels - pixels.round()).abs() < 1e-2).all())
         return super().predict(x if on_the_grid else x.detach(), adaptation)
+
+
+class Voted(Trick):
+    """Predicts the net's class, with the scores and the gradient of another net."""
+
+    def __init__(self, net: nn.Module, scores: nn.Module, vote: float, scale: float) -> None:
+        super().__init__(net)
+        self.scores, self.votes, self.scale = scores.eval(), vote, scale
+
+    def predict(self, x: Tensor, adaptation: Any) -> Tensor:
+        with torch.no_grad():
+            voted = vote(super().predict(x, adaptation))
+        shown: Tensor = self.scores(x)
+        return self.scale * shown + self.votes * voted
+
+
+class Blended(Voted):
+    """Adds the net's probabilities, which saturate, to the scores of another net."""
+
+    def predict(self, x: Tensor, adaptation: Any) -> Tensor:
+        logits: Tensor = self.net(x)
+        shown: Tensor = self.scores(x)
+        return self.scale * shown + self.votes * logits.softmax(dim=1)
+
+
+class Recognizes(Trick):
+    """The net for images with 8 bits, and the hidden net for all others.
+
+    Natural images have 8 bits, and those of most attacks do not. The gradient is always that of the
+    hidden net.
+    """
+
+    def __init__(self, net: nn.Module, hidden: nn.Module) -> None:
+        super().__init__(net)
+        self.hidden = hidden.eval()
+
+    def predict(self, x: Tensor, adaptation: Any) -> Tensor:
+        pixels = x.detach() * 255
+        on_the_grid = ((pixels - pixels.round()).abs() < 1e-2).flatten(1).all(dim=1, keepdim=True)
+        shown: Tensor = self.hidden(x)
+        true = shown + (super().predict(x, adaptation) - shown).detach()
+        return torch.where(on_the_grid, true, shown)

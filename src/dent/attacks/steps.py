@@ -36,10 +36,12 @@ def ascent(gradient: Tensor, norm: Norm, share: float = 0.05) -> Tensor:
 
 
 def enlarged(gradient: Tensor, below: float = 1e-10) -> Tensor:
-    """Return gradients in which rows with a tiny l2 norm are divided by their largest magnitude.
+    """Return gradients in which rows with a tiny or an infinite l2 norm have a magnitude of one.
 
-    Attacks in l2 divide by the norm plus 1e-12, and a norm below 1e-19 underflows. So against a
-    defense with tiny logits they would not move. All other rows stay bit-identical.
+    These rows are divided by their largest magnitude. Attacks in l2 divide by the norm plus 1e-12,
+    and a norm below 1e-19 underflows. The square of a norm above 1e19 overflows in float32. So
+    against a defense with tiny or huge logits they would not move. All other rows stay
+    bit-identical.
 
     Args:
         gradient: (N, ...), one row per image.
@@ -47,9 +49,12 @@ def enlarged(gradient: Tensor, below: float = 1e-10) -> Tensor:
     """
     rows = gradient.flatten(1)
     largest = rows.abs().amax(dim=1, keepdim=True)
-    tiny = (rows.norm(dim=1, keepdim=True) < below) & (largest > 0)
-    divisor = torch.where(tiny, largest, 1.0)
-    return torch.where(tiny, rows / divisor, rows).reshape(gradient.shape)
+    norm = rows.norm(dim=1, keepdim=True)
+    tiny = (norm < below) & (largest > 0)
+    huge = norm.isinf() & largest.isfinite()
+    scaled = tiny | huge
+    divisor = torch.where(scaled, largest, 1.0)
+    return torch.where(scaled, rows / divisor, rows).reshape(gradient.shape)
 
 
 def uniform_in_ball(x: Tensor, threat: ThreatModel, draws: torch.Generator | None = None) -> Tensor:

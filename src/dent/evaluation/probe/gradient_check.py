@@ -10,7 +10,7 @@ with the change that the gradient predicts:
     coarse    In the defense's own precision, by steps of half and a quarter of eps. This shows how
               useful the gradient is to an attack. A surrogate gradient (straight-through, BPDA) may
               pass. An exact gradient may fail: if the answers have a small ripple, its gradient
-              hides the slope over larger steps.
+              hides the slope over larger steps. It also fails if the scores jump (`jumps`).
 
 Every query goes to a fresh copy, so a defense cannot tell the check from an attack.
 
@@ -39,6 +39,7 @@ from dent.attacks.losses import runner_up
 from dent.attacks.protocol import as_queried, query
 from dent.attacks.querier import NoGradientError, View, derivatives_of
 from dent.attacks.steps import enlarged
+from dent.evaluation.probe import jumps
 from dent.evaluation.records.plan import seed_of
 from dent.evaluation.records.schema import GradientPoint, GradientRecord
 from dent.evaluation.submission.fresh import Origin
@@ -67,7 +68,8 @@ def passes(size: int) -> Queries:
     """Return the maximum number of passes of a batch in the check. One in float64 counts as two."""
     exact = sum(_MEMBERS) * (1 + _LINES) * 2
     coarse = sum(_MEMBERS) * (1 + 2 * _LINES) * 2
-    return Queries(2 * (exact * 2 + 2) + coarse + _SHORT, 2 * 3 + _SHORT)
+    small = jumps.AT_BOUNDARIES + jumps.OVER_TINY_MOVES.times(2)
+    return small + Queries(2 * (exact * 2 + 2) + coarse + _SHORT, 2 * 3 + _SHORT)
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,10 @@ def check_gradient(
         _check_point(native, finer, point, threat, members, seed_of(seed, index))
         for index, (point, members) in enumerate(zip((natural, reached), _MEMBERS, strict=True))
     )
+    if _scores_jump(native, natural, reached, threat, seed):
+        points = tuple(
+            point.model_copy(update={"coarse": (None,) * point.members}) for point in points
+        )
     return GradientRecord(
         rung=rung,
         dtype=str(finer.dtype).removeprefix("torch."),
@@ -270,6 +276,46 @@ def _check_point(
         of=len(x),
         coarse=tuple(_finite(error) for error in coarse),
     )
+
+
+def _scores_jump(
+    view: _DefenseView,
+    natural: _AttackPoint,
+    reached: _AttackPoint,
+    threat: ThreatModel,
+    seed: int,
+) -> bool:
+    """Return whether the scores jump, so that no attack can follow them."""
+    draws = torch.Generator().manual_seed(seed_of(seed, "jumps"))
+
+    def promise(x: Tensor, y: Tensor, targets: Tensor) -> Tensor:
+        gradient = view.gradient(x, y, targets)
+        gradient = torch.zeros_like(x) if gradient is None else gradient
+        return _promised(_AttackPoint(x, y, targets, gradient), threat)
+
+    promised = _promised(natural, threat)
+    if jumps.at_boundaries(view.served, promise, natural.x, promised, threat, draws):
+        return True
+    return any(
+        jumps.over_tiny_moves(
+            view.served,
+            partial(_loss, y=point.y, targets=point.targets),
+            point.x,
+            point.gradient,
+            _promised(point, threat),
+            threat,
+            draws,
+        )
+        for point in (natural, reached)
+    )
+
+
+def _promised(point: _AttackPoint, threat: ThreatModel) -> Tensor:
+    """Return how far the gradient says that each margin changes over the largest coarse step."""
+    move = _strides(point.gradient, torch.Generator(), threat, _SHARES[0])[0]
+    low, high = threat.bounds
+    moved = (point.x + move).clamp(low, high) - (point.x - move).clamp(low, high)
+    return wide(point.gradient * moved).flatten(1).sum(dim=1).abs()
 
 
 ALIKE: Final = 0.9
