@@ -18,7 +18,12 @@ from torch import Tensor, nn
 
 from dent.adaptation.autocast import autocast_for
 from dent.adaptation.lookalikes import FunctionalNorms
-from dent.adaptation.memory_format import MemoryFormatChoice, own_copy, reorder_weights
+from dent.adaptation.memory_format import (
+    MemoryFormatChoice,
+    PlainNorms,
+    own_copy,
+    reorder_weights,
+)
 from dent.adaptation.moving import MovingStatistics, batch_norm_layers
 from dent.adaptation.norm import (
     Affine,
@@ -257,7 +262,9 @@ class AdaptedModel:
             with autocast_for(self._performance, x):
                 if self._performance.compile:
                     return _compiled()(self._module, images)
-                return self._module(images)
+                alone = len(x) == 1 and x.device.type == "cpu"
+                with PlainNorms() if alone else nullcontext():
+                    return self._module(images)
         except torch.OutOfMemoryError:
             raise
         except (InputError, UnsupportedModelError):
