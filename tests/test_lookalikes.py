@@ -111,6 +111,20 @@ def test_a_scripted_normalization_layer_is_named_in_a_warning() -> None:
         Dent(_net(scripted, nn.LayerNorm(8)), STEPS)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
+def test_a_model_may_have_scripted_parts_with_layers_inside(x: Tensor) -> None:
+    model = _net(nn.BatchNorm2d(8))
+    scripted: Any = torch.jit.script(model[2:4])
+    partly = nn.Sequential(model[:2], scripted, model[4:]).eval()
+    assert torch.equal(Dent(partly, STEPS)(x), Dent(model, STEPS)(x))
+
+
+def test_a_graph_of_torch_export_is_refused_with_advice(x: Tensor) -> None:
+    exported = torch.export.export(_net(nn.BatchNorm2d(8)), (x,)).module()
+    with pytest.raises(UnsupportedModelError, match="wrap the model that was exported"):
+        Dent(exported, STEPS)
+
+
 @pytest.mark.parametrize("hold", [lambda it: [it], lambda it: {"a": (it,)}])
 def test_normalization_layers_in_plain_containers_are_named_in_a_warning(
     hold: Callable[[nn.Module], object],
