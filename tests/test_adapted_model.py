@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from dent.adaptation.adapted_model import AdaptedModel
 from dent.config import DentConfig, SmoothingConfig
 from dent.defenses.dent import Dent
-from dent.errors import InputError
+from dent.errors import InputError, UnsupportedModelError
+from tests import slow_dent
 from tests.configurations import (
     BATCH,
     CONFIGS,
@@ -147,6 +148,26 @@ def test_tied_parameters_are_adapted_as_one_parameter(config: DentConfig, x: Ten
     for name, value in adaptation.parameters.items():
         written.get_parameter(name).data.copy_(value[0] if adaptation.sample_wise else value)
     torch.testing.assert_close(logits[0], written(x)[0])
+
+
+class _ScaledAgain(Around):
+    """Multiplies its logits by the scale of a layer inside it."""
+
+    def __init__(self, model: nn.Sequential) -> None:
+        super().__init__(model)
+        self.again = model[1].weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * self.again.mean()
+
+
+def test_a_scale_used_outside_of_its_layer_is_adapted_there_too(x: Tensor) -> None:
+    model = _ScaledAgain(_head(nn.BatchNorm2d(8))).eval()
+    config = replace(BATCH, lr=0.05)
+    expected = slow_dent.adapt_and_predict(model, config, x)
+    torch.testing.assert_close(Dent(model, config)(x), expected.logits, atol=1e-4, rtol=1e-4)
+    with pytest.raises(UnsupportedModelError, match=r"scale or shift in \.mean.*batch-wise"):
+        Dent(model, SAMPLE)(x)
 
 
 @pytest.mark.parametrize("config", CONFIGS)

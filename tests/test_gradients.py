@@ -198,6 +198,19 @@ def test_gradient_with_a_discarded_step_is_that_of_the_static_model(granularity:
     torch.testing.assert_close(found, expected)
 
 
+def test_a_model_that_detaches_its_input_has_no_gradient_in_it() -> None:
+    class Detaching(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.detach())  # type: ignore[no-any-return]
+
+    toy, x = make_toy("BatchNorm2d"), make_batch("BatchNorm2d", 3).requires_grad_()
+    defense = Dent(Detaching(toy).eval(), DentConfig(steps=2))
+    for checkpointed in (False, True):
+        adaptation = defense.adapt(x, differentiable=True, checkpointed=checkpointed)
+        logits = defense.predict(x, adaptation)
+        assert torch.autograd.grad(logits.sum(), x, allow_unused=True) == (None,)
+
+
 def test_a_non_finite_row_does_not_change_the_gradient_of_other_rows() -> None:
     defense = Dent(make_toy("BatchNorm2d"), make())
     x = make_batch("BatchNorm2d", 3)

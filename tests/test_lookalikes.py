@@ -17,6 +17,7 @@ from dent.config import DENT_PLUS, DentConfig, SmoothingConfig
 from dent.defenses.dent import Dent
 from dent.errors import ConfigError, UnadaptedLayersWarning, UnsupportedModelError
 from dent.models import Normalize
+from tests import slow_dent
 
 STEPS = DentConfig(steps=2, lr=1e-2)
 CONFIGS = [STEPS, replace(STEPS, granularity="sample"), DENT_PLUS]
@@ -110,6 +111,20 @@ def test_a_scripted_normalization_layer_is_named_in_a_warning() -> None:
         Dent(_net(scripted, nn.LayerNorm(8)), STEPS)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
+def test_a_model_may_have_scripted_parts_with_layers_inside(x: Tensor) -> None:
+    model = _net(nn.BatchNorm2d(8))
+    scripted: Any = torch.jit.script(model[2:4])
+    partly = nn.Sequential(model[:2], scripted, model[4:]).eval()
+    assert torch.equal(Dent(partly, STEPS)(x), Dent(model, STEPS)(x))
+
+
+def test_a_graph_of_torch_export_is_refused_with_advice(x: Tensor) -> None:
+    exported = torch.export.export(_net(nn.BatchNorm2d(8)), (x,)).module()
+    with pytest.raises(UnsupportedModelError, match="wrap the model that was exported"):
+        Dent(exported, STEPS)
+
+
 @pytest.mark.parametrize("hold", [lambda it: [it], lambda it: {"a": (it,)}])
 def test_normalization_layers_in_plain_containers_are_named_in_a_warning(
     hold: Callable[[nn.Module], object],
@@ -185,6 +200,32 @@ def test_a_registered_layer_norm_adapts_like_the_one_of_pytorch(
     answers = [Dent(model, config)(x.to(dtype)) for model in (mine, known)]
     torch.testing.assert_close(*answers, atol=tolerance, rtol=tolerance)
     assert set(Dent(mine, config).adapt(x.to(dtype)).parameters) == {"6.gamma", "6.beta"}
+
+
+class _Broadcast(nn.Module):
+    """Normalizes each image over its channels, with parameters that broadcast over a batch."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        draws = torch.Generator().manual_seed(5)
+        self.weight = nn.Parameter(torch.rand(shape, generator=draws) + 0.5)
+        self.bias = nn.Parameter(torch.rand(shape, generator=draws) - 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        variance, mean = torch.var_mean(x, 1, correction=0, keepdim=True)
+        return (x - mean) / (variance + 1e-5).sqrt() * self.weight + self.bias
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1, 1)])
+@pytest.mark.parametrize("config", CONFIGS)
+def test_a_registered_layer_may_have_parameters_of_more_than_one_axis(
+    config: DentConfig, shape: tuple[int, ...], x: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register_norm(_Broadcast)
+    monkeypatch.setattr(slow_dent, "NORMS", (_Broadcast,))
+    model = _net(_Broadcast(shape))
+    expected = slow_dent.adapt_and_predict(model, config, x)
+    torch.testing.assert_close(Dent(model, config)(x), expected.logits, atol=1e-4, rtol=1e-4)
 
 
 def test_a_registered_layer_with_other_arithmetic_is_refused_sample_wise(x: Tensor) -> None:

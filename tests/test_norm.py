@@ -157,6 +157,14 @@ def test_sequence_first_is_refused_sample_wise_and_works_batch_wise() -> None:
     assert Dent(SequenceFirst(), DentConfig(steps=2))(x).shape == (3, 3)
 
 
+@pytest.mark.parametrize(("length", "samples"), [(5, 5), (8, 8), (8, 16), (2, 1), (3, 1)])
+def test_sequence_first_is_refused_also_if_the_sequence_is_as_long_as_the_batch(
+    length: int, samples: int
+) -> None:
+    with pytest.raises(UnsupportedModelError, match="first dimension is not the batch"):
+        Dent(SequenceFirst(), SAMPLE)(torch.randn(samples, length, 4))
+
+
 class OwnArithmetic(nn.LayerNorm):
     """Applies its scale and shift by tensor arithmetic."""
 
@@ -168,6 +176,35 @@ def test_a_layer_with_its_own_arithmetic_is_refused_sample_wise_and_works_batch_
     model = nn.Sequential(OwnArithmetic(4), nn.Linear(4, 3))
     x = torch.randn(5, 4)
     with pytest.raises(UnsupportedModelError, match=r"its scale or shift in \w+\(\).*batch-wise"):
+        Dent(model, SAMPLE)(x)
+    assert Dent(model, DentConfig(steps=2))(x).shape == (5, 3)
+
+
+class _Linear(torch.autograd.Function):
+    """An operation that takes only tensors, as one of an extension in C++."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(x, scale)
+        return x * torch.Tensor.detach(scale)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        x, scale = ctx.saved_tensors
+        return gradient * scale, (gradient * x).sum(0)
+
+
+class OwnOperation(nn.LayerNorm):
+    """Applies its scale by an operation that takes only tensors."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        return _Linear.apply(F.layer_norm(input, self.normalized_shape), self.weight)  # type: ignore[no-any-return]
+
+
+def test_an_operation_that_takes_only_tensors_is_refused_sample_wise_and_works_batch_wise() -> None:
+    model = nn.Sequential(OwnOperation(4, bias=False), nn.Linear(4, 3))
+    x = torch.randn(5, 4)
+    with pytest.raises(UnsupportedModelError, match=r"takes? one per sample.*batch-wise"):
         Dent(model, SAMPLE)(x)
     assert Dent(model, DentConfig(steps=2))(x).shape == (5, 3)
 

@@ -98,6 +98,27 @@ def test_evaluate_gives_the_result_of_the_engine_on_the_same_tensors(tmp_path: P
     assert float((found - images).abs().max()) > 0
 
 
+def test_inference_mode_of_the_caller_does_not_change_the_result() -> None:
+    model, (images, labels) = net(), data()
+    expected = dent.evaluate(model, images, labels, defense="dent+", attack=CHEAP)
+    with torch.inference_mode():
+        result = dent.evaluate(model, images, labels, defense="dent+", attack=CHEAP)
+        assert torch.is_inference_mode_enabled()
+    for name, known in expected.defenses.items():
+        found = result.defenses[name]
+        assert (found.natural, found.worst.served) == (known.natural, known.worst.served)
+
+
+def test_another_default_dtype_is_refused() -> None:
+    model, (images, labels) = net(), data()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with pytest.raises(ConfigError, match=r"is torch\.float64.*set_default_dtype"):
+            dent.evaluate(model, images, labels, defense="dent+", attack=CHEAP)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_images_of_a_shuffled_run_are_returned_in_the_input_order(tmp_path: Path) -> None:
     images, labels = data(7)
     model = net()

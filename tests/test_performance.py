@@ -1,6 +1,7 @@
 """Performance settings do not change results."""
 
 import copy
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import pytest
@@ -13,7 +14,7 @@ from dent.defenses.registry import describe
 from dent.evaluation.records.spec import DefenseSpec
 from dent.evaluation.restoration import restored_defense
 from dent.kinds import recorded_kind
-from tests.configurations import BATCH, CONFIGS, SAMPLE, Around
+from tests.configurations import BATCH, CONFIGS, SAMPLE, TEST, Around
 from tests.small_models import MODELS, make_images
 from tests.test_behaviour import CONFIGS as DEFENSES
 
@@ -337,3 +338,40 @@ def test_one_image_adapts_like_a_batch_of_the_same_image_twice(granularity: Any)
     config = DentConfig(steps=3, lr=0.05, granularity=granularity, reduction=reduction)
     defense = Dent(model, config)
     torch.testing.assert_close(defense(image), defense(image.repeat(2, 1, 1, 1))[:1])
+
+
+class _Tokens(nn.Module):
+    """Normalizes a sequence of pixels, as transformers do: its gradient lies channels-last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.linear = nn.LayerNorm(32), nn.Linear(32, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.norm(x.flatten(2).transpose(1, 2))
+        logits: Tensor = self.linear(tokens).square().mean(1)
+        return logits
+
+
+@pytest.mark.parametrize("kind", [nn.BatchNorm2d, nn.InstanceNorm2d])
+@pytest.mark.parametrize("config", [BATCH, SAMPLE, TEST])
+@pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last])
+def test_one_image_adapts_like_the_same_image_twice_in_every_layout(
+    kind: Any, config: DentConfig, form: torch.memory_format
+) -> None:
+    """torch's CPU backward misreads the gradient of one image in another memory format."""
+    torch.manual_seed(0)
+    norm = kind(32, affine=True)
+    model = nn.Sequential(nn.Conv2d(3, 32, 3, 2, 1), nn.GELU(), norm, _Tokens())
+    model = model.double().eval().to(memory_format=form)
+    image = torch.rand(1, 3, 16, 16, dtype=torch.float64).to(memory_format=form)
+    alone: Any = "sum" if config.granularity == "sample" else "mean"
+    config = replace(config, lr=0.05, objective="entropy", reduction=alone)
+    defense, twice = Dent(model, config, PLAIN), image.repeat(2, 1, 1, 1)
+    torch.testing.assert_close(defense(image), defense(twice)[:1])
+    gradients = []
+    for batch in (image, twice):
+        x = batch.clone().requires_grad_()
+        logits = defense.predict(x, defense.adapt(x, differentiable=True))
+        gradients.append(torch.autograd.grad(logits[0, 0], x)[0].sum(0))
+    torch.testing.assert_close(*gradients)

@@ -1,10 +1,12 @@
 """Models that cannot be defended, and the messages that say so."""
 
+import copy
 import threading
 from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -15,6 +17,7 @@ from tests.configurations import (
     BATCH,
     SAMPLE,
     STATISTICS_ONLY,
+    TEST,
     Around,
 )
 
@@ -109,6 +112,51 @@ def test_models_that_do_not_return_logits_with_gradients_are_refused(
         Dent(_Pair(tiny_cnn), config)(x)
     with pytest.raises(UnsupportedModelError, match=r"torch\.no_grad"):
         Dent(_NoGrad(tiny_cnn), config)(x)
+
+
+class _Always(nn.BatchNorm2d):
+    """Normalizes by its running statistics in every mode."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        mean, variance = self.running_mean, self.running_var
+        return F.batch_norm(input, mean, variance, self.weight, self.bias, False, 0.0, self.eps)
+
+
+class _ByHand(nn.BatchNorm2d):
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        shift = self.bias - self.running_mean * scale
+        return input * scale[:, None, None] + shift[:, None, None]
+
+
+@pytest.mark.parametrize("kind", [_Always, _ByHand])
+@pytest.mark.parametrize("config", [TEST, STATISTICS_ONLY])
+def test_models_that_read_running_statistics_are_refused_under_test_statistics(
+    kind: type[nn.Module], config: DentConfig, x: Tensor
+) -> None:
+    assert Dent(_head(kind(8)), BATCH)(x).isfinite().all()
+    with pytest.raises(UnsupportedModelError, match=r"statistics='test' takes away.*'train'"):
+        Dent(_head(kind(8)), config)(x)
+
+
+def test_an_error_of_the_model_under_test_statistics_stays_its_own(x: Tensor) -> None:
+    class Broken(Around):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + None  # type: ignore[operator]
+
+    with pytest.raises(TypeError, match="unsupported operand"):
+        Dent(Broken(_head(nn.BatchNorm2d(8))), TEST)(x)
+
+
+def test_models_without_values_are_refused_until_they_have_some(x: Tensor) -> None:
+    model = _head(nn.BatchNorm2d(8))
+    defense = Dent(copy.deepcopy(model).to("meta"), BATCH)
+    with pytest.raises(
+        UnsupportedModelError, match=r"0\.weight of Sequential is on the meta device"
+    ):
+        defense(x)
+    defense.to_empty(device="cpu").load_state_dict(Dent(model, BATCH).state_dict())
+    assert torch.equal(defense(x), Dent(model, BATCH)(x))
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")

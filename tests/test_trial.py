@@ -586,6 +586,16 @@ def test_outputs_that_are_probabilities_cause_a_warning(
     Dent(nn.Sequential(_net(), nn.LogSoftmax(1)).eval(), STEPS)(x)
 
 
+def test_probabilities_are_recognized_under_another_default_dtype(x: Tensor) -> None:
+    defense = Dent(nn.Sequential(_net(), nn.Softmax(1)).eval(), STEPS)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with pytest.warns(NotLogitsWarning, match="Take the softmax"):
+            assert defense(x).dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 class _Times(Around):
     factor = 1.0
 

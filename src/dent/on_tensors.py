@@ -26,6 +26,7 @@ from dent.threat import ThreatModel, usual_eps
 _NAME: Final = "defense"
 
 
+@torch.inference_mode(mode=False)  # a caller's would block gradients
 def evaluate(
     model: nn.Module,
     images: Tensor,

@@ -100,7 +100,7 @@ def advice(output: object) -> str:
 def seem_probabilities(logits: Tensor) -> bool:
     """Return whether every row of an output (N, classes) is a probability distribution."""
     rows = logits.detach().float()
-    ones = torch.ones(len(rows), device=rows.device)
+    ones = torch.ones(len(rows), dtype=rows.dtype, device=rows.device)
     return bool((rows >= 0).all()) and torch.allclose(rows.sum(1), ones, atol=1e-2)
 
 

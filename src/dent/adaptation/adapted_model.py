@@ -18,7 +18,12 @@ from torch import Tensor, nn
 
 from dent.adaptation.autocast import autocast_for
 from dent.adaptation.lookalikes import FunctionalNorms
-from dent.adaptation.memory_format import MemoryFormatChoice, own_copy, reorder_weights
+from dent.adaptation.memory_format import (
+    MemoryFormatChoice,
+    PlainNorms,
+    own_copy,
+    reorder_weights,
+)
 from dent.adaptation.moving import MovingStatistics, batch_norm_layers
 from dent.adaptation.norm import (
     Affine,
@@ -144,11 +149,20 @@ class AdaptedModel:
                 self._bindings.append(binding)
             if self._test_statistics:
                 use_test_statistics(copies[layer_name])
+        self._bind_shared(names)
         self._moving = MovingStatistics(batch_norm_layers(self._module)) if self._moves else None
         if self._prefix is not None and self._last_layers is not None:
             adapted = norm_parameters(self._model, self._last_layers)
             bound = {layer for layer, _, name, _ in self._bindings if name in adapted}
             self._prefix.attach(self._module, bound, patched)
+
+    def _bind_shared(self, names: Mapping[int, str]) -> None:
+        """Bind scales and shifts also where modules other than normalization layers hold them."""
+        bound = {(layer, attribute) for layer, attribute, *_ in self._bindings}
+        for module, copied in zip(self._model.modules(), self._module.modules(), strict=True):
+            for attribute, tensor in module._parameters.items():
+                if id(tensor) in names and (copied, attribute) not in bound and tensor is not None:
+                    self._bindings.append((copied, attribute, names[id(tensor)], tensor.dtype))
 
     def __call__(
         self,
@@ -247,13 +261,19 @@ class AdaptedModel:
             with autocast_for(self._performance, x):
                 if self._performance.compile:
                     return _compiled()(self._module, images)
-                return self._module(images)
+                alone = len(x) == 1 and x.device.type == "cpu"
+                with PlainNorms() if alone else nullcontext():
+                    return self._module(images)
         except torch.OutOfMemoryError:
             raise
-        except (RuntimeError, ValueError, AssertionError, IndexError) as error:
-            if isinstance(error, InputError | UnsupportedModelError):
-                raise
-            raise InputError(self._refusal(x, error)) from error
+        except (InputError, UnsupportedModelError):
+            raise
+        except Exception as error:
+            if self._replaces_what_is_read(x, error):
+                raise UnsupportedModelError(self._misuse(error)) from error
+            if isinstance(error, RuntimeError | ValueError | AssertionError | IndexError):
+                raise InputError(self._refusal(x, error)) from error
+            raise
         finally:
             if self._moving is not None:
                 self._moving.end()
@@ -294,6 +314,36 @@ class AdaptedModel:
             layer._parameters.pop(attribute, None)
             layer._buffers.pop(attribute, None)
             vars(layer)[attribute] = value
+
+    def _replaces_what_is_read(self, x: Tensor, error: Exception) -> bool:
+        """Return whether the model takes x, but not what the defense puts into its layers."""
+        if not isinstance(error, TypeError | AttributeError) and "running_" not in str(error):
+            return False
+        if not self._test_statistics and not any(
+            isinstance(vars(layer).get(name), Affine) for layer, name, *_ in self._bindings
+        ):
+            return False
+        try:
+            with torch.no_grad():
+                private_copy(self._model)(x.clone())
+        except Exception:  # whatever it is, the model itself raises it
+            return False
+        return True
+
+    def _misuse(self, error: Exception) -> str:
+        name = type(self._model).__name__
+        if self._test_statistics and ("None" in str(error) or "running_" in str(error)):
+            return (
+                f"{name} reads the running statistics of a normalization layer, which "
+                f"statistics='test' takes away: {error}. Call the layer, and let it call "
+                "torch.nn.functional.batch_norm as torch.nn.BatchNorm2d does, or configure "
+                "statistics='train'."
+            )
+        return (
+            f"{name} uses a scale or shift in an operation that cannot take one per sample: "
+            f"{error}. Adapt batch-wise in the layer's own precision, or use "
+            "torch.nn.functional's normalization functions there."
+        )
 
     def _refusal(self, x: Tensor, error: Exception) -> str:
         parameter = next((p for p in self._module.parameters() if p.is_floating_point()), None)

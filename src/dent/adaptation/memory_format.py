@@ -1,11 +1,15 @@
 """The order of images and weights in memory: as given, or channels-last where that is faster."""
 
 import math
+from collections.abc import Callable
 from statistics import median
+from typing import Any, Final
 from weakref import WeakSet
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from dent.adaptation.autocast import autocast_for
 from dent.adaptation.private_copy import private_copy
@@ -24,6 +28,9 @@ _REFUSED_CHANNELS_LAST: WeakSet[nn.Module] = WeakSet()
 """Models whose forward on channels-last images failed or returned other outputs."""
 _CHECKED_CHANNELS_LAST: WeakSet[nn.Module] = WeakSet()
 """Models that returned the same outputs, up to rounding, in both memory formats."""
+
+
+_MISREADING: Final = (F.batch_norm, F.instance_norm, torch.batch_norm, torch.instance_norm)
 
 
 class MemoryFormatChoice:
@@ -133,6 +140,35 @@ def _alike(model: nn.Module, x: Tensor) -> bool | None:
     ordered, plain = answers
     rounding = math.sqrt(torch.finfo(plain.dtype).eps) * float(plain.abs().nan_to_num().max())
     return torch.allclose(ordered, plain, rtol=0.0, atol=rounding, equal_nan=True)
+
+
+class PlainNorms(TorchFunctionMode):
+    """Context in which batch and instance normalization work in the default memory format.
+
+    For one image, PyTorch's backward on a CPU misreads gradients that lie in another format,
+    without an error. A model can make such gradients even of an image in the default format, by
+    transposing.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: tuple[type, ...],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Run an operation, and a normalization in the default memory format."""
+        kwargs = kwargs or {}
+        if func not in _MISREADING:
+            return func(*args, **kwargs)
+        if args:
+            args = (args[0].contiguous(), *args[1:])
+        else:
+            kwargs = kwargs | {"input": kwargs["input"].contiguous()}
+        output = func(*args, **kwargs)
+        if output.requires_grad:
+            output.register_hook(_contiguous)
+        return output
 
 
 def own_copy(x: Tensor, *, channels_last: bool) -> Tensor:

@@ -67,11 +67,16 @@ class NonFiniteGate:
             after = values.get(SMOOTHING, self.smoothings[-1])
             self.smoothings = (*self.smoothings, after.detach())
 
-    def gradient(self, gradient: Tensor) -> Tensor:
+    def gradient(self, gradient: Tensor | None) -> Tensor | None:
         """Return the gradient in x, set to 0 for reverted samples, which do not depend on x.
 
         Otherwise it could be NaN: backward through a reverted step multiplies 0 by infinity.
+
+        Args:
+            gradient: (N, ...); None if no output depends on x: PyTorch calls the hook anyway.
         """
+        if gradient is None:
+            return None
         alive = per_sample(self._kept, gradient)
         return torch.where(alive, gradient, 0)
 

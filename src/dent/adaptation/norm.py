@@ -399,6 +399,8 @@ def _align(rows: Tensor, x: Tensor, *, channels_last: bool) -> Tensor:
     """View (rows, *shape) so that it broadcasts over x, with the channels last or second."""
     if rows.dim() == 1:  # a folded statistic without parameters: one row for all samples
         rows = rows.unsqueeze(0)
+    if rows.dim() > x.dim() and rows.shape[1] == 1:  # a parameter with an axis for the batch
+        rows = rows.squeeze(1)
     if rows.shape[0] not in (1, x.shape[0]):
         raise UnsupportedModelError(
             f"A normalization layer got an input of shape {tuple(x.shape)} for a batch of "

@@ -123,7 +123,7 @@ def _rebind(
 ) -> None:
     """Make functions and hooks of the copies refer to the copies' parts."""
     for module in modules:
-        if not _is_plain(module):
+        if not _is_plain(module) and id(module) in memo:  # not inside a scripted module
             attributes = vars(memo[id(module)])
             names = [
                 name for name, value in attributes.items() if isinstance(value, _MAY_LEAD_BACK)

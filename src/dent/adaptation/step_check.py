@@ -54,9 +54,8 @@ def check_steps(
         UnsupportedModelError: the outputs are not logits, a gradient is cut or fails, or a
             registered layer is declared wrongly.
     """
-    adapted = AdaptedModel(
-        model, replace(config, smoothing=None) if config.adapt_affine else config
-    )
+    adapted_config = replace(config, smoothing=None) if config.adapt_affine else config
+    adapted = AdaptedModel(model, adapted_config)
     trained = norm_parameters(eager(model), config.last_layers) if config.adapt_affine else {}
     leaves = {name: _leaf(value, x, config) for name, value in trained.items()}
     restore()
@@ -75,6 +74,9 @@ def check_steps(
     if config.statistics == "train":
         restore()
         _check_registered(model, x, logits.detach())
+    if config.granularity == "sample" and leaves:
+        restore()
+        _check_batch_axis(model, adapted_config, trained, x)
     objective = loss(views, config.objective, config.reduction)
     if not leaves or not objective.requires_grad:  # the first step reports this
         return True
@@ -157,6 +159,26 @@ def _check_registered(model: nn.Module, x: Tensor, logits: Tensor) -> None:
             "does not compute normalized * scale + shift along the axis that dent.register_norm "
             "was told. Correct its channels, scale and shift, or adapt batch-wise."
         )
+
+
+def _check_batch_axis(
+    model: nn.Module, config: DentConfig, trained: Mapping[str, Tensor], x: Tensor
+) -> None:
+    """Check with other numbers of samples that every layer has the batch as its first axis.
+
+    Otherwise a sequence of as many elements as the batch has samples would go unnoticed.
+    """
+    for more in (1,) if len(x) > 1 else (1, 2):
+        rows = x[torch.arange(len(x) + more, device=x.device) % len(x)]
+        leaves = {name: _leaf(value, rows, config) for name, value in trained.items()}
+        with torch.no_grad():
+            try:
+                AdaptedModel(model, _STATIC)(rows, {})
+            except torch.OutOfMemoryError:
+                raise
+            except Exception:  # the model takes no other number of samples
+                return
+            AdaptedModel(model, config)(rows, leaves)
 
 
 def _leaf(value: Tensor, x: Tensor, config: DentConfig) -> Tensor:

@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+from torch.fx import GraphModule
 from torch.nn.parameter import is_lazy
 
 from dent.adaptation.adapted_model import eager
@@ -107,6 +108,11 @@ def _check_layers(model: nn.Module, layers: dict[str, nn.Module], config: DentCo
         )
         unknown = unadapted(model)
         what += f". {unknown.removesuffix('.')}" if unknown else ""
+        if any(isinstance(module, GraphModule) for module in model.modules()):
+            what += (
+                ". A graph of torch.export has functions in place of layers: wrap the model that "
+                "was exported"
+            )
         raise UnsupportedModelError(
             f"Dent adapts the scale and shift of BatchNorm, LayerNorm, GroupNorm, InstanceNorm or "
             f"RMSNorm, and {type(model).__name__} has none to adapt: {what}. Was BatchNorm fused "

@@ -21,7 +21,12 @@ from dent.adaptation.random_state import same_random_numbers
 from dent.adaptation.step_check import check_steps
 from dent.adaptation.untraced import untraced
 from dent.config import DentConfig
-from dent.errors import NoAdaptationWarning, PixelRangeWarning, SmallBatchWarning
+from dent.errors import (
+    NoAdaptationWarning,
+    PixelRangeWarning,
+    SmallBatchWarning,
+    UnsupportedModelError,
+)
 from dent.support.warned import are_own_batches, warn
 
 _LOCK: Final = threading.RLock()
@@ -85,8 +90,9 @@ class FirstBatchChecks:
             pixels: the smallest and the largest value of `x`.
 
         Raises:
-            UnsupportedModelError: a private copy does not give the model's outputs, the outputs are
-                not logits, a gradient is cut or fails, or a registered layer is declared wrongly.
+            UnsupportedModelError: the model has no values, a private copy does not give its
+                outputs, these are not logits, a gradient is cut or fails, or a registered layer is
+                declared wrongly.
         """
         if not self.warned_of_pixels:
             self.warned_of_pixels = _warn_of_pixels(x, *pixels)
@@ -94,10 +100,21 @@ class FirstBatchChecks:
             return
         with _LOCK, isolated(x, differentiable=False), hidden_from_hooks():
             model, x = eager(model), x.clone() if x.is_inference() else x.detach()
+            _check_values(model)
             if not self.copied:
                 self.copied = _first(check_copy, model, x)
             if config.steps and not self.stepped:
                 self.stepped = _first(lambda *given: check_steps(config, *given), model, x)
+
+
+def _check_values(model: nn.Module) -> None:
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_meta:
+            raise UnsupportedModelError(
+                f"{name} of {type(model).__name__} is on the meta device, so it has no values: "
+                "load the weights first. accelerate leaves weights there that it offloads "
+                "(device_map, cpu_offload): load the whole model onto one device."
+            )
 
 
 def _warn_of_pixels(x: Tensor, low: float, high: float) -> bool:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
+import torch
+
 from dent.attacks.adaptive.static_ascents import kept_in
 from dent.attacks.querier import OnPass
 from dent.data.class_order import cheap_labels, is_in_class_order
@@ -184,6 +186,7 @@ RunUnits = Callable[[RemainingWork], None]
 """A function that makes all missing records, in this process or in others."""
 
 
+@torch.inference_mode(mode=False)  # a caller's would block gradients
 def evaluate_with(
     subject: Subject,
     settings: Settings | None,
@@ -200,6 +203,12 @@ def evaluate_with(
     If not `in_parts`, the run stops only between attacks, and not between the batches of one. The
     other arguments are the same.
     """
+    if torch.get_default_dtype() != torch.float32:
+        raise ConfigError(
+            f"torch.get_default_dtype() is {torch.get_default_dtype()}, and evaluations draw and "
+            "compute in float32: call torch.set_default_dtype(torch.float32). A model may compute "
+            "in another precision inside."
+        )
     settings = settings or Settings()
     prepared = prepare(subject, settings)
     _warn_of_missing_classes(prepared)
