@@ -53,7 +53,7 @@ def test_aliases_of_autoattack_make_the_attacks_standard_and_plus(written: str, 
 
 
 def test_unknown_settings_are_refused_with_a_suggestion() -> None:
-    with pytest.raises(ConfigError, match="no setting 'iteration'. Did you mean 'iterations'"):
+    with pytest.raises(ConfigError, match=r"no setting 'iteration'\. Did you mean 'iterations'"):
         make("pgd", iteration=3)
     with pytest.raises(ConfigError, match="square has no setting 'step'"):
         make("square", step=0.1)

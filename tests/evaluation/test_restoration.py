@@ -81,7 +81,7 @@ def test_restored_objects_are_on_the_requested_device(recorded: RecordedRun) -> 
 def test_a_run_of_objects_without_names_says_how_to_verify_it(
     recorded: RecordedRun, what: str
 ) -> None:
-    """A subject in Python records the class of its model, and `dent.evaluate` records no dataset."""
+    """A subject in Python names its model by its class, and `dent.evaluate` names no dataset."""
     spec = recorded.run.spec
     unnamed = getattr(spec, what).model_copy(update={"name": "ResNet"})
     changed = spec.model_copy(update={what: unnamed})

@@ -232,6 +232,20 @@ def test_limits_state_that_custom_attacks_are_not_counted(
     assert "was run, not counting custom attacks (theirs:strong" in said
 
 
+def test_limits_name_the_diagnostics_that_were_not_run_on_a_defense(
+    result: EvaluationResult,
+) -> None:
+    (said,) = (each for each in limits(result) if each.startswith("Diagnostics"))
+    not_run = {
+        item.name
+        for name, defense in result.defenses.items()
+        for item in defense.diagnostics
+        if name != "static" and item.state == "not-run"
+    }
+    assert not_run
+    assert set(said.rpartition(": ")[2].rstrip(".").split(", ")) == not_run
+
+
 def test_limits_state_how_many_samples_were_attacked(result: EvaluationResult) -> None:
     def said(samples: int, status: str) -> str:
         changed = result.model_copy(update={"samples": samples, "status": status})

@@ -308,7 +308,7 @@ def check_command(
     allow_code: Annotated[bool, options.allow_code()] = False,
     by: Annotated[
         str | None,
-        typer.Option("--record", help="Who checked: add the passed checks to the row's trust.json."),
+        typer.Option("--record", help="Who checked: add passed checks to the row's trust.json."),
     ] = None,
     nonce_source: Annotated[
         str | None,
