@@ -231,7 +231,7 @@ def submit_command(
     repository: Annotated[str | None, typer.Option(help="URL of the defense's code.")] = None,
     commit: Annotated[
         str | None,
-        typer.Option(help="Commit: the full hash, 40 digits (`git rev-parse HEAD`)."),
+        typer.Option(help="Full hash of the commit, 40 digits (`git rev-parse HEAD`)."),
     ] = None,
     paper: Annotated[str | None, typer.Option(help="URL of the paper.")] = None,
     contact: Annotated[str | None, typer.Option(help="Who answers questions.")] = None,
