@@ -201,6 +201,13 @@ def test_an_error_of_the_model_is_passed_on_in_an_input_error(
     assert isinstance(caught.value.__cause__, error)
 
 
+def test_a_batch_of_another_type_than_the_weights_is_refused_with_the_conversion(
+    tiny_cnn: nn.Sequential, x: Tensor
+) -> None:
+    with pytest.raises(InputError, match=r"float64 on cpu: .*x\.to\(torch\.float32\)$"):
+        Dent(tiny_cnn, BATCH)(x.double())
+
+
 def test_an_out_of_memory_error_does_not_become_an_input_error(x: Tensor) -> None:
     class Large(nn.Sequential):
         def forward(self, x: Tensor) -> Tensor:

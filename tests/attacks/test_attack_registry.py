@@ -53,7 +53,7 @@ def test_aliases_of_autoattack_make_the_attacks_standard_and_plus(written: str, 
 
 
 def test_unknown_settings_are_refused_with_a_suggestion() -> None:
-    with pytest.raises(ConfigError, match="no setting 'iteration', did you mean 'iterations'"):
+    with pytest.raises(ConfigError, match=r"no setting 'iteration'\. Did you mean 'iterations'"):
         make("pgd", iteration=3)
     with pytest.raises(ConfigError, match="square has no setting 'step'"):
         make("square", step=0.1)
@@ -136,7 +136,7 @@ def test_attack_with_settings_can_be_given_as_one_string() -> None:
         ("pgd:iterations", "NAME:SETTING=VALUE"),
         ("pgd:iterations=", "NAME:SETTING=VALUE"),
         ("pgd:iterations=3,iterations=4", "iterations is set twice"),
-        ("pgd:iteration=3", "did you mean 'iterations'"),
+        ("pgd:iteration=3", "Did you mean 'iterations'"),
         ("pgd:iterations=many", "whole number, at least 1, got 'many'"),
         ("pgd:iterations=2.5", "whole number, at least 1, got 2.5"),
         ("pgd:step=fast", "step must be a number"),

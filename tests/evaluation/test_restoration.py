@@ -75,3 +75,16 @@ def test_restored_objects_are_on_the_requested_device(recorded: RecordedRun) -> 
     assert next(restore(recorded, device="cpu").model.parameters()).device.type == "cpu"
     with pytest.raises(ConfigError, match="device 'nowhere' cannot be used here"):
         restore(recorded, device="nowhere")
+
+
+@pytest.mark.parametrize("what", ["model", "dataset"])
+def test_a_run_of_objects_without_names_says_how_to_verify_it(
+    recorded: RecordedRun, what: str
+) -> None:
+    """A subject in Python names its model by its class, and `dent.evaluate` names no dataset."""
+    spec = recorded.run.spec
+    unnamed = getattr(spec, what).model_copy(update={"name": "ResNet"})
+    changed = spec.model_copy(update={what: unnamed})
+    recorded = replace(recorded, run=recorded.run.model_copy(update={"spec": changed}))
+    with pytest.raises(ConfigError, match=f"no {what} 'ResNet'.*runs/first.*made in Python"):
+        restore(recorded)

@@ -232,6 +232,22 @@ def test_limits_state_that_custom_attacks_are_not_counted(
     assert "was run, not counting custom attacks (theirs:strong" in said
 
 
+def test_limits_name_the_diagnostics_that_were_not_run_on_a_defense(
+    result: EvaluationResult,
+) -> None:
+    (said,) = (each for each in limits(result) if each.startswith("Diagnostics"))
+    not_run = {
+        item.name
+        for name, defense in result.defenses.items()
+        for item in defense.diagnostics
+        if name != "static" and item.state == "not-run"
+    }
+    named, *more = said.removesuffix(".").rpartition(": ")[2].split(", and ")
+    assert set(named.split(", ")) <= not_run
+    assert len(named.split(", ")) == min(4, len(not_run))
+    assert more == ([f"{len(not_run) - 4} more"] if len(not_run) > 4 else [])
+
+
 def test_limits_state_how_many_samples_were_attacked(result: EvaluationResult) -> None:
     def said(samples: int, status: str) -> str:
         changed = result.model_copy(update={"samples": samples, "status": status})

@@ -354,12 +354,16 @@ class AdaptedModel:
         )
         return (
             f"{type(self._module).__name__}{model} could not take a batch of shape "
-            f"{tuple(x.shape)}, {x.dtype} on {x.device}: {error}{_advice_on_gradients(error)}"
+            f"{tuple(x.shape)}, {x.dtype} on {x.device}: {error}{_advice(error, x, parameter)}"
         )
 
 
-def _advice_on_gradients(error: Exception) -> str:
-    """Return advice if an error shows that the model takes gradients in its own forward."""
+def _advice(error: Exception, x: Tensor, weights: Tensor | None) -> str:
+    """Return advice if the batch does not fit the weights, or the model takes gradients itself."""
+    if weights is not None and x.device != weights.device:
+        return f". Move the batch to the model: x.to('{weights.device}')"
+    if weights is not None and x.dtype != weights.dtype:
+        return f". Convert the batch: x.to({weights.dtype})"
     if "does not require grad" not in str(error):
         return ""
     return (

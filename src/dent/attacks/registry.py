@@ -52,7 +52,7 @@ def make(name: str, /, **settings: Any) -> Attack:
     for key in settings:
         if key not in (*accepted, "name"):
             raise ConfigError(
-                f"{name} has no setting {key!r}{_suggest(key, accepted)}; it has "
+                f"{name} has no setting {key!r}.{_suggest(key, accepted)} Its settings are "
                 f"{', '.join(accepted)}"
             )
     return _FACTORIES[name](**{key: value for key, value in settings.items() if value is not None})
@@ -159,4 +159,4 @@ def _parse(text: str) -> tuple[str, dict[str, Any]]:
 
 def _suggest(name: str, options: tuple[str, ...]) -> str:
     near = closest(name, options)
-    return f", did you mean {near!r}?" if near else ""
+    return f" Did you mean {near!r}?" if near else ""

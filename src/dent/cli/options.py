@@ -110,7 +110,7 @@ def norm(panel: str | None = None) -> Any:
 def eps(panel: str | None = None) -> Any:
     """Return `--eps`, the radius of the threat model."""
     return typer.Option(
-        help="Radius of the threat model. Default: 8/255 in linf, 0.5 in l2, none in l1.",
+        help="Radius of the threat model. Default: 8/255 in linf, 0.5 in l2.",
         rich_help_panel=panel,
     )
 

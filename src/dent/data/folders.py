@@ -79,7 +79,7 @@ class Folder:
             self.kind == IMAGENET) else ""  # fmt: skip
         raise DataError(
             f"{self.name}: there is no {split} split in {' or '.join(map(str, bases))}: expected a "
-            f"subfolder {subfolders} with one folder a class (val/CLASS/IMAGE.jpg). What to do: "
+            f"subfolder {subfolders} with one folder per class (val/CLASS/IMAGE.jpg). What to do: "
             f"pass the folder as `root=` (--data FOLDER).{licence}"
         )
 

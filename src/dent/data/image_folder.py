@@ -243,8 +243,8 @@ def _class_folders(folder: Path) -> list[str]:
     if len(class_names) < 2:
         raise DataError(
             f"{folder} has {counted(len(class_names), 'class folder')}, expected at least 2: one "
-            "folder a class, "
-            "with the images of that class in it (CLASS/IMAGE.jpg)"
+            "folder per class, with the images of that class in it (CLASS/IMAGE.jpg). "
+            "--data FOLDER (root=) names another folder"
         )
     return class_names
 

@@ -1,6 +1,8 @@
 """Restore the objects that a record describes, to submit its batches again."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ from dent.config import DentConfig
 from dent.data import ImageDataset, OnBytes
 from dent.defenses import registry
 from dent.defenses.dent import Dent
-from dent.errors import ConfigError
+from dent.errors import ConfigError, UnknownNameError
 from dent.evaluation.attack_specs import attack_of, attack_spec, is_ours, named_code
 from dent.evaluation.records.spec import STATIC, AttackSpec, DefenseSpec
 from dent.evaluation.results.recorded_run import RecordedRun
@@ -48,8 +50,8 @@ def restore(
         progress: The progress of a download, as in `dent.data.load`.
 
     Raises:
-        ConfigError: The run names code that is not allowed, there is no such device, or a defense
-            or an attack cannot be restored from its record.
+        ConfigError: The run names code that is not allowed, there is no such device, or the model,
+            the dataset, a defense or an attack cannot be restored from its record.
         DentError: The model or the dataset is missing here, or does not fit the record.
     """
     spec = recorded.run.spec
@@ -60,11 +62,13 @@ def restore(
             f"{', '.join(code_names)}. If you trust that code, add --allow-code (in Python, "
             "allow_code=True). `dent verify --records-only` checks only the records and runs none"
         )
-    if ":" in spec.dataset.name:
-        images = data.from_factory(spec.dataset.name)
-    else:
-        images = data.load(spec.dataset.name, root=data_root, progress=progress)
-    model = checked_model(spec.model.name, weights, images, usable_device(device))
+    with _named(recorded, "dataset", spec.dataset.name):
+        if ":" in spec.dataset.name:
+            images = data.from_factory(spec.dataset.name)
+        else:
+            images = data.load(spec.dataset.name, root=data_root, progress=progress)
+    with _named(recorded, "model", spec.model.name):
+        model = checked_model(spec.model.name, weights, images, usable_device(device))
     threat = threat_of(spec.threat)
     return Subject(
         model=model,
@@ -80,6 +84,25 @@ def restore(
         threat=threat,
         model_name=spec.model.name,
     )
+
+
+@contextmanager
+def _named(recorded: RecordedRun, what: str, name: str) -> Iterator[None]:
+    """Explain a name that nothing has: in a run from Python, it may be the name of an object.
+
+    Names with a colon or a slash can only be of something that is missing here.
+    """
+    try:
+        yield
+    except UnknownNameError as error:
+        if {":", "/"} & set(name):
+            raise
+        raise ConfigError(
+            f"there is no {what} {name!r} to restore {recorded.path} with. Was the run made in "
+            "Python? Then pass the same objects to dent.evaluation.verify or challenge, or record "
+            "names that can be loaded (Subject(..., model_name=...)). "
+            "`dent verify --records-only` needs no objects"
+        ) from error
 
 
 def checked_model(

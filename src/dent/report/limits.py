@@ -9,7 +9,7 @@ from dent.evaluation.results.intervals import LEVEL_TEXT
 from dent.evaluation.results.result import EvaluationResult
 from dent.evaluation.suites import budget_of
 from dent.report import wording
-from dent.support.plural import agreeing, counted
+from dent.support.plural import agreeing, counted, listed
 from dent.support.rounding import PLACES
 
 _KNOWN_TO_BREAK: Final[dict[str, Callable[[AttackSpec], bool]]] = {
@@ -117,12 +117,14 @@ def _of_dynamic(result: EvaluationResult) -> Iterator[str]:
             "Randomness is private: no attack knew the seed of a submission. An attacker who knows "
             "it may break more (--randomness public)."
         )
-    if any(
-        item.state == "not-run"
-        for defense in result.defenses.values()
+    not_run = dict.fromkeys(
+        item.name
+        for name, defense in result.defenses.items()
         for item in defense.diagnostics
-    ):
-        yield "Some diagnostics were not run. They show nothing either way."
+        if item.state == "not-run" and (name != STATIC or len(result.defenses) == 1)
+    )
+    if not_run:
+        yield f"Diagnostics that were not run show nothing either way: {listed(not_run, 4)}."
 
 
 def _not_counted(spec: EvaluationSpec) -> str:

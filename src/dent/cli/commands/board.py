@@ -225,7 +225,7 @@ def submit_command(
     repository: Annotated[str | None, typer.Option(help="URL of the defense's code.")] = None,
     commit: Annotated[
         str | None,
-        typer.Option(help="Commit: the full hash, 40 digits (`git rev-parse HEAD`)."),
+        typer.Option(help="Full hash of the commit, 40 digits (`git rev-parse HEAD`)."),
     ] = None,
     paper: Annotated[str | None, typer.Option(help="URL of the paper.")] = None,
     contact: Annotated[str | None, typer.Option(help="Who answers questions.")] = None,
@@ -302,7 +302,7 @@ def check_command(
     allow_code: Annotated[bool, options.allow_code()] = False,
     by: Annotated[
         str | None,
-        typer.Option("--record", help="Who checked: add what was passed to the row's trust.json."),
+        typer.Option("--record", help="Who checked: add passed checks to the row's trust.json."),
     ] = None,
     nonce_source: Annotated[
         str | None,

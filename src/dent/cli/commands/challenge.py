@@ -16,9 +16,9 @@ def challenge_command(
     images: Annotated[
         Path | None,
         typer.Option(
-            help="Adversarial images: .npy (N, C, H, W), floats in [0, 1], in ascending order of "
-            "the samples' ids; or .safetensors with the key adversarial and, in another order or "
-            "of some batches alone, ids (N,), int64.",
+            help="Adversarial images, floats in [0, 1]: .npy (N, C, H, W), in ascending order of "
+            "the samples' ids; or .safetensors with the key adversarial. For another order, or for "
+            "only some batches, add the key ids (N,), int64.",
             metavar="FILE",
         ),
     ] = None,
@@ -32,7 +32,10 @@ def challenge_command(
     ] = None,
     defense: Annotated[
         str | None,
-        typer.Option(help="Name of the attacked defense, or static.", metavar="NAME"),
+        typer.Option(
+            help="Name of the attacked defense, or static. Default: the only defense of the run.",
+            metavar="NAME",
+        ),
     ] = None,
     url: Annotated[
         str | None,
@@ -42,7 +45,7 @@ def challenge_command(
             metavar="LINK",
         ),
     ] = None,
-    note: Annotated[str | None, typer.Option(help="What else to record.", metavar="TEXT")] = None,
+    note: Annotated[str | None, typer.Option(help="A remark to record.", metavar="TEXT")] = None,
     weights: Annotated[
         Path | None, typer.Option(help="The model's weights file, if it needs one.")
     ] = None,
@@ -53,7 +56,7 @@ def challenge_command(
         bool,
         typer.Option("--dry-run", help="Check and submit the images, but write nothing."),
     ] = False,
-    as_json: Annotated[bool, options.as_json(what="what came of it")] = False,
+    as_json: Annotated[bool, options.as_json()] = False,
 ) -> None:
     """Submit adversarial images from outside to a defense of a run, and record the predictions.
 

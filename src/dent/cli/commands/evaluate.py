@@ -170,7 +170,7 @@ def evaluate_command(
         str | None,
         typer.Option(
             "--sweep",
-            help="One run per value: batch-size=1,4,16 or eps=2/255,8/255, or order, mix, n.",
+            help="One run per value: batch-size=1,4,16 or eps=2/255,8/255, or order, mix, n, seed.",
             rich_help_panel=_RUN,
         ),
     ] = None,
