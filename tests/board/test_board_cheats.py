@@ -165,6 +165,20 @@ def test_run_under_the_name_of_another_defense_is_refused(put: Put, tmp_path: Pa
     assert "subject" in failed(checked) or "served" in failed(checked), checked
 
 
+def test_row_with_a_name_that_reads_like_a_known_defense_is_refused(
+    row: Path, tmp_path: Path
+) -> None:
+    """Its first e is Cyrillic."""
+    refused = submit(row, "--name", "d\u0435nt+")
+    assert refused.code == 1
+    assert "reads like dent+, a defense of torch-dent, and its factory is" in refused.out
+    submit_by_hand(row, NAME)
+    fields = json.loads((row / "submission.json").read_text())
+    (row / "submission.json").write_text(json.dumps(fields | {"name": "Dent+"}))
+    assert list(failed(check(row, "--records-only"))) == ["submission"]
+    assert "reads like dent+" in to_page([read_board_row(row)], tmp_path)
+
+
 def test_defense_renamed_after_its_check_is_claimed_again(row: Path, tmp_path: Path) -> None:
     assert submit(row).code == 0
     assert check(row, "--record", "us")["code"] == 0

@@ -9,8 +9,10 @@ from scipy.stats import ttest_ind
 from dent.board.board_row import BoardRow, defense_of
 from dent.board.pack import declared_of
 from dent.board.row_folder import take_over
+from dent.board.submission import reads_like
 from dent.board.track_rules import check_defenses
 from dent.board.tracks import VIEWS, Track
+from dent.defenses import registry
 from dent.errors import ConfigError
 from dent.evaluation.records.spec import STATIC, EvaluationSpec
 from dent.evaluation.results.recorded_run import RecordedRun
@@ -32,7 +34,8 @@ _CLAIM: Final = Check(
 def checks_of(row: BoardRow) -> tuple[Check, ...]:
     """Return the checks of a row that do not need its model.
 
-    - `submission`: the row has a submission, for this track and run.
+    - `submission`: the row has a submission, for this track and run, and its name is not that of
+      another known defense.
     - `manifest`: the records have not changed since the submission.
     - `track`: every run follows the track.
     - `defense`: every run but the views evaluates the same defense, which the submission names. The
@@ -72,6 +75,13 @@ def _of_submission(row: BoardRow) -> Iterator[str]:
         yield f"the submission names the run {submission.identity}, the headline run is {identity}"
     if row.headline.result.status != "complete":
         yield "the headline run is not finished"
+    read = reads_like(submission.name)
+    for known in registry.names():
+        if reads_like(known) == read and _called(submission.factory) != known:
+            yield (
+                f"the row is called {submission.name!r}, which reads like {known}, a defense of "
+                f"torch-dent, and its factory is {submission.factory}: give it another name"
+            )
 
 
 def _of_manifest(row: BoardRow) -> Iterator[str]:
