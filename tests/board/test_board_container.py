@@ -61,7 +61,7 @@ def test_container_has_the_wheel_runs_as_a_user_and_finds_code_and_data() -> Non
     text = (ROOT / "board" / "Dockerfile").read_text()
     lines = text.replace("\\\n", " ").splitlines()
     instructions = [line.split(maxsplit=1) for line in lines if line and line[0] != "#"]
-    by_name = {name: argument for name, argument in reversed(instructions)}  # the first of a name
+    by_name = dict(reversed(instructions))  # the first of a name
     users = next(argument for name, argument in instructions[::-1] if name == "RUN")
     ci = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
     python = re.fullmatch(r"python:([\d.]+)-slim", by_name["FROM"])
@@ -102,7 +102,10 @@ def test_code_in_the_container_cannot_replace_modules_of_python_or_of_the_checke
     python = environment / "bin" / "python"
     path = {"PATH": f"{python.parent}:/usr/bin:/bin"}
     subprocess.run(
-        ["sh", "-ec", setup.replace("echo /code", f"echo {code}")], env=path, check=True, cwd=tmp_path
+        ["sh", "-ec", setup.replace("echo /code", f"echo {code}")],
+        env=path,
+        check=True,
+        cwd=tmp_path,
     )
     ran = subprocess.run(
         [python, "-c", "import dent, json, mine"],

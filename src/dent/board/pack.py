@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Annotated, BinaryIO, Final, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field, ValidationError
 
@@ -318,7 +318,7 @@ class _Tar:
 
 
 def _members(archive: Path, *, compressed: bool) -> dict[str, bytes]:
-    stream: BinaryIO = io.BytesIO(read(archive))
+    stream: io.BufferedIOBase = io.BytesIO(read(archive))
     try:
         with gzip.open(stream) if compressed else stream as opened:
             return dict(_files(archive, opened))
@@ -326,7 +326,7 @@ def _members(archive: Path, *, compressed: bool) -> dict[str, bytes]:
         raise RecordError(f"{archive} is not an archive that `dent pack` wrote: {error}") from None
 
 
-def _files(archive: Path, stream: IO[bytes]) -> Iterator[tuple[str, bytes]]:
+def _files(archive: Path, stream: io.BufferedIOBase) -> Iterator[tuple[str, bytes]]:
     """Yield the files of an archive as `_Tar` writes it, one header and one content at a time.
 
     `tarfile.open` also follows headers for long names and other sizes. Their content can be of any

@@ -36,7 +36,7 @@ _LOOKS_LIKE: Final = str.maketrans(
     "\u0410\u0412\u0415\u041a\u041c\u041d\u041e\u0420\u0421\u0422\u0425\u0405\u0406\u0408"
     "\u0391\u0392\u0395\u0396\u0397\u0399\u039a\u039c\u039d\u039f\u03a1\u03a4\u03a5\u03a7"
     "\u03bf\u03bd\u03b9\u0131\u0261",
-    "aeopcyxijshdqwABEKMHOPCTXSIJABEZHIKMNOPTYXovii" "g",
+    "aeopcyxijshdqwABEKMHOPCTXSIJABEZHIKMNOPTYXoviig",
 )
 """Cyrillic and Greek letters, and the Latin ones that they look like."""
 _COMMIT: Final = (

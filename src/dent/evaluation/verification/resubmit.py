@@ -34,6 +34,7 @@ from dent.evaluation.subject import Prepared, Subject, threat_of
 from dent.evaluation.submission.measures import mean_loss
 from dent.evaluation.submission.repeated import CLOSE, TOLERATED, close, may_change
 from dent.evaluation.submission.submitter import Answers
+from dent.evaluation.verification.other_seeds import OtherSeeds
 from dent.evaluation.verification.tolerance import (
     comparable,
     described,
@@ -143,6 +144,7 @@ class Resubmission:
         # By defense and sample id: how often it was correct only as recorded, minus only now.
         self._leaning: dict[str, Counter[int]] = {}
         self._again: dict[str, JournalRecord] = {}
+        self._other_seeds = OtherSeeds(self._run)
 
     def check(self, unit: Unit) -> Iterator[Finding]:
         """Check a recorded unit."""
@@ -158,7 +160,8 @@ class Resubmission:
         """Submit one adversarial version of each batch to each defense, before any natural image.
 
         A defense whose copies share a memory may have learned the natural images during the run.
-        In a new process, this memory is empty until the first natural images are submitted.
+        In a new process, this memory is empty until the first natural images are submitted. Each
+        batch is also submitted under a seed that nobody can know.
         """
         run = self._run
         for batch in run.plan.batches:
@@ -175,8 +178,11 @@ class Resubmission:
                     continue
                 served = submit_once(run, unit, adversarial).predictions
                 changed = sum(map(operator.ne, served, record.served))
-                problem = None
-                if changed > (0 if self._same_place else may_change(batch.size)):
+                problem: str | None = None
+                allowed = 0 if self._same_place else may_change(batch.size)
+                if self._complete and defense.name != STATIC:
+                    problem = self._other_seeds.problem(unit, record, adversarial, allowed)
+                if changed > allowed:
                     problem = (
                         f"{unit.key}: {counted(changed, 'member')} {agreeing(changed, 'are')} "
                         "served otherwise before the defense has seen any natural image"
@@ -268,6 +274,10 @@ class Resubmission:
         if self._same_place:
             return []
         return [Finding("served", None, problem) for problem in favored(self._leaning)]
+
+    def better_under_known_seeds(self) -> list[Finding]:
+        """Return the randomized defenses that do worse under seeds that nobody could know."""
+        return [Finding("served", None, problem) for problem in self._other_seeds.problems()]
 
     def scored_otherwise(self) -> list[Finding]:
         """Return what changes in the result if the run is scored with the new answers."""

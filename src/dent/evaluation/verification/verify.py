@@ -15,6 +15,7 @@ from dent.evaluation.results.recorded_run import RecordedRun, load_run
 from dent.evaluation.results.result import EvaluationResult
 from dent.evaluation.results.verdict import RULES
 from dent.evaluation.subject import Subject, describe
+from dent.evaluation.verification.other_seeds import unknown_seed
 from dent.evaluation.verification.reattack import Attacker, Reattack, Reattacked
 from dent.evaluation.verification.resubmit import DROPPED, Finding, Resubmission, unit_seed_of
 from dent.storage.canonical import Record, without_rulings, without_wording
@@ -243,7 +244,7 @@ def _attack(
     units_again: Sequence[Unit],
     watch: _Counting,
 ) -> tuple[Reattacked, Check]:
-    attacker = Attacker(recorded, subject)
+    attacker = Attacker(recorded, subject, unknown_seed(reattack.nonce, recorded.run.identity))
     unread: list[str] = []
     for unit in units_again:
         try:
@@ -405,6 +406,7 @@ def _resubmit(recorded: RecordedRun, subject: Subject, watch: _Counting) -> Iter
     tally.add(resubmission.too_many_changed())
     tally.add(resubmission.clearly_changed())
     tally.add(resubmission.one_sided())
+    tally.add(resubmission.better_under_known_seeds())
     tally.add(resubmission.scored_otherwise())
     tally.look_at("verdict", len(recorded.run.spec.defenses))
     yield from tally.checks()
