@@ -2,13 +2,15 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from dent.attacks import PGD
+from dent.errors import InputError
 from dent.evaluation import Reattack, Settings, Subject, Verification, evaluate, load_run, verify
 from dent.evaluation.records.plan import seed_of
 from dent.evaluation.submission.stream import serve_seed
@@ -141,3 +143,62 @@ def test_few_more_broken_members_are_no_problem() -> None:
     assert not list(stronger_attacks({"it": few + kept}))
     assert not list(stronger_attacks({"it": many + 40 * [(False, True)] + kept}))
     assert not list(stronger_attacks({"it": 40 * [(False, True)] + kept}))
+
+
+class CalledOtherwise(Trick):
+    """Attacks call it, and it shows them another net than the one that is scored."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return robust()(x)
+
+
+class CalledAtRandom(Trick):
+    """Its answers always change: that is another diagnostic."""
+
+    def predict(self, x: Tensor, adaptation: Any) -> Tensor:
+        noise = torch.as_tensor(UNSEEDED.standard_normal((len(x), 4))).float()
+        return super().predict(x, adaptation) + noise
+
+
+UNSEEDED = np.random.default_rng()
+
+
+def test_defense_that_predicts_otherwise_if_it_is_called_is_refused() -> None:
+    settings = Settings(batch_size=SIZE, transfer=False)
+    with pytest.raises(InputError, match=r"CalledOtherwise predicts otherwise if it is called"):
+        evaluate(subject_of(CalledOtherwise), settings)
+    assert evaluate(subject_of(CalledAtRandom), settings).status == "complete"
+
+
+class Spying(Tensor):
+    """Logits that see every label that a loss gets with them."""
+
+    seen: ClassVar[list[Tensor]] = []
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        cls.seen += [each for each in args if type(each) is Tensor and each.dtype == torch.int64]
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+class Spies(Trick):
+    """Returns such logits, at least for queries with a gradient."""
+
+    def __init__(self, net: nn.Module, always: bool = True) -> None:
+        super().__init__(net)
+        self.always = always
+
+    def predict(self, x: Tensor, adaptation: Any) -> Tensor:
+        logits = super().predict(x, adaptation)
+        return logits.as_subclass(Spying) if self.always or x.requires_grad else logits
+
+
+@pytest.mark.parametrize("always", [True, False])
+def test_logits_that_could_see_the_labels_are_refused(*, always: bool) -> None:
+    settings = Settings(batch_size=SIZE, transfer=False)
+    with pytest.raises(InputError, match=r"Spies returned logits of the class .*Spying: return a"):
+        evaluate(subject_of(lambda net: Spies(net, always)), settings)
+    x, y = dataset().batch(range(SIZE))
+    with pytest.raises(InputError, match=r"return a plain torch\.Tensor"):
+        ATTACK(Spies(linear()), x, y, ThreatModel("linf", "24/255"), seed=0)
+    assert not Spying.seen

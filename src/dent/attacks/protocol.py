@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dent.errors import DentError, InputError
+from dent.outputs import check_plain
 
 
 @runtime_checkable
@@ -60,9 +61,9 @@ def adapted(defense: Defense, x: Tensor, **how: Any) -> Any:
 
 def predicted(defense: Defense, x: Tensor, adaptation: Any) -> Tensor:
     """Return logits (N, classes) of a batch under an adaptation; a plain module has none."""
-    if isinstance(defense, DynamicDefense):
-        return defense.predict(x, adaptation)
-    logits: Tensor = defense(x)
+    dynamic = isinstance(defense, DynamicDefense)
+    logits: Tensor = defense.predict(x, adaptation) if dynamic else defense(x)
+    check_plain(logits, name_of(defense))
     return logits
 
 
@@ -71,6 +72,7 @@ def query(defense: Defense, x: Tensor) -> Tensor:
     untyped: Any = defense
     calls = is_callable(defense)
     logits: Tensor = untyped(x) if calls else untyped.predict(x, untyped.adapt(x))
+    check_plain(logits, name_of(defense))
     return logits
 
 

@@ -9,11 +9,13 @@ from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Final, Literal
 
 from markupsafe import Markup
 
 from dent.board.board_row import BoardRow, RowRuling, VariantResult
+from dent.board.row_checks import gains_of_halves
 from dent.board.tracks import HEADLINE, NOT_OF_THE_BOARD, Track
 from dent.evaluation.records.spec import STATIC
 from dent.evaluation.results.result import Count, Difference
@@ -337,6 +339,7 @@ def _cells(row: BoardRow) -> Iterator[BoardCell]:
     else:
         stop = row.headline.decided
         notes = variants if stop is None else (wording.stop(stop), *variants)
+        notes = (*_halves(row), *notes)
         tone = "good" if row.ruling == "robust gain" else _harmed(row, row.difference)
         against = _paired(row.difference, "not measured", notes, tone, is_bound=stop is not None)
         natural = _paired(row.natural, "not measured", tone=_harmed(row, row.natural))
@@ -366,6 +369,14 @@ def _cells(row: BoardRow) -> Iterator[BoardCell]:
     notes = notes if row.unbound is None else (row.unbound, *notes)
     tone = "bad" if row.broken_by or notes else "quiet"
     yield BoardCell(row.trust, row.trust, notes=notes, images=images, links=links, tone=tone)
+
+
+def _halves(row: BoardRow) -> Iterator[str]:
+    """Yield a gain by half: a small one that was tuned on the fixed half passes its check."""
+    fixed, drawn = gains_of_halves(row) if row.ruling == "robust gain" else ([], [])
+    if fixed and drawn:
+        means = (wording.points(fmean(half)) for half in (fixed, drawn))
+        yield "{} on the fixed half, {} on the drawn half".format(*means)
 
 
 def gain_of(run: VariantResult) -> str:

@@ -143,13 +143,7 @@ def _others(spec: EvaluationSpec) -> list[dict[str, Any]]:
 
 def _of_halves(row: BoardRow) -> Iterator[str]:
     """Detect a defense that was tuned on the fixed half, which is public."""
-    run = row.headline.run
-    if row.headline.defense_name == STATIC or not run.run.spec.has_static:
-        return
-    fixed_ids = set(row.track.fixed_ids)
-    gains = gain_by_id(run)
-    fixed = [gain for id_, gain in gains.items() if id_ in fixed_ids]
-    drawn = [gain for id_, gain in gains.items() if id_ not in fixed_ids]
+    fixed, drawn = gains_of_halves(row)
     p_value = above(fixed, drawn)
     if p_value is not None and p_value < HALVES_LEVEL:
         means = [100 * sum(half) / len(half) for half in (fixed, drawn)]
@@ -157,6 +151,19 @@ def _of_halves(row: BoardRow) -> Iterator[str]:
             f"the gain is {means[0]:+.1f} points on the fixed half and {means[1]:+.1f} on the half "
             f"that was drawn (p = {p_value:.2g}): was the defense made with the fixed half?"
         )
+
+
+def gains_of_halves(row: BoardRow) -> tuple[list[float], list[float]]:
+    """Return the gain on each sample of the fixed half and of the drawn half of a row.
+
+    Both are empty if there is no defense or no static model.
+    """
+    run = row.headline.run
+    if row.headline.defense_name == STATIC or not run.run.spec.has_static:
+        return [], []
+    fixed_ids, gains = set(row.track.fixed_ids), gain_by_id(run)
+    fixed = [gain for id_, gain in gains.items() if id_ in fixed_ids]
+    return fixed, [gain for id_, gain in gains.items() if id_ not in fixed_ids]
 
 
 def above(fixed: list[float], drawn: list[float]) -> float | None:

@@ -1,18 +1,22 @@
 """A few test queries about one batch. Most diagnostics are derived from the answers."""
 
 from contextlib import suppress
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dent.attacks import Defense, answer
+from dent.adaptation.random_state import seeded_generators
+from dent.attacks import Defense, DynamicDefense, answer
 from dent.attacks.base import isolated_random_state
 from dent.attacks.losses import margin
-from dent.attacks.protocol import as_queried
+from dent.attacks.protocol import as_queried, is_callable, name_of
 from dent.attacks.querier import NoGradientError, derivatives_of
+from dent.errors import InputError
 from dent.evaluation.probe.gradient_check import best_gradient
 from dent.evaluation.records.plan import seed_of
+from dent.evaluation.records.probe_answers import DISTANCE, changed
 from dent.evaluation.records.schema import Comparison
 from dent.evaluation.submission.fresh import Origin, footprint
 from dent.evaluation.submission.shared import differ, marks_of
@@ -65,6 +69,37 @@ class Probe:
     def repeated(self) -> Comparison:
         """Compare the answers to the same few members under two seeds."""
         return self._compare(self._few, self._ask(self._x[: self.members], seed=1))
+
+    def check_call(self) -> None:
+        """Check that a call of the defense predicts as `adapt` and `predict` do.
+
+        Attacks call a defense that can be called, and its score comes from the two methods.
+
+        Raises:
+            InputError: The call predicts otherwise, under the same seed.
+        """
+        few, seed = self._x[: self.members], seed_of(self._seed, 0)
+        defense: Any = self._origin.new(seed).defense
+        if not isinstance(defense, DynamicDefense) or not is_callable(defense):
+            return
+        with (
+            isolated_random_state(seed, few.device),
+            seeded_generators(defense, seed),
+            torch.inference_mode(mode=False),
+            torch.no_grad(),
+        ):
+            logits = defense(as_queried(few))
+        if not isinstance(logits, Tensor) or logits.shape != self._few.logits.shape:
+            return  # attacks say what is wrong with them
+        distance = apart(self._few.logits, logits.float(), self._whole.logits)
+        if distance is not None and distance <= DISTANCE:
+            return
+        if not changed(self._compare(self._few, self._ask(few))):  # else it always changes
+            raise InputError(
+                f"{name_of(defense)} predicts otherwise if it is called: defense(x) must equal "
+                "defense.predict(x, defense.adapt(x)), because attacks call it, and its score is "
+                "that of the two methods. Define __call__ or forward by them, or leave it out"
+            )
 
     def again(self) -> tuple[Comparison, float | None]:
         """Compare the answers of a fresh copy and of one that has answered many queries.

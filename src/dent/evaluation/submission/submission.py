@@ -19,7 +19,7 @@ from dent.attacks.protocol import as_queried, taking
 from dent.errors import InputError
 from dent.evaluation.records.schema import Trace
 from dent.evaluation.submission.fresh import states_of
-from dent.outputs import advice, described
+from dent.outputs import advice, check_plain, described
 from dent.support.devices import synchronize, wide
 from dent.support.plural import counted
 from dent.support.predictions import is_prediction
@@ -244,6 +244,7 @@ def _weighted(values: Sequence[tuple[tuple[float, ...] | None, int]]) -> tuple[f
 
 
 def _check(defense: Defense, logits: object, rows: int) -> None:
+    check_plain(logits, type(defense).__name__)
     if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[0] != rows:
         raise InputError(
             f"{type(defense).__name__} must return logits ({rows}, classes) for "
