@@ -61,9 +61,10 @@ def adapted(defense: Defense, x: Tensor, **how: Any) -> Any:
 
 def predicted(defense: Defense, x: Tensor, adaptation: Any) -> Tensor:
     """Return logits (N, classes) of a batch under an adaptation; a plain module has none."""
+    untyped: Any = defense
     dynamic = isinstance(defense, DynamicDefense)
-    logits: Tensor = defense.predict(x, adaptation) if dynamic else defense(x)
-    check_plain(logits, name_of(defense))
+    logits: Tensor = untyped.predict(x, adaptation) if dynamic else untyped(x)
+    check_plain(logits, name_of(defense), x)
     return logits
 
 
@@ -72,7 +73,7 @@ def query(defense: Defense, x: Tensor) -> Tensor:
     untyped: Any = defense
     calls = is_callable(defense)
     logits: Tensor = untyped(x) if calls else untyped.predict(x, untyped.adapt(x))
-    check_plain(logits, name_of(defense))
+    check_plain(logits, name_of(defense), x)
     return logits
 
 

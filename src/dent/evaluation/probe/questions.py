@@ -79,7 +79,8 @@ class Probe:
             InputError: The call predicts otherwise, under the same seed.
         """
         few, seed = self._x[: self.members], seed_of(self._seed, 0)
-        defense: Any = self._origin.new(seed).defense
+        defense = self._origin.new(seed).defense
+        called: Any = defense
         if not isinstance(defense, DynamicDefense) or not is_callable(defense):
             return
         with (
@@ -88,7 +89,7 @@ class Probe:
             torch.inference_mode(mode=False),
             torch.no_grad(),
         ):
-            logits = defense(as_queried(few))
+            logits = called(as_queried(few))
         if not isinstance(logits, Tensor) or logits.shape != self._few.logits.shape:
             return  # attacks say what is wrong with them
         distance = apart(self._few.logits, logits.float(), self._whole.logits)

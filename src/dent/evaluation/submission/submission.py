@@ -92,6 +92,7 @@ def submit(
                 logits = defense(x)
         seconds = clock(x.device) - start
         drew = before != (global_draws(x.device), states_of(generators))
+    check_plain(logits, type(defense).__name__, x)
     _check(defense, logits, len(x))
     logits = logits.detach().float()
     are_predictions = is_prediction(logits).tolist()
@@ -244,7 +245,6 @@ def _weighted(values: Sequence[tuple[tuple[float, ...] | None, int]]) -> tuple[f
 
 
 def _check(defense: Defense, logits: object, rows: int) -> None:
-    check_plain(logits, type(defense).__name__)
     if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[0] != rows:
         raise InputError(
             f"{type(defense).__name__} must return logits ({rows}, classes) for "

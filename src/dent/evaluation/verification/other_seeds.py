@@ -120,8 +120,8 @@ class OtherSeeds:
             if p_value(batches) < LEVEL / len(self._draws):
                 means = [sum(fmean(batch[when]) for batch in batches) for when in (0, 1)]
                 yield (
-                    f"{name}: {means[0]:.1f} members are correct on average over the recorded "
-                    f"draws, {means[1]:.1f} under seeds that nobody could know "
+                    f"{name}: the mean number of correct members is {means[0]:.1f} over the "
+                    f"recorded draws, and {means[1]:.1f} under seeds that nobody could know "
                     f"(p = {p_value(batches):.2g}): the defense may recognize the seeds of the run"
                 )
 
