@@ -170,6 +170,20 @@ def test_defense_that_predicts_otherwise_if_it_is_called_is_refused() -> None:
     assert evaluate(subject_of(CalledAtRandom), settings).status == "complete"
 
 
+def test_defense_that_predicts_otherwise_if_it_is_called_by_now_fails_the_probes(
+    tmp_path: Path,
+) -> None:
+    settings = Settings(batch_size=SIZE, transfer=False, until="end")
+    evaluate(subject_of(Trick), settings, out=tmp_path / "run")
+    changed = subject_of(Trick)
+    object.__setattr__(changed.defenses["it"], "forward", robust())
+    found = verify(tmp_path / "run", changed)
+    assert any(
+        problem.startswith("probes: probe/0/it/None: Trick predicts otherwise if it is called")
+        for problem in found.problems
+    )
+
+
 class Spying(Tensor):
     """Logits that see every label that a loss gets with them."""
 

@@ -30,6 +30,9 @@ _PAIR = 2
 """Number of members in the repeated query. Some defenses fail on a single one."""
 _FEW_CALLS = 12
 """Number of queries to a copy that does not change."""
+_CALLS = (True, True, False, True, False, False, True, True)
+"""The order of calls (True), and of queries by `adapt` and `predict`, until one is as expected. The
+answers of a defense that changes by itself hardly change in this order."""
 _MANY_CALLS = 600
 """Number of queries to a copy that changes with its queries."""
 
@@ -78,11 +81,27 @@ class Probe:
         Raises:
             InputError: The call predicts otherwise, under the same seed.
         """
+        few = self._x[: self.members]
+        if all(
+            self._called_otherwise()
+            if is_call
+            else not changed(self._compare(self._few, self._ask(few)))
+            for is_call in _CALLS
+        ):
+            raise InputError(
+                f"{name_of(self._origin.defense)} predicts otherwise if it is called: defense(x) "
+                "must equal defense.predict(x, defense.adapt(x)), because attacks call it, and its "
+                "score is that of the two methods. Define __call__ or forward by them, or leave it "
+                "out"
+            )
+
+    def _called_otherwise(self) -> bool:
+        """Return whether a call of a fresh copy gives other logits for a few members."""
         few, seed = self._x[: self.members], seed_of(self._seed, 0)
         defense = self._origin.new(seed).defense
         called: Any = defense
         if not isinstance(defense, DynamicDefense) or not is_callable(defense):
-            return
+            return False
         with (
             isolated_random_state(seed, few.device),
             seeded_generators(defense, seed),
@@ -91,16 +110,9 @@ class Probe:
         ):
             logits = called(as_queried(few))
         if not isinstance(logits, Tensor) or logits.shape != self._few.logits.shape:
-            return  # attacks say what is wrong with them
+            return False  # attacks say what is wrong with them
         distance = apart(self._few.logits, logits.float(), self._whole.logits)
-        if distance is not None and distance <= DISTANCE:
-            return
-        if not changed(self._compare(self._few, self._ask(few))):  # else it always changes
-            raise InputError(
-                f"{name_of(defense)} predicts otherwise if it is called: defense(x) must equal "
-                "defense.predict(x, defense.adapt(x)), because attacks call it, and its score is "
-                "that of the two methods. Define __call__ or forward by them, or leave it out"
-            )
+        return distance is None or distance > DISTANCE
 
     def again(self) -> tuple[Comparison, float | None]:
         """Compare the answers of a fresh copy and of one that has answered many queries.

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dent.errors import InputError
 from dent.evaluation.engine.adversarial import assembled, carried_images
 from dent.evaluation.engine.carry import carried
 from dent.evaluation.engine.context import batches_of, open_run, unit_seed
@@ -448,9 +449,13 @@ class Resubmission:
     def _probe(self, unit: Unit, record: ProbeRecord) -> Iterator[Finding]:
         run, origin = self._run, self._run.stream.origin(unit.defense, 0)
         batch = run.load(run.plan.batches[0])
-        repeated = probe_record(
-            origin, unit, run.subject, run.spec, batch, guard=run.guard, more=False
-        )
+        try:
+            repeated = probe_record(
+                origin, unit, run.subject, run.spec, batch, guard=run.guard, more=False
+            )
+        except InputError as error:  # it answered otherwise in the run
+            yield Finding("probes", unit.key, f"{unit.key}: {error}")
+            return
         older = record.calls is None and run.spec.schedule != "by-attack"
         if not older:
             kept = {name: getattr(repeated, name) for name in _PROBED}
