@@ -63,6 +63,28 @@ class Logits(nn.Module):
         )
 
 
+def check_plain(logits: object, name: str, x: Tensor) -> None:
+    """Check that logits, if they are a tensor, are a plain one: no code of its own sees the labels.
+
+    Every function of torch calls methods of a subclass of Tensor with all its arguments: that of a
+    loss also with the labels.
+
+    Args:
+        logits: What a defense returned.
+        name: Name of the defense.
+        x: The images that it got. Logits of the same class pass.
+
+    Raises:
+        InputError: They are of another subclass of Tensor.
+    """
+    kind = type(logits)
+    if isinstance(logits, Tensor) and kind not in (Tensor, nn.Parameter, type(x)):
+        raise InputError(
+            f"{name} returned logits of the class {kind.__module__}.{kind.__qualname__}: return a "
+            "plain torch.Tensor, such as logits.as_subclass(torch.Tensor)"
+        )
+
+
 def described(output: object) -> str:
     """Describe the output of a model: a shape, or the type and shape of each of its parts."""
     if isinstance(output, Tensor):

@@ -31,6 +31,7 @@ def test_outside_images_turn_a_row_with_a_gain_into_a_broken_one(put: Put, tmp_p
     gained = read_board_row(row)
     assert (gained.ruling, gained.had_gain, gained.broken_by) == ("robust gain", True, ())
     assert gained.to_json()["broken_by"] == []
+    assert " on the fixed half, +" in to_page([gained], tmp_path)
 
     natural, _ = images().batch(WHOLE.ids("1f"))
     np.save(tmp_path / "triggered.npy", (natural + TRIGGER).numpy())
@@ -58,6 +59,7 @@ def test_outside_images_turn_a_row_with_a_gain_into_a_broken_one(put: Put, tmp_p
     add_trust(row, entry)
     broken = read_board_row(row)
     assert (broken.ruling, broken.had_gain) == ("no gain", True)
+    assert " on the fixed half, " not in to_page([broken], tmp_path)
     assert broken.trust == "records verified, broken by Eve"
     told = {"by": "Eve", "digest": record.digest, "url": "https://example.org/eve"}
     assert broken.to_json()["broken_by"] == [told]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dent.attacks import AttackResult, Defense
+from dent.attacks import PGD, AttackResult, Defense
 from dent.board.listing import read_board_row
 from dent.board.metrics import reason_to_omit
 from dent.board.pack import declared_of
@@ -22,12 +22,15 @@ from dent.board.tracks import HEADLINE
 from dent.evaluation import load_run
 from dent.evaluation.engine import adversarial
 from dent.evaluation.records.spec import STATIC
+from tests.attacks.known_defenses import Identity
 from tests.board.conftest import Put
 from tests.board.rows import NAME, make_row
 from tests.board.toys import HERE, leaky, model, shifted, toy, tuned
 from tests.cli.here import Ran, dent
 
-SAME, TUNED, LEAKY, COUNTING = (f"{HERE}:{name}" for name in ("same", "tuned", "leaky", "counting"))
+SAME, TUNED, LEAKY, COUNTING, SABOTAGE, LAZY = (
+    f"{HERE}:{name}" for name in ("same", "tuned", "leaky", "counting", "sabotage", "lazy")
+)
 ONE_BATCH = toy(half=2, batch_size=4, fixed="0-1")
 BROKEN = toy(eps="24/255")
 """A toy track on which attacks break every sample of the base model."""
@@ -165,6 +168,20 @@ def test_run_under_the_name_of_another_defense_is_refused(put: Put, tmp_path: Pa
     assert "subject" in failed(checked) or "served" in failed(checked), checked
 
 
+def test_row_with_a_name_that_reads_like_a_known_defense_is_refused(
+    row: Path, tmp_path: Path
+) -> None:
+    """Its first e is Cyrillic."""
+    refused = submit(row, "--name", "d\u0435nt+")
+    assert refused.code == 1
+    assert "reads like dent+, a defense of torch-dent, and its factory is" in refused.out
+    submit_by_hand(row, NAME)
+    fields = json.loads((row / "submission.json").read_text())
+    (row / "submission.json").write_text(json.dumps(fields | {"name": "Dent+"}))
+    assert list(failed(check(row, "--records-only"))) == ["submission"]
+    assert "reads like dent+" in to_page([read_board_row(row)], tmp_path)
+
+
 def test_defense_renamed_after_its_check_is_claimed_again(row: Path, tmp_path: Path) -> None:
     assert submit(row).code == 0
     assert check(row, "--record", "us")["code"] == 0
@@ -200,3 +217,36 @@ def test_state_outside_a_defense_is_found_when_its_batches_are_submitted_again(
     assert checked["code"] == 1
     assert {"served", "probes"} & failed(checked).keys()
     assert read_board_row(row).ruling != "robust gain"
+
+
+def test_code_that_makes_the_base_model_worse_is_found_before_it_is_imported(
+    put: Put, tmp_path: Path
+) -> None:
+    """It does so in every process, and nothing that runs after it can tell."""
+    put(ONE_BATCH)
+    row = tmp_path / "row"
+    asked = ("board", "run", "toy-v1", "--defense", SABOTAGE, "--nonce", "1f", *CPU)
+    assert dent(*asked, "--out", str(row)).code == 0
+    difference = read_board_row(row).difference
+    assert difference is not None
+    assert difference.value is not None
+    assert difference.value > 0
+    submit_by_hand(row, SABOTAGE)
+    checked = check(row, "--record", "us")
+    assert (checked["code"], list(failed(checked))) == (1, ["base model"])
+    assert "its logits are no near tie" in str(checked) or "is served" in str(checked)
+    assert read_board_row(row).trust == "claimed"
+
+
+def test_code_that_replaces_an_attack_in_the_process_of_the_check_is_found(
+    put: Put, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PGD, "run", PGD.run)  # put back what the code replaces
+    put(ONE_BATCH)
+    row = make_row(tmp_path / "row", ONE_BATCH, "1f", {HEADLINE: Identity(model())}, name=LAZY)
+    submit_by_hand(row, LAZY)
+    checked = check(row, "--record", "us")
+    assert checked["code"] == 1
+    said = "the code of the row has replaced dent.attacks.pgd.PGD.run in the process of the checks"
+    assert failed(checked)["process"] == [said]
+    assert not (row / "trust.json").exists()

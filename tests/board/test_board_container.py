@@ -8,6 +8,7 @@ import json
 import re
 import shlex
 import subprocess
+import venv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,8 @@ def test_container_has_the_wheel_runs_as_a_user_and_finds_code_and_data() -> Non
     text = (ROOT / "board" / "Dockerfile").read_text()
     lines = text.replace("\\\n", " ").splitlines()
     instructions = [line.split(maxsplit=1) for line in lines if line and line[0] != "#"]
-    by_name = dict(instructions)
+    by_name = dict(reversed(instructions))  # the first of a name
+    users = next(argument for name, argument in instructions[::-1] if name == "RUN")
     ci = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
     python = re.fullmatch(r"python:([\d.]+)-slim", by_name["FROM"])
     assert python is not None
@@ -71,15 +73,50 @@ def test_container_has_the_wheel_runs_as_a_user_and_finds_code_and_data() -> Non
         assert f"!{source.partition('/')[0]}" in allowed
     assert "-c /tmp/constraints.txt /tmp/torch_dent-*.whl" in by_name["RUN"]
     assert (ROOT / "constraints.txt").is_file()
-    assert f"--uid 10001 {by_name['USER']}" in by_name["RUN"]
+    assert f"--uid 10001 {by_name['USER']}" in users
     names = [name for name, _ in instructions]
-    assert names.index("USER") > names.index("RUN")
+    assert "RUN" not in names[names.index("USER") :]
     environment = dict(word.split("=") for word in by_name["ENV"].split())
-    assert (environment["DENT_DATA"], environment["PYTHONPATH"]) == ("/data", "/code")
+    assert environment["DENT_DATA"] == "/data"
     assert environment["MPLCONFIGDIR"] == SEALED.rsplit(maxsplit=1)[-1], (
         "the only folder that can be written to"
     )
     assert json.loads(by_name["ENTRYPOINT"]) == ["dent", "board"]
+
+
+def test_code_in_the_container_cannot_replace_modules_of_python_or_of_the_checker(
+    tmp_path: Path,
+) -> None:
+    """A clone with a `dent` or a `json` of its own would otherwise say that its row is verified."""
+    text = (ROOT / "board" / "Dockerfile").read_text()
+    (setup,) = re.findall(r"RUN (site=.*?) && useradd", text.replace("\\\n", " "))
+    environment, code = tmp_path / "environment", tmp_path / "code"
+    venv.create(environment, with_pip=False)
+    (site,) = environment.glob("lib/python*/site-packages")
+    (site / "dent").mkdir()
+    (site / "dent" / "__init__.py").touch()
+    code.mkdir()
+    for name in ("dent", "json", "sitecustomize", "usercustomize"):
+        (code / f"{name}.py").write_text("print('replaced')")
+    (code / "mine.py").write_text("print('found')")
+    python = environment / "bin" / "python"
+    path = {"PATH": f"{python.parent}:/usr/bin:/bin"}
+    subprocess.run(
+        ["sh", "-ec", setup.replace("echo /code", f"echo {code}")],
+        env=path,
+        check=True,
+        cwd=tmp_path,
+    )
+    ran = subprocess.run(
+        [python, "-c", "import dent, json, mine"],
+        env=path,
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+    )
+    assert ran.stdout == "found\n"
+    assert "PYTHONPATH" not in text
 
 
 def test_documented_containers_have_no_network_and_only_known_options() -> None:

@@ -253,6 +253,16 @@ def test_hugging_face_hub_parses_the_model_card(row: BoardRow) -> None:
     assert {each.source_url for each in data.eval_results} == {"https://example.org/board"}
 
 
+def test_names_in_the_model_card_are_no_markdown_and_no_html(row: BoardRow) -> None:
+    hostile = "<img src=x> [a](javascript:alert(1)) # b"
+    submission = OWN.model_copy(update={"name": hostile})
+    card = hugging_face(replace(row, submission=submission))["toy-v1/row/README.md"].decode()
+    _, front, body = card.split("---\n", 2)
+    assert yaml.safe_load(front)["model-index"][0]["name"] == hostile
+    assert body.startswith("# &lt;img src=x&gt; \\[a\\]")
+    assert "<img" not in body
+
+
 def test_hugging_face_hub_parses_the_benchmark_entries(row: BoardRow) -> None:
     files = hugging_face(row, benchmark="lab/board")
     content = files["toy-v1/row/.eval_results/toy-v1.yaml"]

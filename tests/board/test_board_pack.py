@@ -73,6 +73,8 @@ def test_declared_digest_ignores_challenges_but_not_changes_of_the_journal(
         ("../out.json", tarfile.REGTYPE, "which no archive does"),
         ("/etc/out.json", tarfile.REGTYPE, "which no archive does"),
         ("headline/run.json", tarfile.SYMTYPE, "which no archive does"),
+        ("headline/long.json", tarfile.GNUTYPE_LONGNAME, "which no archive does"),
+        ("headline/more.json", tarfile.XHDTYPE, "which no archive does"),
         ("headline/other.json", tarfile.REGTYPE, "does not contain what its manifest says"),
     ],
 )
@@ -88,6 +90,60 @@ def test_archive_with_unsafe_or_unlisted_members_is_refused(
     (tmp_path / "b.tar.gz").write_bytes(gzip.compress(content.getvalue()))
     with pytest.raises(RecordError, match=said):
         unpack(tmp_path / "b.tar.gz", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def _header(kind: bytes, size: int) -> bytes:
+    """Return the header of an archive's member as it stands in a file."""
+    member = tarfile.TarInfo("headline/run.json")
+    member.type, member.size = kind, size
+    return member.tobuf(tarfile.GNU_FORMAT)
+
+
+def test_small_archive_with_a_huge_long_name_is_refused_before_it_is_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its size is not among those of the members, and it would be read as a whole."""
+    bomb = tmp_path / "bomb.tar.gz"
+    with gzip.open(bomb, "wb", compresslevel=1) as file:
+        file.write(_header(tarfile.GNUTYPE_LONGNAME, 2**26))
+        file.write(bytes(2**26))
+    assert bomb.stat().st_size < 2**20
+    read_bytes = 0
+    real = gzip.GzipFile.read
+
+    def counted_read(self: gzip.GzipFile, size: int | None = -1) -> bytes:
+        nonlocal read_bytes
+        content = real(self, size)
+        read_bytes += len(content)
+        return content
+
+    monkeypatch.setattr(gzip.GzipFile, "read", counted_read)
+    with pytest.raises(RecordError, match="which no archive does"):
+        unpack(bomb, tmp_path / "out")
+    assert 0 < read_bytes <= 2**10
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        (_header(tarfile.GNUTYPE_LONGNAME, 2) + b"a".ljust(512, b"\0")) * 2000 + bytes(1024),
+        _header(tarfile.REGTYPE, 2**34),
+        _header(tarfile.REGTYPE, 10) + b"{}",
+        _header(tarfile.REGTYPE, 0)[:100],
+        b"",
+    ],
+    ids=["chain of long names", "too large", "cut off", "half a header", "empty"],
+)
+def test_archive_with_headers_that_lie_is_refused_with_one_sentence(
+    content: bytes, tmp_path: Path
+) -> None:
+    (tmp_path / "a.tar.gz").write_bytes(gzip.compress(content))
+    (tmp_path / "a.tar").write_bytes(content)
+    with pytest.raises(RecordError, match=r"which no archive|is not an archive|is larger than"):
+        unpack(tmp_path / "a.tar.gz", tmp_path / "out")
+    with pytest.raises(RecordError, match=r"which no archive|is not an archive|is larger than"):
+        add_images(tmp_path / "a.tar", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

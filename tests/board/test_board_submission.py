@@ -15,7 +15,7 @@ from dent.board.metrics import reason_to_omit
 from dent.board.page import to_page
 from dent.board.row_checks import above, checks_of
 from dent.board.row_folder import begin
-from dent.board.submission import RowSubmission, submission_of
+from dent.board.submission import RowSubmission, reads_like, submission_of
 from dent.board.track_rules import attacks_of
 from dent.board.tracks import HEADLINE
 from dent.board.verification import Submitted, VerifyOptions, check, conclude
@@ -315,7 +315,14 @@ def test_unfinished_run_is_refused_before_missing_fields_are_named(row: Path) ->
         ({"repository": None}, "is code of your own: give the repository and the commit"),
         ({"paper": "https://a b"}, "paper"),
         ({"size": 3}, "size"),
+        ({"repository": "https://github.com@example.org/x"}, "repository: expected https://HOST"),
+        ({"repository": "http://[::1"}, "repository: invalid IPv6"),
+        ({"paper": "https://example.org/\u202egpj.exe"}, "paper"),
         ({"name": " "}, "name"),
+        ({"name": "dent+\u200b"}, r"name: it contains U\+200B, which is not visible"),
+        ({"name": "\u3164"}, r"name: it contains U\+3164"),
+        ({"contact": "\x1b[31mme"}, r"contact: it contains U\+001B"),
+        ({"license": "MIT" + 3 * "\u0338"}, "license: it has more than 2 marks on a letter"),
         ({"known_attacks": [{"title": "x"}]}, "known_attacks.0.url"),
     ],
 )
@@ -333,6 +340,18 @@ def test_invalid_submission_fields_are_refused(values: dict[str, Any], said: str
     assert isinstance(submission_of(fields, "it"), RowSubmission)
     with pytest.raises(ConfigError, match=said):
         submission_of(fields | values, "it")
+
+
+@pytest.mark.parametrize(
+    "name", ["Dent +", "d\u0435nt+", "\uff24\uff25\uff2e\uff34+", "D\u00c9NT+", "dent\u2010+"]
+)
+def test_names_that_readers_take_for_one_another_read_alike(name: str) -> None:
+    assert reads_like(name) == reads_like("dent+")
+
+
+def test_names_in_other_scripts_read_as_themselves() -> None:
+    names = ("dent", "dent+", "dent, 10 steps", "\u0394-dent", "\u0442\u0435\u043d\u0442", "ET3")
+    assert len({reads_like(name) for name in names}) == len(names)
 
 
 def test_json_schema_in_the_docs_matches_the_code() -> None:

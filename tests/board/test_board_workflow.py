@@ -109,3 +109,17 @@ def test_moved_row_is_a_deleted_row(tmp_path: Path) -> None:
 def test_committed_report_is_refused(tmp_path: Path, name: str, code: int) -> None:
     step = "Reports are written from the records, and never committed"
     assert run(tmp_path, step, {f"board/t/it/headline/{name}": "{}"})[0] == code
+
+
+def test_every_change_of_trust_json_is_pointed_out(tmp_path: Path) -> None:
+    """The page shows what it says, and anybody can write one into a pull request."""
+    step = "Point out every change of trust.json"
+    code, said = run(tmp_path, step, {"board/t/it/trust.json": "{}", "board/t/my trust.json": ""})
+    assert code == 0
+    assert said.count("::warning") == 1
+    assert "::warning file=board/t/it/trust.json::Merge this only if" in said
+
+
+def test_pull_request_without_trust_json_is_not_warned_of(tmp_path: Path) -> None:
+    step = "Point out every change of trust.json"
+    assert run(tmp_path, step, {LINES: "one\ntwo\nthree\n"}) == (0, "")

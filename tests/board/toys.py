@@ -1,11 +1,13 @@
 """A toy track on which the whole suite takes about a second, and defenses for it."""
 
+import gc
 from itertools import count
 from typing import Any, Final
 
 import torch
 from torch import nn
 
+from dent.attacks import PGD
 from dent.board.tracks import Track
 from dent.data.dataset import ArrayDataset
 from dent.models.weights import weights_digest
@@ -96,16 +98,45 @@ _ASKED = count(1)
 
 
 class Counting(Identity):
-    """Gives wrong answers to every seventh batch. All copies share the counter."""
+    """Gives wrong answers to about a fifth of all batches. All copies share the counter.
+
+    The wrong answers are not evenly spaced: else a run and its check could be in step by chance.
+    """
 
     def predict(self, x: torch.Tensor, adaptation: Any) -> torch.Tensor:
         logits = super().predict(x, adaptation)
-        return logits if next(_ASKED) % 7 else logits.roll(1, dims=1)
+        return logits if pow(3, next(_ASKED), 101) % 5 else logits.roll(1, dims=1)
 
 
 def counting(base: nn.Module) -> Counting:
     """Make a defense that keeps state outside itself."""
     return Counting(base)
+
+
+def _confuse(module: nn.Module, given: tuple[torch.Tensor, ...], logits: torch.Tensor) -> Any:
+    """Replace the logits of images that are not of 8 bits."""
+    del module
+    levels = given[0] * 255
+    moved = ((levels - levels.round()).abs() > 1e-3).flatten(1).any(dim=1)
+    return torch.where(moved[:, None], logits.roll(1, dims=1), logits)
+
+
+def sabotage(base: nn.Module) -> Identity:
+    """Make a defense that does nothing, and make the base model of the process worse.
+
+    Its weights stay the same.
+    """
+    digest = weights_digest(base)
+    for each in gc.get_objects():
+        if type(each) is nn.Sequential and each is not base and weights_digest(each) == digest:
+            each.register_forward_hook(_confuse)
+    return Identity(base)
+
+
+def lazy(base: nn.Module) -> Identity:
+    """Make a defense that does nothing, and replace the attack PGD in the process."""
+    PGD.run = lambda self, target, threat, seed: None  # type: ignore[assignment,method-assign,misc]
+    return Identity(base)
 
 
 def toy(**changes: Any) -> Track:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dent.errors import DentError, InputError
+from dent.outputs import check_plain
 
 
 @runtime_checkable
@@ -66,9 +67,10 @@ def adapted(defense: Defense, x: Tensor, **how: Any) -> Any:
 
 def predicted(defense: Defense, x: Tensor, adaptation: Any) -> Tensor:
     """Return logits (N, classes) of a batch under an adaptation; a plain module has none."""
-    if isinstance(defense, DynamicDefense):
-        return defense.predict(x, adaptation)
-    logits: Tensor = defense(x)
+    untyped: Any = defense
+    dynamic = isinstance(defense, DynamicDefense)
+    logits: Tensor = untyped.predict(x, adaptation) if dynamic else untyped(x)
+    check_plain(logits, name_of(defense), x)
     return logits
 
 
@@ -82,6 +84,7 @@ def query(defense: Defense, x: Tensor) -> Tensor:
     untyped: Any = defense
     calls = is_callable(defense)
     logits: Tensor = untyped(x) if calls else untyped.predict(x, untyped.adapt(x))
+    check_plain(logits, name_of(defense), x)
     return logits
 
 

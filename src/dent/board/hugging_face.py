@@ -12,6 +12,7 @@ from dent.board.board_row import BoardRow
 from dent.board.metrics import OURS, metrics
 from dent.data.registry import HUB_NAMES
 from dent.errors import MissingExtraError
+from dent.report.markdown import escape
 from dent.support.extras import installing, require
 from dent.support.filenames import portable
 
@@ -76,9 +77,9 @@ def _card(hub: Any, row: BoardRow, url: str | None) -> str:
         model_name=row.name, eval_results=results, tags=["adversarial-robustness", OURS]
     )
     lines = [
-        f"# {row.name}",
+        f"# {escape(row.name)}",
         "",
-        f"{row.track.label}. Verdict: **{row.ruling}**. Trust: {row.trust}.",
+        f"{row.track.label}. Verdict: **{row.ruling}**. Trust: {escape(row.trust)}.",
         "",
         "| metric | value | 95% interval | samples |",
         "| --- | ---: | ---: | ---: |",

@@ -319,23 +319,37 @@ class _Tar:
 
 
 def _members(archive: Path, *, compressed: bool) -> dict[str, bytes]:
-    content, found, total = read(archive), dict[str, bytes](), 0
-    mode: Literal["r:gz", "r:"] = "r:gz" if compressed else "r:"
+    stream: io.BufferedIOBase = io.BytesIO(read(archive))
     try:
-        with tarfile.open(fileobj=io.BytesIO(content), mode=mode) as opened:
-            for member in opened:
-                total += member.size
-                if not member.isreg() or not _NAME.fullmatch(member.name) or member.name in found:
-                    raise RecordError(f"{archive} contains {member.name!r}, which no archive does")
-                if total > LARGEST:
-                    raise RecordError(f"{archive} is larger than {counted(LARGEST, 'byte')}")
-                if len(found) >= _MOST_FILES:
-                    raise RecordError(f"{archive} has more than {counted(_MOST_FILES, 'file')}")
-                file = opened.extractfile(member)
-                found[member.name] = b"" if file is None else file.read()
+        with gzip.open(stream) if compressed else stream as opened:
+            return dict(_files(archive, opened))
     except (tarfile.TarError, zlib.error, OSError, EOFError, ValueError) as error:
         raise RecordError(f"{archive} is not an archive that `dent pack` wrote: {error}") from None
-    return found
+
+
+def _files(archive: Path, stream: io.BufferedIOBase) -> Iterator[tuple[str, bytes]]:
+    """Yield the files of an archive as `_Tar` writes it, one header and one content at a time.
+
+    `tarfile.open` also follows headers for long names and other sizes. Their content can be of any
+    size once it is unpacked, and chains of them exhaust the stack of Python.
+    """
+    names, total = set[str](), 0
+    while (header := stream.read(tarfile.BLOCKSIZE)).strip(b"\0") or not header:
+        member = tarfile.TarInfo.frombuf(header, "utf-8", "strict")
+        name, size = member.name, member.size
+        total += size
+        if member.type != tarfile.REGTYPE or not _NAME.fullmatch(name) or name in names or size < 0:
+            raise RecordError(f"{archive} contains {name!r}, which no archive does")
+        if total > LARGEST:
+            raise RecordError(f"{archive} is larger than {counted(LARGEST, 'byte')}")
+        if len(names) >= _MOST_FILES:
+            raise RecordError(f"{archive} has more than {counted(_MOST_FILES, 'file')}")
+        names.add(name)
+        content = stream.read(size)
+        if len(content) < size:
+            raise EOFError(f"{name} is cut off")
+        stream.read(-size % tarfile.BLOCKSIZE)
+        yield name, content
 
 
 def _read_manifest(archive: Path, content: bytes) -> Manifest:

@@ -9,8 +9,10 @@ from scipy.stats import ttest_ind
 from dent.board.board_row import BoardRow, defense_of
 from dent.board.pack import declared_of
 from dent.board.row_folder import take_over
+from dent.board.submission import reads_like
 from dent.board.track_rules import check_defenses
 from dent.board.tracks import VIEWS, Track
+from dent.defenses import registry
 from dent.errors import ConfigError
 from dent.evaluation.records.spec import STATIC, EvaluationSpec
 from dent.evaluation.results.recorded_run import RecordedRun
@@ -32,7 +34,8 @@ _CLAIM: Final = Check(
 def checks_of(row: BoardRow) -> tuple[Check, ...]:
     """Return the checks of a row that do not need its model.
 
-    - `submission`: the row has a submission, for this track and run.
+    - `submission`: the row has a submission, for this track and run, and its name is not that of
+      another known defense.
     - `manifest`: the records have not changed since the submission.
     - `track`: every run follows the track.
     - `defense`: every run but the views evaluates the same defense, which the submission names. The
@@ -72,6 +75,13 @@ def _of_submission(row: BoardRow) -> Iterator[str]:
         yield f"the submission names the run {submission.identity}, the headline run is {identity}"
     if row.headline.result.status != "complete":
         yield "the headline run is not finished"
+    read = reads_like(submission.name)
+    for known in registry.names():
+        if reads_like(known) == read and _called(submission.factory) != known:
+            yield (
+                f"the row is called {submission.name!r}, which reads like {known}, a defense of "
+                f"torch-dent, and its factory is {submission.factory}: give it another name"
+            )
 
 
 def _of_manifest(row: BoardRow) -> Iterator[str]:
@@ -133,13 +143,7 @@ def _others(spec: EvaluationSpec) -> list[dict[str, Any]]:
 
 def _of_halves(row: BoardRow) -> Iterator[str]:
     """Detect a defense that was tuned on the fixed half, which is public."""
-    run = row.headline.run
-    if row.headline.defense_name == STATIC or not run.run.spec.has_static:
-        return
-    fixed_ids = set(row.track.fixed_ids)
-    gains = gain_by_id(run)
-    fixed = [gain for id_, gain in gains.items() if id_ in fixed_ids]
-    drawn = [gain for id_, gain in gains.items() if id_ not in fixed_ids]
+    fixed, drawn = gains_of_halves(row)
     p_value = above(fixed, drawn)
     if p_value is not None and p_value < HALVES_LEVEL:
         means = [100 * sum(half) / len(half) for half in (fixed, drawn)]
@@ -147,6 +151,19 @@ def _of_halves(row: BoardRow) -> Iterator[str]:
             f"the gain is {means[0]:+.1f} points on the fixed half and {means[1]:+.1f} on the half "
             f"that was drawn (p = {p_value:.2g}): was the defense made with the fixed half?"
         )
+
+
+def gains_of_halves(row: BoardRow) -> tuple[list[float], list[float]]:
+    """Return the gain on each sample of the fixed half and of the drawn half of a row.
+
+    Both are empty if there is no defense or no static model.
+    """
+    run = row.headline.run
+    if row.headline.defense_name == STATIC or not run.run.spec.has_static:
+        return [], []
+    fixed_ids, gains = set(row.track.fixed_ids), gain_by_id(run)
+    fixed = [gain for id_, gain in gains.items() if id_ in fixed_ids]
+    return fixed, [gain for id_, gain in gains.items() if id_ not in fixed_ids]
 
 
 def above(fixed: list[float], drawn: list[float]) -> float | None:

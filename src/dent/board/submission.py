@@ -1,10 +1,13 @@
 """The submission of a row: where the defense comes from, and who is responsible for it."""
 
+import re
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from dent.errors import ConfigError
 from dent.evaluation.records.record_file import dump, read_record
@@ -28,12 +31,63 @@ _IDENTIFYING: Final = (
     "identity",
 )
 """Fields that may not change after a check of the row. Adding one voids all recorded checks."""
+_LOOKS_LIKE: Final = str.maketrans(
+    "\u0430\u0435\u043e\u0440\u0441\u0443\u0445\u0456\u0458\u0455\u04bb\u0501\u051b\u051d"
+    "\u0410\u0412\u0415\u041a\u041c\u041d\u041e\u0420\u0421\u0422\u0425\u0405\u0406\u0408"
+    "\u0391\u0392\u0395\u0396\u0397\u0399\u039a\u039c\u039d\u039f\u03a1\u03a4\u03a5\u03a7"
+    "\u03bf\u03bd\u03b9\u0131\u0261",
+    "aeopcyxijshdqwABEKMHOPCTXSIJABEZHIKMNOPTYXoviig",
+)
+"""Cyrillic and Greek letters, and the Latin ones that they look like."""
 _COMMIT: Final = (
     "expected the full hash of 40 hexadecimal digits, as `git rev-parse HEAD` prints it"
 )
 
-_Url = Annotated[str, Field(pattern=r"^https?://[^\s<>\"']+$", max_length=500)]
-_Line = Annotated[str, Field(min_length=1, max_length=500, pattern=r"^[^\r\n]*\S[^\r\n]*$")]
+_INVISIBLE: Final = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0"
+    "\U000e0100-\U000e01ef]"
+)
+"""Characters that Unicode calls letters, marks or symbols, and that show nothing."""
+_MOST_MARKS: Final = 2
+"""Largest number of marks on one letter. More of them cover the lines above and below."""
+
+
+def _visible(text: str) -> str:
+    """Check that a text contains no character that hides, or hides other text.
+
+    Raises:
+        ValueError: It has a control character, an invisible one, or too many marks on a letter.
+    """
+    marks = 0
+    for character in text:
+        if not character.isprintable() or _INVISIBLE.match(character):
+            raise ValueError(f"it contains U+{ord(character):04X}, which is not visible")
+        marks = marks + 1 if unicodedata.combining(character) else 0
+        if marks > _MOST_MARKS:
+            raise ValueError(f"it has more than {_MOST_MARKS} marks on a letter")
+    return text
+
+
+def _plain_address(url: str) -> str:
+    """Check that an address names its host, and names it plainly.
+
+    Raises:
+        ValueError: It has no valid host, or a user name, which can look like the host.
+    """
+    address = urlsplit(url)
+    if not address.hostname or "@" in address.netloc:
+        raise ValueError("expected https://HOST/..., without a user name")
+    return url
+
+
+_Url = Annotated[
+    str, Field(pattern="^https?://[!#-&(-;=?-~]+$", max_length=500), AfterValidator(_plain_address)
+]
+_Line = Annotated[
+    str,
+    Field(min_length=1, max_length=500, pattern=r"^[^\r\n]*\S[^\r\n]*$"),
+    AfterValidator(_visible),
+]
 
 
 class FileOnline(Record):
@@ -54,7 +108,7 @@ class RowSubmission(Record):
     """`submission.json` in the folder of a row."""
 
     schema_version: Literal[1] = 1
-    name: Annotated[str, Field(min_length=1, max_length=60, pattern=r"^[^\r\n]*\S[^\r\n]*$")]
+    name: Annotated[_Line, Field(max_length=60)]
     """Name of the row on the board."""
     track: _Line
     """Name of the track, as listed by `dent board tracks`."""
@@ -121,12 +175,27 @@ def submission_of(values: Mapping[str, Any], where: str) -> RowSubmission:
     except ValidationError as error:
         problems = "; ".join(
             f"{'.'.join(map(str, each['loc'])) or 'submission'}: "
-            f"{_COMMIT if each['loc'] == ('commit',) else each['msg'].lower()}"
+            f"{_COMMIT if each['loc'] == ('commit',) else _worded(each['msg'])}"
             for each in error.errors()
         )
         raise ConfigError(f"{where}: {problems}. docs/board.md describes every field") from None
     submission.check()
     return submission
+
+
+def _worded(message: str) -> str:
+    plain = message.removeprefix("Value error, ")
+    return f"{plain[0].lower()}{plain[1:]}"
+
+
+def reads_like(name: str) -> str:
+    """Return a text that is the same for names that readers would take for one another.
+
+    Only letters, digits and `+` remain, in lower case. Cyrillic and Greek letters that look like
+    Latin ones are replaced by these.
+    """
+    plain = unicodedata.normalize("NFKD", name.translate(_LOOKS_LIKE)).casefold()
+    return "".join(character for character in plain if character.isalnum() or character == "+")
 
 
 def read_plain(path: Path) -> dict[str, Any]:

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Final, Literal
 
 from dent.board.board_row import BoardRow, RowRuling
+from dent.board.row_checks import gains_of_halves
 from dent.board.submission import KnownAttack
 from dent.evaluation.records.spec import STATIC
 from dent.evaluation.results.result import Count, Difference
@@ -169,8 +171,17 @@ def _against_base(row: BoardRow) -> BoardCell:
     )
     stop = row.headline.decided
     notes = variants if stop is None else (wording.stop(stop), *variants)
+    notes = (*_by_half(row), *notes)
     tone = "good" if row.ruling == "robust gain" else _harmed(row, row.difference)
     return _difference(row.difference, "not measured", notes, tone, is_bound=stop is not None)
+
+
+def _by_half(row: BoardRow) -> Iterator[str]:
+    """Yield a gain by half: a small one that was tuned on the fixed half passes its check."""
+    fixed, drawn = gains_of_halves(row) if row.ruling == "robust gain" else ([], [])
+    if fixed and drawn:
+        means = (wording.points(fmean(half)) for half in (fixed, drawn))
+        yield "{} on the fixed half, {} on the drawn half".format(*means)
 
 
 def _clean_against_base(row: BoardRow) -> BoardCell:

@@ -28,14 +28,18 @@ from dent.defenses import registry
 from dent.errors import ConfigError
 from dent.evaluation import Reattack, Verification, restore, verify
 from dent.evaluation.records.schema import TENSORS
+from dent.evaluation.restoration import restore_base
 from dent.evaluation.verification.outcome import Check
+from dent.evaluation.verification.replaced import functions, replaced
+from dent.evaluation.verification.static_first import static_problems
 from dent.evaluation.verification.verify import OnUnit
 from dent.storage.canonical import Record
 from dent.storage.disk import sha256_of
 from dent.storage.errors import RecordError
-from dent.support.plural import counted
+from dent.support.plural import counted, first_few
 
 _PACKED = ".tar.gz"
+_SHOWN: Final = 20
 
 
 @dataclass(frozen=True)
@@ -272,8 +276,10 @@ def check(
         manifest = pack.declared_of(folder)  # first, because the row may change during the check
         row = read_board_row(folder)
         _check_nonces(row, reattack, recording)
-        checks = (*checks_of(row), *_of_files(row, files))
-        checked = conclude(checks, _verified(row, options, reattack))
+        checks = (*checks_of(row), *_of_files(row, files), *_of_base_model(row, options))
+        own = functions()
+        verifications = _verified(row, options, reattack)
+        checked = conclude((*checks, *_of_process(options, replaced(own))), verifications)
     if row.track.practice:
         checked = checked.model_copy(update={"says": f"{checked.says}; {NOT_OF_THE_BOARD}"})
     if recording is not None and checked.status == "verified":
@@ -289,6 +295,51 @@ def _of_files(row: BoardRow, files: DownloadedFiles) -> Iterator[Check]:
         yield _compared("lock", [files.lock], [] if named is None else [named])
     if files.weights:
         yield _compared("weights", files.weights, () if submission is None else submission.weights)
+
+
+def _of_base_model(row: BoardRow, options: VerifyOptions) -> Iterator[Check]:
+    """Yield the check of the base model's part of every run, before the defense's code is imported.
+
+    There is none if no code of the defense will be imported, or if a run has no images.
+    """
+    runs = [
+        run
+        for run in row.runs
+        if (row.folder / run.name / TENSORS).is_dir()
+        and run.result.spec.has_static
+        and ":" in run.defense_name
+    ]
+    if (
+        not runs
+        or options.records_only
+        or not options.allow_code
+        or any(r.departures for r in runs)
+    ):
+        return
+    problems: list[str] = []
+    for run in runs:
+        model, images = restore_base(run.run, options.data_root, options.device)
+        problems += (f"{run.name}: {each}" for each in static_problems(run.run, model, images))
+    yield Check(
+        name="base model",
+        state="failed" if problems else "passed",
+        looked_at=len(runs),
+        problems=tuple(first_few(problems, _SHOWN)),
+    )
+
+
+def _of_process(options: VerifyOptions, names: list[str]) -> Iterator[Check]:
+    """Yield the check that no code replaced functions of torch-dent or torch, if any could run."""
+    if options.allow_code and not options.records_only:
+        yield Check(
+            name="process",
+            state="failed" if names else "passed",
+            looked_at=1,
+            problems=tuple(
+                f"the code of the row has replaced {name} in the process of the checks"
+                for name in first_few(names, _SHOWN)
+            ),
+        )
 
 
 def _compared(name: str, files: Sequence[Path], named: Sequence[FileOnline]) -> Check:

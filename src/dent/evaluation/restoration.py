@@ -62,13 +62,7 @@ def restore(
             f"{', '.join(code_names)}. If you trust that code, add --allow-code (in Python, "
             "allow_code=True). `dent verify --records-only` checks only the records and runs none"
         )
-    with _named(recorded, "dataset", spec.dataset.name):
-        if ":" in spec.dataset.name:
-            images = data.from_factory(spec.dataset.name)
-        else:
-            images = data.load(spec.dataset.name, root=data_root, progress=progress)
-    with _named(recorded, "model", spec.model.name):
-        model = checked_model(spec.model.name, weights, images, usable_device(device))
+    model, images = restore_base(recorded, data_root, device, weights=weights, progress=progress)
     threat = threat_of(spec.threat)
     return Subject(
         model=model,
@@ -84,6 +78,31 @@ def restore(
         threat=threat,
         model_name=spec.model.name,
     )
+
+
+def restore_base(
+    recorded: RecordedRun,
+    data_root: str | os.PathLike[str] | None = None,
+    device: str | torch.device | None = None,
+    *,
+    weights: str | os.PathLike[str] | None = None,
+    progress: bool | OnBytes = True,
+) -> tuple[nn.Module, ImageDataset]:
+    """Restore the model and the dataset of a run, without its defenses and attacks.
+
+    The arguments are those of `restore`. If a factory makes the model or the dataset, it is called.
+
+    Raises:
+        DentError: The model or the dataset is missing here, or does not fit the record.
+    """
+    spec = recorded.run.spec
+    with _named(recorded, "dataset", spec.dataset.name):
+        if ":" in spec.dataset.name:
+            images = data.from_factory(spec.dataset.name)
+        else:
+            images = data.load(spec.dataset.name, root=data_root, progress=progress)
+    with _named(recorded, "model", spec.model.name):
+        return checked_model(spec.model.name, weights, images, usable_device(device)), images
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from dent.attacks.querier import OnPass
 from dent.evaluation.engine.adversarial import adversarial_of
 from dent.evaluation.engine.context import RunContext, batches_of, unit_seed
 from dent.evaluation.probe.unit import certificate_record, probe_record
-from dent.evaluation.records.plan import Unit
+from dent.evaluation.records.plan import Unit, seed_of
 from dent.evaluation.records.schema import CertificateRecord, ProbeRecord, UnitRecord, UnitTiming
 from dent.evaluation.records.spec import STATIC
 from dent.evaluation.submission.measures import attack_measures, mean_loss
@@ -153,11 +153,21 @@ def submit_unit(run: RunContext, unit: Unit, adversarial: Tensor | None) -> list
     return answers
 
 
-def submit_once(run: RunContext, unit: Unit, adversarial: Tensor) -> Submission:
-    """Submit the only batch of a unit to one fresh copy, and query no other copy."""
+def submit_once(
+    run: RunContext, unit: Unit, adversarial: Tensor, draw: int | None = None
+) -> Submission:
+    """Submit the only batch of a unit to one fresh copy, and query no other copy.
+
+    Args:
+        run: The run.
+        unit: The unit.
+        adversarial: The attacked members, (attacked members, C, H, W).
+        draw: The number of the draw whose seed to use, from 1; None for the submission that counts.
+    """
     (batch,) = batches_of(run.plan, unit)
     x, _ = run.load(batch)
     seed = serve_seed(run.spec.settings.seed, batch.index)
+    seed = seed if draw is None else seed_of(seed, "draw", draw)
     defense = run.stream.origin(unit.defense, batch.index).new(seed).defense
     return submit(defense, torch.cat([adversarial.to(x), x[batch.attacked :]]), seed=seed)
 

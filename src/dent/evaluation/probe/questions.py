@@ -1,18 +1,22 @@
 """A few test queries about one batch. Most diagnostics are derived from the answers."""
 
 from contextlib import suppress
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dent.attacks import Defense, answer
+from dent.adaptation.random_state import seeded_generators
+from dent.attacks import Defense, DynamicDefense, answer
 from dent.attacks.base import isolated_random_state
 from dent.attacks.losses import margin
-from dent.attacks.protocol import as_queried
+from dent.attacks.protocol import as_queried, is_callable, name_of
 from dent.attacks.querier import NoGradientError, derivatives_of
+from dent.errors import InputError
 from dent.evaluation.probe.gradient_check import best_gradient
 from dent.evaluation.records.plan import seed_of
+from dent.evaluation.records.probe_answers import DISTANCE, changed
 from dent.evaluation.records.schema import Comparison
 from dent.evaluation.submission.fresh import Origin, footprint
 from dent.evaluation.submission.shared import differ, marks_of
@@ -26,6 +30,9 @@ _PAIR = 2
 """Number of members in the repeated query. Some defenses fail on a single one."""
 _FEW_CALLS = 12
 """Number of queries to a copy that does not change."""
+_CALLS = (True, True, False, True, False, False, True, True)
+"""The order of calls (True), and of queries by `adapt` and `predict`, until one is as expected. The
+answers of a defense that changes by itself hardly change in this order."""
 _MANY_CALLS = 600
 """Number of queries to a copy that changes with its queries."""
 
@@ -65,6 +72,47 @@ class Probe:
     def repeated(self) -> Comparison:
         """Compare the answers to the same few members under two seeds."""
         return self._compare(self._few, self._ask(self._x[: self.members], seed=1))
+
+    def check_call(self) -> None:
+        """Check that a call of the defense predicts as `adapt` and `predict` do.
+
+        Attacks call a defense that can be called, and its score comes from the two methods.
+
+        Raises:
+            InputError: The call predicts otherwise, under the same seed.
+        """
+        few = self._x[: self.members]
+        if all(
+            self._called_otherwise()
+            if is_call
+            else not changed(self._compare(self._few, self._ask(few)))
+            for is_call in _CALLS
+        ):
+            raise InputError(
+                f"{name_of(self._origin.defense)} predicts otherwise if it is called: defense(x) "
+                "must equal defense.predict(x, defense.adapt(x)), because attacks call it, and its "
+                "score is that of the two methods. Define __call__ or forward by them, or leave it "
+                "out"
+            )
+
+    def _called_otherwise(self) -> bool:
+        """Return whether a call of a fresh copy gives other logits for a few members."""
+        few, seed = self._x[: self.members], seed_of(self._seed, 0)
+        defense = self._origin.new(seed).defense
+        called: Any = defense
+        if not isinstance(defense, DynamicDefense) or not is_callable(defense):
+            return False
+        with (
+            isolated_random_state(seed, few.device),
+            seeded_generators(defense, seed),
+            torch.inference_mode(mode=False),
+            torch.no_grad(),
+        ):
+            logits = called(as_queried(few))
+        if not isinstance(logits, Tensor) or logits.shape != self._few.logits.shape:
+            return False  # attacks say what is wrong with them
+        distance = apart(self._few.logits, logits.float(), self._whole.logits)
+        return distance is None or distance > DISTANCE
 
     def again(self) -> tuple[Comparison, float | None]:
         """Compare the answers of a fresh copy and of one that has answered many queries.

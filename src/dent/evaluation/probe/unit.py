@@ -77,13 +77,14 @@ def probe_record(
         more: Whether to attack again with more iterations, if the settings say so.
 
     Raises:
-        InputError: The defense wrote into the static model.
+        InputError: The defense wrote into the static model, or predicts otherwise if it is called.
     """
     x, y = batch
     start = clock(x.device)
     seed = seed_of(spec.settings.seed, "probe")
     probe = Probe(origin, x, y, subject.threat.bounds, seed)
     guard.check_copy(unit.defense, probe.first, thorough=True)
+    probe.check_call()
     probabilities = probe.probabilities()
     alone, strangers, permuted = probe.alone(), probe.strangers(), probe.permuted()
     gradient_rows, zero_gradients = probe.gradients()

@@ -19,7 +19,7 @@ from dent.attacks.protocol import as_queried, taking
 from dent.errors import InputError
 from dent.evaluation.records.schema import Trace
 from dent.evaluation.submission.fresh import states_of
-from dent.outputs import advice, described
+from dent.outputs import advice, check_plain, described
 from dent.support.devices import synchronize, wide
 from dent.support.plural import counted
 from dent.support.predictions import is_prediction
@@ -92,6 +92,7 @@ def submit(
                 logits = defense(x)
         seconds = clock(x.device) - start
         drew = before != (global_draws(x.device), states_of(generators))
+    check_plain(logits, type(defense).__name__, x)
     _check(defense, logits, len(x))
     logits = logits.detach().float()
     are_predictions = is_prediction(logits).tolist()

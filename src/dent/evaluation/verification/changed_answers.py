@@ -73,12 +73,11 @@ class ChangedAnswers:
 
     def problems(self) -> list[Finding]:
         """Return the changes that are problems, after the last unit of the run."""
-        return [
-            *self._too_many(),
-            *self._clearly_changed(),
-            *self._one_sided(),
-            *self._scored_otherwise(),
-        ]
+        return [*self.predictions(), *self._one_sided(), *self._scored_otherwise()]
+
+    def predictions(self) -> list[Finding]:
+        """Return the changed predictions that are problems by themselves."""
+        return [*self._too_many(), *self._clearly_changed()]
 
     def _weigh(
         self, unit: Unit, record: UnitRecord, served: Sequence[int | None], logits: Tensor

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from typing import Final
 
+from dent.errors import InputError
 from dent.evaluation.engine.context import RunContext
 from dent.evaluation.engine.execute import certify
 from dent.evaluation.probe.unit import probe_record
@@ -68,9 +69,13 @@ class RepeatedProbes:
         """Repeat the probe of a defense."""
         run, origin = self._run, self._run.stream.origin(unit.defense, 0)
         batch = run.load(run.plan.batches[0])
-        repeated = probe_record(
-            origin, unit, run.subject, run.spec, batch, guard=run.guard, more=False
-        )
+        try:
+            repeated = probe_record(
+                origin, unit, run.subject, run.spec, batch, guard=run.guard, more=False
+            )
+        except InputError as error:  # it answered otherwise in the run
+            yield Finding("probes", unit.key, f"{unit.key}: {error}")
+            return
         older = record.calls is None and run.spec.schedule != "by-attack"
         if not older:
             kept = {name: getattr(repeated, name) for name in _PROBED}

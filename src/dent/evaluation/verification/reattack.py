@@ -27,6 +27,7 @@ from dent.evaluation.records.tensor_files import packed
 from dent.evaluation.results.diagnostics import MISMATCH
 from dent.evaluation.results.recorded_run import RecordedRun
 from dent.evaluation.subject import Prepared, Subject
+from dent.evaluation.verification.other_seeds import stronger_attacks, under_seed
 from dent.evaluation.verification.read_only import ReadOnlyRecords
 from dent.storage.canonical import Record, without_timing
 from dent.storage.errors import RecordError
@@ -145,17 +146,22 @@ class Reattacked(Record):
 class Attacker:
     """A repeater of the attack units of a recorded run, one by one, from their recorded seeds.
 
+    Attacks on a defense also run from another seed.
+
     Args:
         recorded: The run.
         subject: The evaluated objects.
+        other_seed: A seed that the maker of the run cannot have known.
     """
 
-    def __init__(self, recorded: RecordedRun, subject: Subject) -> None:
+    def __init__(self, recorded: RecordedRun, subject: Subject, other_seed: int) -> None:
         spec = recorded.run.spec
         self._recorded = recorded
         subject = subject.sized(spec.settings)
         self._repeated = RepeatedRecords(recorded)
         self._run = open_run(Prepared(subject, spec, recorded.plan), self._repeated)
+        self._under_other_seed = under_seed(self._run, other_seed)
+        self._with_other_seed: dict[str, list[tuple[bool, bool]]] = {}
         self._same_place = same_platform(
             recorded.run.sessions, device_of(subject.model), bit_exact=True
         )
@@ -215,6 +221,12 @@ class Attacker:
             )
             pairs = self._others.setdefault(unit.defense, [])
             pairs += zip(recorded_right, repeated_right, strict=True)
+        if unit.defense != STATIC:
+            execute(self._under_other_seed, unit)
+            rights = (
+                self._right(unit, record.served) for record in (recorded, self._repeated.take())
+            )
+            self._with_other_seed.setdefault(unit.defense, []).extend(zip(*rights, strict=True))
 
     def conclude(self, request: Reattack) -> Reattacked:
         """Return the result over all units that were run again."""
@@ -239,10 +251,12 @@ class Attacker:
         """Return the problems that the repeated attacks found.
 
         On the run's own platform, any difference is a problem. Elsewhere, only a significant
-        difference is one, or a symptom that the records hide.
+        difference is one, or a symptom that the records hide. Everywhere, it is a problem if the
+        attacks break significantly more members from another seed.
         """
+        stronger = list(stronger_attacks(self._with_other_seed))
         if reattacked.same_place:
-            return self._unlike
+            return self._unlike + stronger
         hidden = [
             f"{defense}: {_SYMPTOMS[name].format(attack=attack)} for {symptom.now} of "
             f"{counted(symptom.members, 'member')} when attacked again, for {symptom.then} as "
@@ -250,7 +264,7 @@ class Attacker:
             for (name, defense, attack), symptom in self._symptoms.items()
             if symptom.hidden
         ]
-        return hidden + [
+        return [*hidden, *stronger] + [
             f"{paired.defense}: {paired.stood} of {counted(paired.members, 'member')} stand as "
             f"recorded, {paired.stands} when attacked again (only then {paired.only_stands}, only "
             f"as recorded {paired.only_stood}; p = {paired.p_value:.2g})"

@@ -28,6 +28,7 @@ from dent.evaluation.submission.repeated import CLOSE, close, may_change
 from dent.evaluation.submission.submitter import Answers
 from dent.evaluation.verification.changed_answers import ChangedAnswers
 from dent.evaluation.verification.findings import Finding
+from dent.evaluation.verification.other_seeds import OtherSeeds
 from dent.evaluation.verification.probes import RepeatedProbes
 from dent.evaluation.verification.read_only import ReadOnlyRecords
 from dent.evaluation.verification.record_checks import DROPPED
@@ -70,6 +71,7 @@ class Resubmission:
         self._probes = RepeatedProbes(
             self._run, recorded, self._changes, same_place=self._same_place
         )
+        self._other_seeds = OtherSeeds(self._run)
 
     def check(self, unit: Unit) -> Iterator[Finding]:
         """Check a recorded unit."""
@@ -85,7 +87,8 @@ class Resubmission:
         """Submit one adversarial version of each batch to each defense, before any natural image.
 
         A defense whose copies share a memory may have learned the natural images during the run.
-        In a new process, this memory is empty until the first natural images are submitted.
+        In a new process, this memory is empty until the first natural images are submitted. Each
+        batch is also submitted under a seed that nobody can know.
         """
         run = self._run
         for batch in run.plan.batches:
@@ -102,8 +105,11 @@ class Resubmission:
                     continue
                 served = submit_once(run, unit, adversarial).predictions
                 changed = sum(map(operator.ne, served, record.served))
-                problem = None
-                if changed > (0 if self._same_place else may_change(batch.size)):
+                problem: str | None = None
+                allowed = 0 if self._same_place else may_change(batch.size)
+                if self._complete and defense.name != STATIC:
+                    problem = self._other_seeds.problem(unit, record, adversarial, allowed)
+                if changed > allowed:
                     problem = (
                         f"{unit.key}: {counted(changed, 'member')} {agreeing(changed, 'are')} "
                         "served otherwise before the defense has seen any natural image"
@@ -169,7 +175,14 @@ class Resubmission:
 
         Call it after the last unit.
         """
-        return self._changes.problems()
+        return [
+            *self._changes.problems(),
+            *(Finding("served", None, problem) for problem in self._other_seeds.problems()),
+        ]
+
+    def changed_predictions(self) -> list[Finding]:
+        """Return the changed predictions that are problems, after the last unit."""
+        return self._changes.predictions()
 
     def _images_of(self, unit: Unit, record: UnitRecord) -> Tensor | None:
         """Return the images that a unit submitted, (attacked members, C, H, W); None if natural.

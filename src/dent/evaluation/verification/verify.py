@@ -9,6 +9,7 @@ from dent.evaluation.records.spec import differences
 from dent.evaluation.results.recorded_run import RecordedRun, load_run
 from dent.evaluation.subject import Subject, describe
 from dent.evaluation.verification.findings import RESUBMITTED, FindingTally
+from dent.evaluation.verification.other_seeds import unknown_seed
 from dent.evaluation.verification.outcome import (
     Check,
     Verification,
@@ -125,7 +126,7 @@ def _attack(
     watch: _Counting,
 ) -> tuple[Reattacked, Check]:
     """Run attacks again, and return the result and the check `attacks`."""
-    attacker = Attacker(recorded, subject)
+    attacker = Attacker(recorded, subject, unknown_seed(reattack.nonce, recorded.run.identity))
     unread: list[str] = []
     for unit in units_again:
         try:
