@@ -232,6 +232,10 @@ def test_errors_in_the_package_keep_their_traceback(monkeypatch: pytest.MonkeyPa
         (["serve", "--weights", "no.pt"], "no weights file at no.pt"),
         (["evaluate", "--device", "meta"], "device 'meta' computes no values"),
         (["paper", "--estimate"], "--estimate needs tables: name some, or add --all"),
+        (
+            ["paper", "table4", "--no-suite", "--publish", "new"],
+            "--publish needs the results of the dynamic suite: leave out --no-suite",
+        ),
     ],
 )
 def test_invalid_paths_are_refused_before_a_dataset_is_loaded(

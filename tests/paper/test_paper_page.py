@@ -343,6 +343,18 @@ def test_estimate_lists_missing_models_of_the_scale_and_how_to_train_them(
     assert "At most: " not in ran.out  # nothing is timed
 
 
+def test_no_suite_option_leaves_out_the_runs_of_the_suite(
+    dent: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dent.paper.estimate._is_here", lambda _: False)
+    plan = plan_table(load_table("table10"), load_scale("cpu"))
+    words = ("table10", "--estimate", "--json", "--out", "elsewhere")
+    (every, _), (paper, _) = (json.loads(dent(*words, *more).out) for more in ((), ("--no-suite",)))
+    assert every["runs"] - paper["runs"] == len(set(plan.suites.values())) == 1
+    assert paper["runs"] == len({run for run in plan.runs() if not run.suite})
+    assert every["forwards"] > 9 * paper["forwards"]
+
+
 def test_estimate_and_page_say_which_claims_a_scale_is_too_small_for(dent: Any) -> None:
     ran = dent("table6", "table12", "--estimate", "--out", "elsewhere")
     assert "This cannot be told at this scale, whatever the result: 12 comparisons of " in ran.out

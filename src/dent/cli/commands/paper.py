@@ -1,5 +1,6 @@
 """`dent paper`: the paper's tables, beside the published figures."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -55,6 +56,13 @@ def paper_command(
     run: Annotated[
         bool, typer.Option(help="Run what is missing, or make the page from existing runs.")
     ] = True,
+    with_suite: Annotated[
+        bool,
+        typer.Option(
+            "--suite/--no-suite",
+            help="Run the dynamic suite on the defended columns, or leave out this longest part.",
+        ),
+    ] = True,
     publish_to: Annotated[
         Path | None,
         typer.Option(
@@ -76,6 +84,8 @@ def paper_command(
         raise ConfigError(f"--all includes every table: leave out {', '.join(tables)}, or --all")
     if estimate and not (every or tables):
         raise ConfigError("--estimate needs tables: name some, or add --all")
+    if publish_to is not None and not with_suite:
+        raise ConfigError("--publish needs the results of the dynamic suite: leave out --no-suite")
     names.check_tables(tables or (), scale)
     preflight.check_writable(out, publish_to, files=(report,))
     if (tables or every) and not as_json:
@@ -94,6 +104,8 @@ def paper_command(
     folder = out or Path("runs/paper") / scale
     chosen_tables = names.TABLES if every else dict.fromkeys(tables or ())
     plans = [paper.plan_table(paper.load_table(name), chosen, weights) for name in chosen_tables]
+    if not with_suite:
+        plans = [replace(plan, suites={}) for plan in plans]
     compute_device = usable_device(device)
     timed = timer(compute_device)
     if estimate:
