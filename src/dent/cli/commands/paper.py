@@ -1,5 +1,6 @@
 """`dent paper`: the paper's tables, beside the published figures."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Final
@@ -80,10 +81,7 @@ def paper_command(
     Exit status 0: done. 2: refused, or failed with one message. 3: some runs were skipped because
     weights or data are missing. 130: interrupted by Ctrl-C. 143: interrupted by SIGTERM.
     """
-    if every and tables:
-        raise ConfigError(f"--all includes every table: leave out {', '.join(tables)}, or --all")
-    if estimate and not (every or tables):
-        raise ConfigError("--estimate needs tables: name some, or add --all")
+    _check_tables(tables or (), every=every, estimate=estimate)
     if publish_to is not None and not with_suite:
         raise ConfigError("--publish needs the results of the dynamic suite: leave out --no-suite")
     names.check_tables(tables or (), scale)
@@ -126,3 +124,11 @@ def paper_command(
         console.say(f"Page: {page}")
     if missing:
         raise typer.Exit(MISSING)
+
+
+def _check_tables(tables: Sequence[str], *, every: bool, estimate: bool) -> None:
+    """Check that tables are given by name or by --all, and some for --estimate."""
+    if every and tables:
+        raise ConfigError(f"--all includes every table: leave out {', '.join(tables)}, or --all")
+    if estimate and not (every or tables):
+        raise ConfigError("--estimate needs tables: name some, or add --all")
