@@ -136,10 +136,11 @@ def test_docs_have_the_results_of_every_published_suite(
     published: tuple[list[PaperPlan], list[TableResult]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.syspath_prepend(DOCS.parents[1] / "tools")
-    tool = importlib.import_module("tabulate_suites")
-    page = tool.PAGE.read_text()
-    assert tool.rewrite(page, tool.table()) == page
+    monkeypatch.syspath_prepend(DOCS.parents[1] / "benchmarks")
+    script = importlib.import_module("suites")
+    begin, end = importlib.import_module("pages").markers("suites")
+    inside = (DOCS.parent / "paper.md").read_text().split(begin)[1].split(end)[0]
+    assert inside.strip() == script.table()
     plans, results = published
     suites = {each.run: each for result in results for each in result.suite}
     assert len(suites) == len({run for plan in plans for run in plan.suites.values()})

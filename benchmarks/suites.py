@@ -1,11 +1,14 @@
-"""Rewrite the table of the dynamic suite's results in docs/paper.md from the published runs.
+"""Write the table of the dynamic suite's results in docs/paper.md from the published runs.
 
-python tools/tabulate_suites.py
+python benchmarks/suites.py page
 """
 
+import argparse
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
+
+from pages import write_between
 
 from dent.evaluation import EvaluationResult, load_run
 from dent.paper import load_scale, load_table, plan_table, table_names
@@ -15,8 +18,11 @@ from dent.paper.planning import RUNS, PlannedRun
 ROOT: Final = Path(__file__).parents[1]
 PAGE: Final = ROOT / "docs/paper.md"
 PUBLISHED: Final = ROOT / "docs/paper/cpu"
-BEGIN: Final = "<!-- suites of the published runs: python tools/tabulate_suites.py -->"
-END: Final = "<!-- end of suites -->"
+
+
+def page() -> None:
+    """Write the table into the page."""
+    write_between(PAGE, "suites", [table()])
 
 
 def table(scale: str = "cpu", published: Path = PUBLISHED) -> str:
@@ -35,19 +41,6 @@ def table(scale: str = "cpu", published: Path = PUBLISHED) -> str:
         result = load_run(published / RUNS / run.folder).result
         rows.append(_row(run, names, result))
     return "\n".join(rows)
-
-
-def rewrite(page: str, lines: str) -> str:
-    """Return a page with a new table between its two markers.
-
-    Raises:
-        ValueError: The page lacks a marker.
-    """
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"the page has no lines {BEGIN!r} and {END!r}")
-    return f"{before}{BEGIN}\n\n{lines}\n\n{END}{after}"
 
 
 def _row(run: PlannedRun, names: Iterable[str], result: EvaluationResult) -> str:
@@ -76,4 +69,7 @@ def _row(run: PlannedRun, names: Iterable[str], result: EvaluationResult) -> str
 
 
 if __name__ == "__main__":
-    PAGE.write_text(rewrite(PAGE.read_text(), table()))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=["page"])
+    parser.parse_args()
+    page()
