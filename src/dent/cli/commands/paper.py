@@ -57,13 +57,10 @@ def paper_command(
     run: Annotated[
         bool, typer.Option(help="Run what is missing, or make the page from existing runs.")
     ] = True,
-    with_suite: Annotated[
+    no_suite: Annotated[
         bool,
-        typer.Option(
-            "--suite/--no-suite",
-            help="Run the dynamic suite on the defended columns, or leave out this longest part.",
-        ),
-    ] = True,
+        typer.Option("--no-suite", help="Leave out the dynamic suite, which takes longest."),
+    ] = False,
     publish_to: Annotated[
         Path | None,
         typer.Option(
@@ -82,7 +79,7 @@ def paper_command(
     weights or data are missing. 130: interrupted by Ctrl-C. 143: interrupted by SIGTERM.
     """
     _check_tables(tables or (), every=every, estimate=estimate)
-    if publish_to is not None and not with_suite:
+    if publish_to is not None and no_suite:
         raise ConfigError("--publish needs the results of the dynamic suite: leave out --no-suite")
     names.check_tables(tables or (), scale)
     preflight.check_writable(out, publish_to, files=(report,))
@@ -102,7 +99,7 @@ def paper_command(
     folder = out or Path("runs/paper") / scale
     chosen_tables = names.TABLES if every else dict.fromkeys(tables or ())
     plans = [paper.plan_table(paper.load_table(name), chosen, weights) for name in chosen_tables]
-    if not with_suite:
+    if no_suite:
         plans = [replace(plan, suites={}) for plan in plans]
     compute_device = usable_device(device)
     timed = timer(compute_device)
