@@ -760,3 +760,23 @@ def test_hooks_of_the_caller_see_the_same_tensors_for_the_first_batch_as_later(x
         saved.append(shapes)
     assert saved[0]
     assert saved[0] == saved[1]
+
+
+class _Together(nn.Module):
+    """Its logits depend on two shifts without a gradient, and on neither of them alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1))
+        self.one, self.two = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+        self.head = nn.Linear(4, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.body(x).flatten(1))
+        return logits + self.one.bias.detach() @ self.two.bias.detach() * torch.arange(10.0)
+
+
+def test_parameters_that_no_gradient_reaches_are_named_if_they_act_only_together() -> None:
+    torch.manual_seed(0)
+    with pytest.raises(UnsupportedModelError, match="No gradient reaches 4 of 6"):
+        Dent(_Together().eval(), STEPS)(torch.rand(8, 3, 8, 8))
