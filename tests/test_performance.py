@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dent import ConfigError, Dent, DentConfig, InputError, Performance
+from dent.attacks.protocol import query
 from dent.defenses.registry import describe
 from dent.evaluation.records.spec import DefenseSpec
 from dent.evaluation.restoration import restored_defense
@@ -374,4 +375,18 @@ def test_one_image_adapts_like_the_same_image_twice_in_every_layout(
         x = batch.clone().requires_grad_()
         logits = defense.predict(x, defense.adapt(x, differentiable=True))
         gradients.append(torch.autograd.grad(logits[0, 0], x)[0].sum(0))
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("kind", [nn.BatchNorm2d, nn.InstanceNorm2d])
+def test_attacks_get_the_gradient_of_one_image_through_any_model(kind: Any) -> None:
+    """torch's CPU backward misreads the gradient of one image in another memory format."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 32, 3, 2, 1), kind(32, affine=True), _Tokens())
+    model = model.double().eval()
+    image = torch.rand(1, 3, 16, 16, dtype=torch.float64)
+    gradients = []
+    for batch in (image, image.repeat(2, 1, 1, 1)):
+        x = batch.clone().requires_grad_()
+        gradients.append(torch.autograd.grad(query(model, x)[0, 0], x)[0].sum(0))
     torch.testing.assert_close(*gradients)

@@ -20,8 +20,8 @@ from dent.adaptation.autocast import autocast_for
 from dent.adaptation.lookalikes import FunctionalNorms
 from dent.adaptation.memory_format import (
     MemoryFormatChoice,
-    PlainNorms,
     own_copy,
+    plain_norms,
     reorder_weights,
 )
 from dent.adaptation.moving import MovingStatistics, batch_norm_layers
@@ -261,8 +261,7 @@ class AdaptedModel:
             with autocast_for(self._performance, x):
                 if self._performance.compile:
                     return _compiled()(self._module, images)
-                alone = len(x) == 1 and x.device.type == "cpu"
-                with PlainNorms() if alone else nullcontext():
+                with plain_norms(x):
                     return self._module(images)
         except torch.OutOfMemoryError:
             raise

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from statistics import median
 from typing import Any, Final
 from weakref import WeakSet
@@ -169,6 +170,11 @@ class PlainNorms(TorchFunctionMode):
         if output.requires_grad:
             output.register_hook(_contiguous)
         return output
+
+
+def plain_norms(x: Tensor) -> AbstractContextManager[object]:
+    """Return the context of `PlainNorms` for a batch that needs it, and an empty one for others."""
+    return PlainNorms() if len(x) == 1 and x.device.type == "cpu" else nullcontext()
 
 
 def own_copy(x: Tensor, *, channels_last: bool) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from dent.adaptation.memory_format import plain_norms
 from dent.errors import DentError, InputError
 from dent.outputs import check_plain
 
@@ -83,7 +84,8 @@ def query(defense: Defense, x: Tensor) -> Tensor:
     """
     untyped: Any = defense
     calls = is_callable(defense)
-    logits: Tensor = untyped(x) if calls else untyped.predict(x, untyped.adapt(x))
+    with plain_norms(x):
+        logits: Tensor = untyped(x) if calls else untyped.predict(x, untyped.adapt(x))
     check_plain(logits, name_of(defense), x)
     return logits
 
