@@ -9,7 +9,7 @@ from rich.console import Console
 
 import dent.data
 from dent.data import registry
-from dent.errors import DataError, UnknownNameError
+from dent.errors import ConfigError, DataError, UnknownNameError
 
 from .fakes import TINY, FakeSource, tiny_spec
 
@@ -133,3 +133,9 @@ def test_the_sample_is_loaded_without_torchvision() -> None:
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "safetensors" in ran.stdout.split()
     assert "torchvision" not in ran.stdout.split()
+
+
+@pytest.mark.parametrize("name", [None, 10, Path("cifar10")])
+def test_a_name_that_is_no_text_is_refused(name: Any) -> None:
+    with pytest.raises(ConfigError, match="a dataset is loaded by its name"):
+        dent.data.load(name)

@@ -240,3 +240,10 @@ def test_models_of_an_additional_source_are_listed_and_loaded(
 def test_impossible_accuracy_values_are_refused(values: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="Accuracy: "):
         models.Accuracy(**values, provenance="nobody")
+
+
+@pytest.mark.parametrize("name", [None, 10, nn.Identity()])
+def test_a_name_that_is_no_text_is_refused(name: Any) -> None:
+    for called in (models.load, models.info):
+        with pytest.raises(ConfigError, match="a model is loaded by its name, such as 'resnet-14"):
+            called(name)

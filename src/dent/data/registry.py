@@ -17,7 +17,8 @@ from dent.data.image_folder import ImageFolderDataset
 from dent.data.progress import OnBytes, progress_bar, silent
 from dent.data.sample import SAMPLE, SAMPLE_FILE, load_sample
 from dent.data.spec import ArraySpec
-from dent.errors import DataError, UnknownNameError
+from dent.errors import ConfigError, DataError, UnknownNameError
+from dent.support.factories import type_name
 from dent.support.suggest import unknown
 
 ROOT_VARIABLE: Final = "DENT_DATA"
@@ -154,8 +155,12 @@ def fetch(
     return FetchResult(entry.name, path, (), FOLDER, digests)
 
 
-def _find(name: str) -> ArraySpec | Folder | Corrupted | str:
+def _find(name: object) -> ArraySpec | Folder | Corrupted | str:
     """Return the entry that opens the dataset of a name; for the bundled sample, its name."""
+    if not isinstance(name, str):
+        raise ConfigError(
+            f"a dataset is loaded by its name, such as {CIFAR10.name!r}, got {type_name(name)}"
+        )
     if name == SAMPLE:
         return SAMPLE
     if name in _SPECS:

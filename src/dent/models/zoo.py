@@ -17,6 +17,7 @@ from dent.models.timm_source import Timm
 from dent.models.torchvision_source import Torchvision
 from dent.models.weights import fit_weights, read_weights
 from dent.names import add_ends, unknown_model
+from dent.support.factories import type_name
 from dent.support.plural import counted
 from dent.support.suggest import unknown
 
@@ -63,6 +64,7 @@ def info(name: str) -> ModelInfo:
         UnknownNameError: If no model is registered under that name, or more than one is.
         MissingExtraError: If the model's catalogue needs a package that is not installed.
     """
+    _check_is_text(name)
     here = _here()
     if name in here:
         return here[name][1]
@@ -107,6 +109,7 @@ def load(
             Hugging Face hub cannot be used.
         ConfigError: If the arguments contradict each other or the device is not available.
     """
+    _check_is_text(name)
     path = None if weights is None else Path(weights).expanduser()
     if ":" in name:
         model = factory.build(name)
@@ -191,3 +194,11 @@ def _place(model: nn.Module, device: str | torch.device) -> nn.Module:
         raise ConfigError(
             f"cannot put the model on device {str(device)!r}: {reason}; cpu always works"
         ) from error
+
+
+def _check_is_text(name: object) -> None:
+    if not isinstance(name, str):
+        raise ConfigError(
+            f"a model is loaded by its name, such as 'resnet-14-2-linf', got {type_name(name)}. A "
+            "module of your own needs no loading: pass it where a model is expected"
+        )
