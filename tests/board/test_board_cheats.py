@@ -132,6 +132,14 @@ def test_forged_weak_attacks_pass_all_checks_until_one_runs_again(
     assert read_board_row(row).trust == "claimed"
 
 
+def run_on_toy(defense: str, folder: Path) -> Path:
+    """Evaluate a defense on the toy track by the command line, and return its row."""
+    row = folder / "row"
+    asked = ("board", "run", "toy-v1", "--defense", defense, "--nonce", "1f", *CPU)
+    assert dent(*asked, "--out", str(row)).code == 0
+    return row
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_row(tmp_path_factory.mktemp("board") / "row", ONE_BATCH)
@@ -208,9 +216,7 @@ def test_state_outside_a_defense_is_found_when_its_batches_are_submitted_again(
 ) -> None:
     """A copy of the defense is not fresh if the state is elsewhere in the process."""
     put(ONE_BATCH)
-    row = tmp_path / "row"
-    asked = ("board", "run", "toy-v1", "--defense", COUNTING, "--nonce", "1f", *CPU)
-    assert dent(*asked, "--out", str(row)).code == 0
+    row = run_on_toy(COUNTING, tmp_path)
     assert submit(row).code == 1
     submit_by_hand(row, COUNTING)
     checked = check(row)
@@ -224,9 +230,7 @@ def test_code_that_makes_the_base_model_worse_is_found_before_it_is_imported(
 ) -> None:
     """It does so in every process, and nothing that runs after it can tell."""
     put(ONE_BATCH)
-    row = tmp_path / "row"
-    asked = ("board", "run", "toy-v1", "--defense", SABOTAGE, "--nonce", "1f", *CPU)
-    assert dent(*asked, "--out", str(row)).code == 0
+    row = run_on_toy(SABOTAGE, tmp_path)
     difference = read_board_row(row).difference
     assert difference is not None
     assert difference.value is not None

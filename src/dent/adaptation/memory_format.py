@@ -66,7 +66,7 @@ class MemoryFormatChoice:
         memory_format = self._performance.memory_format
         if x.dim() != 4 or memory_format != "auto":
             return x.dim() == 4 and memory_format == "channels-last"
-        if len(x) == 1:  # torch's CPU backward of normalization misreads some such tensors
+        if len(x) == 1:  # on a CPU, `PlainNorms` would undo the format at every normalization
             return False
         pixels = x.numel() // x.shape[1]
         suits = x.device.type == "cpu" and pixels >= self._pixels_for_channels_last

@@ -29,17 +29,16 @@ from dent.errors import ConfigError
 from dent.evaluation import Reattack, Verification, restore, verify
 from dent.evaluation.records.schema import TENSORS
 from dent.evaluation.restoration import restore_base
-from dent.evaluation.verification.outcome import Check
+from dent.evaluation.verification.outcome import Check, outcome_of
 from dent.evaluation.verification.replaced import functions, replaced
 from dent.evaluation.verification.static_first import static_problems
 from dent.evaluation.verification.verify import OnUnit
 from dent.storage.canonical import Record
 from dent.storage.disk import sha256_of
 from dent.storage.errors import RecordError
-from dent.support.plural import counted, first_few
+from dent.support.plural import counted
 
 _PACKED = ".tar.gz"
-_SHOWN: Final = 20
 
 
 @dataclass(frozen=True)
@@ -320,26 +319,17 @@ def _of_base_model(row: BoardRow, options: VerifyOptions) -> Iterator[Check]:
     for run in runs:
         model, images = restore_base(run.run, options.data_root, options.device)
         problems += (f"{run.name}: {each}" for each in static_problems(run.run, model, images))
-    yield Check(
-        name="base model",
-        state="failed" if problems else "passed",
-        looked_at=len(runs),
-        problems=tuple(first_few(problems, _SHOWN)),
-    )
+    yield outcome_of("base model", len(runs), problems)
 
 
 def _of_process(options: VerifyOptions, names: list[str]) -> Iterator[Check]:
     """Yield the check that no code replaced functions of torch-dent or torch, if any could run."""
     if options.allow_code and not options.records_only:
-        yield Check(
-            name="process",
-            state="failed" if names else "passed",
-            looked_at=1,
-            problems=tuple(
-                f"the code of the row has replaced {name} in the process of the checks"
-                for name in first_few(names, _SHOWN)
-            ),
-        )
+        problems = [
+            f"the code of the row has replaced {name} in the process of the checks"
+            for name in names
+        ]
+        yield outcome_of("process", 1, problems)
 
 
 def _compared(name: str, files: Sequence[Path], named: Sequence[FileOnline]) -> Check:
@@ -356,13 +346,7 @@ def _compared(name: str, files: Sequence[Path], named: Sequence[FileOnline]) -> 
         for each in named
         if each.sha256 not in digests.values()
     )
-    problems = (*strange, *missing)
-    return Check(
-        name=name,
-        state="failed" if problems else "passed",
-        looked_at=len(digests),
-        problems=problems,
-    )
+    return outcome_of(name, len(digests), [*strange, *missing])
 
 
 def _check_nonces(row: BoardRow, reattack: Reattack | None, recording: Recording | None) -> None:
