@@ -177,7 +177,7 @@ def _against_base(row: BoardRow) -> BoardCell:
 
 
 def _by_half(row: BoardRow) -> Iterator[str]:
-    """Yield a gain by half: a small one that was tuned on the fixed half passes its check."""
+    """Yield the gain on each half: the check of the halves misses a small one of the fixed half."""
     fixed, drawn = gains_of_halves(row) if row.ruling == "robust gain" else ([], [])
     if fixed and drawn:
         means = (wording.points(fmean(half)) for half in (fixed, drawn))
