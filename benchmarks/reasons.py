@@ -1,7 +1,7 @@
-"""Why batch-wise dent does not reproduce its gain on the bundled l-inf net: one change at a time.
+"""Why batch-wise dent does not reproduce its gain on the bundled nets: one change at a time.
 
     python benchmarks/reasons.py run      measure what is missing: an hour on 2 cores, resumable
-    python benchmarks/reasons.py run --model resnet-26-4-linf     the same for the paper's net
+    python benchmarks/reasons.py run --model resnet-26-4-linf     the same for the paper's nets
     python benchmarks/reasons.py page     write the table of docs/paper/what-reproduces.md
 
 Every configuration is attacked as in the paper: by APGD-CE through the whole defense, with the
@@ -20,6 +20,7 @@ from pages import write_between
 
 from dent import DENT_PLUS, Dent, DentConfig, ThreatModel, data, models
 from dent.attacks import make
+from dent.defenses import CONFIGS
 from dent.evaluation import Settings, Subject, evaluate
 from dent.evaluation.results.intervals import tango, wilson
 from dent.storage.disk import write_atomically
@@ -29,6 +30,15 @@ PAGE: Final = ROOT / "docs/paper/what-reproduces.md"
 KEPT: Final = ROOT / "docs/paper/reasons.json"
 MODEL: Final = "resnet-14-2-linf"
 WIDE: Final = "resnet-26-4-linf"
+WIDE_L2: Final = "resnet-26-4-l2"
+WIDE_NOMINAL: Final = "resnet-26-4-nominal"
+THREATS: Final = {
+    MODEL: ThreatModel("linf", "8/255"),
+    WIDE: ThreatModel("linf", "8/255"),
+    WIDE_L2: ThreatModel("l2", "0.5"),
+    WIDE_NOMINAL: ThreatModel("linf", "1.5/255"),  # as in Table 4
+}
+"""The models, and the threat model of the attacks on each."""
 HEADER: Final = "| change | clean | APGD-CE | transferred | worst case against static, points |"
 
 
@@ -65,12 +75,21 @@ CHANGES: Final = (
     Change("dent+", DENT_PLUS.to_dict(), model=WIDE),
     Change("dent, 10 steps, statistics of the batch", {"statistics": "test"}, model=WIDE),
     Change("dent, 30 steps", {"steps": 30}, model=WIDE),
+    Change("dent, 10 steps", {}, model=WIDE_L2),
+    Change("dent+", DENT_PLUS.to_dict(), model=WIDE_L2),
+    Change("dent, 10 steps, statistics of the batch", {"statistics": "test"}, model=WIDE_L2),
+    Change(
+        "statistics of the batch, no steps", {"statistics": "test", "steps": 0}, model=WIDE_NOMINAL
+    ),
+    Change("fixed smoothing, no steps", CONFIGS["smoothing"].to_dict(), model=WIDE_NOMINAL),
+    Change("smoothing and dent, 10 steps", CONFIGS["dent-nominal"].to_dict(), model=WIDE_NOMINAL),
+    Change("dent, 30 steps", {"steps": 30}, model=WIDE_L2),
 )
 
 
 def run(chosen: str, samples: int, iterations: int) -> None:
     """Measure a model's configurations that are missing, and save their counts."""
-    model, threat = models.load(chosen), ThreatModel("linf", "8/255")
+    model, threat = models.load(chosen), THREATS[chosen]
     dataset = data.load("cifar10")
     kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}
     for index, change in enumerate(CHANGES):
@@ -144,7 +163,7 @@ def main() -> None:
     """Run the measurements, or write the page."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("what", choices=("run", "page"))
-    parser.add_argument("--model", choices=(MODEL, WIDE), default=MODEL)
+    parser.add_argument("--model", choices=list(THREATS), default=MODEL)
     parser.add_argument("--samples", type=int, default=256)
     parser.add_argument("--iterations", type=int, default=10)
     asked = parser.parse_args()
