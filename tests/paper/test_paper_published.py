@@ -234,6 +234,8 @@ def test_docs_match_the_published_records(
         f"{counts['cannot be told']} cannot be told at this sample size, "
         f"{counts['not measured']} are not measured at this scale."
     ) in text
+    runs = len([*(DOCS / "cpu" / "runs").glob("*/run.json")])
+    assert f"Its {runs} runs are in `paper/cpu/runs`" in text
     short = " ".join((DOCS / "what-reproduces.md").read_text().split())
     assert (
         f"Of {sum(counts.values())} comparisons in the paper, {counts['reproduced']} are "
