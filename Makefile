@@ -43,7 +43,7 @@ lint: $(VENV)/.dev  ## Check format, style and the direction of imports.
 types: $(VENV)/.dev  ## Check types.
 	$(BIN)/mypy
 
-format: $(VENV)/.dev  ## Format and mend what can be mended by machine.
+format: $(VENV)/.dev  ## Format the code, and fix what ruff can fix.
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 

@@ -1,4 +1,4 @@
-"""torch-dent: dynamic defenses against adversarial attacks, and their honest evaluation.
+"""torch-dent: dynamic defenses against adversarial attacks, and their evaluation.
 
     from dent import Dent, DENT_PLUS
 

@@ -125,6 +125,8 @@ def test_pages_say_how_long_the_runs_of_rows_took() -> None:
     assert f"less than a minute to {max(of_defense.values()):.0f} minutes" in suite
     batch_wise = of_defense["cifar10-linf-8_255-v1", "dent"]
     assert f"{batch_wise:.0f} minutes for dent with 30 steps" in board
+    of_views = of_defense["cifar10-l2-0.5-v1", "tte"]
+    assert f"over 6 views needed two attacks, in {of_views:.0f} minutes with one thread" in board
 
 
 def _lower(row: BoardRow) -> str:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 board_app = typer.Typer(
     name="board",
-    help="Evaluate a defense on a track of the board, which is the same for everybody.",
+    help="Evaluate a defense on a track of the board, and submit, check, show or export rows.",
     no_args_is_help=True,
 )
 

@@ -40,8 +40,8 @@ def challenge_command(
     url: Annotated[
         str | None,
         typer.Option(
-            help="Where the images are, or a page about the attack. The board links it if a row "
-            "falls.",
+            help="Where the images are, or a page about the attack. The board links it if the "
+            "challenge lowers a row.",
             metavar="LINK",
         ),
     ] = None,
