@@ -221,7 +221,10 @@ def test_errors_in_the_package_keep_their_traceback(monkeypatch: pytest.MonkeyPa
         (["evaluate", "--out", "taken/run"], "taken is a file, not a folder"),
         (["demo", "--out", "taken"], "taken is a file"),
         (["train", "--recipe", "fast", "--out", "taken"], "taken is a file"),
-        (["train", "--recipe", "fast", "--dataset", "my:data"], "which has no train split. Use"),
+        (
+            ["train", "--recipe", "fast", "--dataset", "my:data", "--data", "x"],
+            "my:data is a factory: leave out",
+        ),
         (["serve", "--dataset", "my:data", "--data", "x"], "my:data is a factory: leave out"),
         (["report", "run", "-o", "taken/report.html"], "taken is a file, not a folder"),
         (["report", "run", "-o", "sub"], "sub is a folder"),
