@@ -90,8 +90,10 @@ def run_command(
     out: Annotated[
         str,
         typer.Option(
+            "--out",
+            "-o",
             help="Folder of the row, or its URL. Each variant is a run in it. The same command "
-            "resumes it."
+            "resumes it.",
         ),
     ] = "runs/board",
     as_json: Annotated[bool, options.as_json()] = False,

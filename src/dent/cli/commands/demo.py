@@ -17,9 +17,9 @@ BUDGET: Final = "small"
 
 
 def demo_command(
-    out: Annotated[Path, typer.Option(help="Run folder; the same command resumes it.")] = Path(
-        "runs/demo"
-    ),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Run folder; the same command resumes it.")
+    ] = Path("runs/demo"),
     as_json: Annotated[bool, options.as_json()] = False,
 ) -> None:
     """Compare dent+ with the static model on bundled CIFAR-10 images, and print a verdict.

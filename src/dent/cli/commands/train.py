@@ -124,6 +124,8 @@ def train_command(
     out: Annotated[
         Path | None,
         typer.Option(
+            "--out",
+            "-o",
             help="Output folder. The same command resumes it. Default: runs/train/MODEL-RECIPE.",
             rich_help_panel=_RUN,
         ),
