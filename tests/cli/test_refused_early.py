@@ -229,6 +229,8 @@ def test_errors_in_the_package_keep_their_traceback(monkeypatch: pytest.MonkeyPa
         (["report", "run", "-o", "taken/report.html"], "taken is a file, not a folder"),
         (["report", "run", "-o", "sub"], "sub is a folder"),
         (["merge", "run", "--out", "taken"], "taken is a file"),
+        (["board", "export", "rows", "--to", "huggingface", "-o", "taken"], "taken is a file"),
+        (["board", "submit", "row", "-o", "taken/row.tar.gz"], "taken is a file, not a folder"),
         (["paper", "table4", "--publish", "taken"], "taken is a file"),
         (["evaluate", "--weights", "no.pt"], "no weights file at no.pt"),
         (["evaluate", "--defense", "no.json"], "--defense no.json: no such file"),

@@ -55,12 +55,12 @@ def demo_command(
     settings = Settings(n=SAMPLES, batch_size=SAMPLES)
     runner.announce(subject, settings, out)
     result = runner.run(subject, settings, out)
+    figure(result, out / "figure.png")
+    page = write_report([out], out / "report.html")
     if as_json:
         console.print_json(result.to_json())
         return
     show_result(result, str(out))
-    figure(result, out / "figure.png")
-    page = write_report([out], out / "report.html")
     console.say(f"Page: {page}    Figure: {out / 'figure.png'}")
     console.say(
         f"Computed in {duration(result.timing['total'])}. These are {SAMPLES} images and the "
