@@ -451,6 +451,8 @@ def test_row_that_states_another_nonce_than_its_run_used_is_detected(row: Path) 
     edit(row / "row.json", lambda values: values.update(nonce="2f"))
     assert "samples: the run has 8" in failed(row)["track"][0]
     assert submit(row).code == 1
+    refused = submit(row, "--json")
+    assert (refused.code, states(refused)["track"]) == (1, "failed")
     assert not (row / "submission.json").exists()
 
 

@@ -46,6 +46,10 @@ def test_demo_reports_static_and_defended_accuracy_intervals_and_verdict(
     assert defended["verdict"]["sentence"] in ran.out.replace("\n", " ")
     assert Path("runs/demo/report.html").is_file()
     assert Path("runs/demo/figure.png").is_file()
+    Path("runs/demo/report.html").unlink()
+    again = here.dent("demo", "--json")  # reads the finished run
+    assert json.loads(again.out) == result
+    assert Path("runs/demo/report.html").is_file()
 
 
 def test_the_readme_has_a_row_for_each_defense_of_the_demo() -> None:

@@ -60,6 +60,24 @@ def test_shared_options_have_one_help_text_default_and_type_except_as_listed() -
         assert len(types) == 1, name
 
 
+def test_a_short_option_means_the_same_in_every_command() -> None:
+    pairs = {
+        (short, tuple(name for name in option.opts if name.startswith("--")))
+        for command in commands().values()
+        for option in command.params
+        for short in option.opts
+        if short.startswith("-") and not short.startswith("--")
+    }
+    assert pairs == {("-o", ("--out",))}
+    without = [
+        name
+        for name, command in commands().items()
+        for option in command.params
+        if "--out" in option.opts and "-o" not in option.opts
+    ]
+    assert not without
+
+
 def test_no_help_text_contains_the_code_of_an_emoji() -> None:
     """Help replaces such codes: `module:factory: ...` once showed the picture of a factory."""
     texts = [

@@ -1,6 +1,8 @@
 """End-to-end tests of `dent train` on a folder of real images."""
 
 import json
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -72,6 +74,7 @@ def test_trained_model_has_a_card_and_can_be_loaded_and_evaluated(
         (("--dataset", "cifar10-sample"), "has no 'train' split"),
         (("--precision", "fp16", "--out", "o3"), "precision 'fp16' cannot be used here"),
         (("--weights", "missing.safetensors"), "no weights file"),
+        (("--dataset", "my:data"), "my:data is a factory: leave out --data"),
     ],
 )
 def test_invalid_training_options_are_refused(
@@ -90,3 +93,79 @@ def test_invalid_training_options_are_refused(
     assert message in " ".join(capsys.readouterr().err.split())
     assert not (folder / "o2").exists()
     assert not (folder / "o3").exists()
+
+
+FACTORIES = """
+from dent import data
+from dent.data import ArrayDataset
+
+SAMPLE = data.load("cifar10-sample")
+
+
+def part(split, rows):
+    return ArrayDataset("mine", split, SAMPLE.classes, SAMPLE.pixels[rows], SAMPLE.labels[rows])
+
+
+def both(split="test"):
+    return part(split, slice(50) if split == "train" else slice(50, 70))
+
+
+def tests():
+    return part("test", slice(20))
+
+
+def deaf(split="test"):
+    return part("test", slice(20))
+
+
+def trains(split="train"):
+    return part(split, slice(50))
+
+
+def same(split="test"):
+    return part(split, slice(20))
+"""
+
+
+@pytest.fixture
+def factories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, ...]]:
+    """Write the module `own_splits`, and return a command without its dataset."""
+    (tmp_path / "own_splits.py").write_text(FACTORIES)
+    monkeypatch.chdir(tmp_path)
+    at = TRAIN.index("--dataset")
+    yield TRAIN[:at] + TRAIN[at + 4 :]
+    sys.modules.pop("own_splits", None)
+
+
+def test_a_factory_gives_the_train_split_and_the_test_split(factories: tuple[str, ...]) -> None:
+    ran = here.dent(*factories, "--dataset", "own_splits:both", "--json")
+    assert ran.code == 0, ran.err
+    spec = json.loads(Path("out/run.json").read_text())["spec"]
+    assert (spec["train"]["name"], spec["watch"]["name"]) == ("own_splits:both",) * 2
+    assert (spec["train"]["images"], spec["watch"]["images"]) == (50, 20)
+    natural = json.loads(ran.out)["card"]["accuracies"][0]
+    assert natural["provenance"] == "measured by dent train on the first 10 of own_splits:both test"
+    again = here.dent(*factories, "--dataset", "own_splits:both")
+    assert again.code == 0, again.err
+    # A card's evaluation records the same name, which every command calls without arguments.
+    weights = ("--weights", "out/best.safetensors")
+    verified = here.dent("verify", "out/measured-6", "--allow-code", *weights, "--json")
+    assert (verified.code, json.loads(verified.out)["status"]) == (0, "verified"), verified.out
+
+
+@pytest.mark.parametrize(
+    ("factory", "says"),
+    [
+        ("tests", "It is called with split='train', and without arguments for the test split"),
+        ("deaf", "(split='train') must return that split, got a dataset with the split 'test'"),
+        ("trains", "return the test split without arguments"),
+        ("same", "return the test split without arguments"),
+    ],
+)
+def test_a_factory_without_two_splits_is_refused(
+    factories: tuple[str, ...], factory: str, says: str
+) -> None:
+    ran = here.dent(*factories, "--dataset", f"own_splits:{factory}")
+    assert ran.code == 2
+    assert says in ran.err
+    assert not Path("out").exists()

@@ -1,24 +1,27 @@
 """Fuzz tests: commands on a run folder with any content end as documented and change no other file.
 
 JSON values are replaced by malicious ones, and digests are forged so that later checks are reached
-too. Files are replaced by special files. The default tests take a sample, `make test-slow` takes
-all cases.
+too. Files are replaced by special files. The default tests cover every field, every value and every
+command, `make test-slow` takes all cases.
 """
 
 import copy
 import json
+import math
 import os
-import random
 import shutil
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import typer
 
 from dent import Dent, DentConfig, DentError, SmoothingConfig
+from dent.cli.app import app
 from dent.evaluation import Settings, Subject, evaluate
 from dent.evaluation.records.folder import PLAN, RESULT, RUN
 from dent.evaluation.records.journal import JOURNAL
@@ -30,7 +33,6 @@ from tests.test_printable import orders
 
 SECONDS = 10
 SETTINGS = Settings(n=4, batch_size=4)
-SAMPLED = 60
 RESUME = ("evaluate",)
 DEEP: Any = []
 for _ in range(500):
@@ -69,9 +71,16 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def command_line() -> Any:
+    return typer.main.get_command(app)
+
+
 @pytest.fixture(autouse=True)
-def _restored(monkeypatch: pytest.MonkeyPatch) -> None:
+def _restored(monkeypatch: pytest.MonkeyPatch, command_line: Any) -> None:
     monkeypatch.setattr("dent.evaluation.restore", lambda *_, **__: subject())
+    # To make it again for every command would take longer than the command.
+    monkeypatch.setattr("typer.main.get_command", lambda _: command_line)
 
 
 @contextmanager
@@ -102,6 +111,11 @@ def read_all(folder: Path) -> list[tuple[str, ...]]:
         ("report", str(folder), "-o", str(folder.parent / "p.csv")),
         RESUME,
     ]
+
+
+def read_result(folder: Path) -> list[tuple[str, ...]]:
+    """Return the commands of `read_all` that read `result.json`."""
+    return [command for command in read_all(folder) if command[0] == "verify"]
 
 
 def survive(folder: Path, mine: Path, commands: list[tuple[str, ...]]) -> None:
@@ -190,15 +204,18 @@ def of(value: Any) -> str:
         return "0" * 64
 
 
-def attempt(finished: Path, root: Path, place: Place, name: str, chosen: int | None) -> None:
+def attempt(
+    finished: Path, root: Path, place: Place, name: str, chosen: slice = slice(None)
+) -> None:
+    """Lay a malicious value, and run the chosen ones of the commands that read its file."""
     folder, mine = root / "run", root / "mine"
     shutil.copytree(finished, folder)
     mine.mkdir()
     (mine / "mine").write_text("years of work")
     lay(folder, place, EVIL[name])
-    commands = read_all(folder)
+    commands = read_result(folder) if place.file == RESULT else read_all(folder)
     try:
-        survive(folder, mine, commands if chosen is None else [commands[chosen]])
+        survive(folder, mine, commands[chosen])
     except Exception as error:
         error.add_note(f"{place}: {name}")
         raise
@@ -206,8 +223,43 @@ def attempt(finished: Path, root: Path, place: Place, name: str, chosen: int | N
         shutil.rmtree(root)
 
 
-def cases(finished: Path) -> list[tuple[Place, str]]:
-    return [(place, name) for place in places(finished) for name in EVIL]
+def fields(finished: Path) -> list[Place]:
+    """Return the first place of each field.
+
+    A field is a key in a file or in a kind of record. All items of a list are one field, and so are
+    the values of all defenses and attacks.
+    """
+    spec = json.loads((finished / RUN).read_text())["spec"]
+    names = {each["name"] for each in (*spec["defenses"], *spec["attacks"])}
+    kinds = [
+        json.loads(line)["record"]["kind"] for line in (finished / JOURNAL).read_text().splitlines()
+    ]
+    found: dict[Any, Place] = {}
+    for place in places(finished):
+        way = tuple("*" if isinstance(key, int) or key in names else key for key in place.way)
+        kind = kinds[place.line] if place.file == JOURNAL else ""
+        found.setdefault((place.file, kind, way), place)
+    return list(found.values())
+
+
+def covering(finished: Path) -> list[tuple[Place, str, int]]:
+    """Return cases that cover every field, and every malicious value with every command.
+
+    Each is a place, the name of a value and the index of a command. `result.json` meets only the
+    first command that reads it, which is the fastest.
+    """
+    values, commands = list(EVIL), len(read_all(finished))
+    together = math.lcm(len(values), commands)
+    turns: Counter[bool] = Counter()
+    chosen = []
+    for place in fields(finished):
+        of_result = place.file == RESULT
+        turn = turns[of_result]
+        turns[of_result] += 1
+        # Without the shift after each round, some values and commands would never meet.
+        command = 0 if of_result else (turn + turn // together) % commands
+        chosen.append((place, values[turn % len(values)], command))
+    return chosen
 
 
 def test_commands_on_an_unchanged_run_end_as_documented(finished: Path, tmp_path: Path) -> None:
@@ -217,21 +269,47 @@ def test_commands_on_an_unchanged_run_end_as_documented(finished: Path, tmp_path
     assert len(places(finished)) > 300
 
 
-def test_sampled_malicious_values_end_in_a_documented_exit_status(
-    finished: Path, tmp_path: Path
+def test_only_verify_reads_the_result(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    (folder / RESULT).unlink()
+    os.mkfifo(folder / RESULT)  # to open it would take forever
+    others = [each for each in read_all(folder) if each not in read_result(folder)]
+    assert len(others) == len(read_all(folder)) - 2
+    for command in others:
+        with limited():
+            if command == RESUME:
+                evaluate(subject(), SETTINGS, out=folder)
+            else:
+                assert dent(*command).code == 0
+
+
+def test_covering_cases_have_every_field_and_every_value_with_every_command(finished: Path) -> None:
+    chosen = covering(finished)
+    assert len({place for place, _, _ in chosen}) == len(fields(finished)) > 400
+    elsewhere = [case for case in chosen if case[0].file != RESULT]
+    pairs = {(name, command) for _, name, command in elsewhere}
+    assert len(pairs) == len(EVIL) * len(read_all(finished))
+    for file in (RUN, RESULT, JOURNAL):
+        assert {name for place, name, _ in chosen if place.file == file} == EVIL.keys()
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_covering_malicious_values_end_in_a_documented_exit_status(
+    part: int, finished: Path, tmp_path: Path
 ) -> None:
-    everything = cases(finished)
-    drawn = random.Random(0).sample(everything, SAMPLED)  # noqa: S311 - the same every time
-    for index, (place, name) in enumerate(drawn):
-        attempt(finished, tmp_path / str(index), place, name, index % len(read_all(tmp_path)))
+    for index, (place, name, command) in enumerate(covering(finished)[part::4]):
+        chosen = slice(command, command + 1)
+        attempt(finished, tmp_path / str(index), place, name, chosen)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", EVIL)
 def test_every_malicious_value_ends_in_a_documented_exit_status(
-    finished: Path, tmp_path: Path
+    name: str, finished: Path, tmp_path: Path
 ) -> None:
-    for index, (place, name) in enumerate(cases(finished)):
-        attempt(finished, tmp_path / str(index), place, name, None)
+    for index, place in enumerate(places(finished)):
+        attempt(finished, tmp_path / str(index), place, name)
 
 
 def linked(path: Path, to: Path) -> None:

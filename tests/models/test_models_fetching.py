@@ -4,10 +4,13 @@ import argparse
 import hashlib
 import io
 import os
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +18,8 @@ import safetensors.torch
 import torch
 
 from dent.errors import WeightsError
-from dent.models.fetching import Download, fetch_url
+from dent.models import fetching, robustbench_source
+from dent.models.fetching import Download, fetch_url, run_with_limit
 
 CONTENT = bytes(range(256)) * 8
 Serve = Callable[[dict[str, str], bytes], str]
@@ -139,3 +143,87 @@ def test_a_download_is_on_the_disk_before_it_gets_its_name(
     download(tmp_path, "w.pt", WHOLE["w.pt"])
     ((name,),) = synced
     assert name.endswith(".part")
+
+
+# --- servers that never answer -------------------------------------------------------------------
+
+
+@pytest.fixture
+def silent_port() -> Iterator[int]:
+    """The port of a server that accepts connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield listening.getsockname()[1]
+
+
+def refused(file: Path, url: str, fetch: Callable[[str, Path], None]) -> str:
+    """Return the message of a download that fails, and check that no file is left."""
+    with pytest.raises(WeightsError) as caught:
+        Download("m", file, url, None, fetch).obtain()
+    assert list(file.parent.iterdir()) == []
+    message = str(caught.value)
+    assert f"  file:   {file}\n  from:   {url}\n" in message
+    assert "What to do: download that file with a browser" in message
+    return message
+
+
+def test_a_server_that_never_answers_ends_a_download(
+    silent_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetching, "_SECONDS", 0.2)
+    url = f"http://127.0.0.1:{silent_port}/weights"
+    said = refused(tmp_path / "weights", url, fetch_url)
+    assert "(TimeoutError: nothing arrived for 0.2 s)" in said
+
+
+def test_a_connection_that_falls_silent_ends_a_download(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetching, "_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def answer() -> None:
+            connection, _ = listening.accept()
+            connection.recv(4096)
+            connection.sendall(b"HTTP/1.0 200 OK\r\nContent-Length: 9\r\n\r\nhalf")
+            ended.wait(30)
+            connection.close()
+
+        ended = threading.Event()
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/weights"
+        said = refused(tmp_path / "weights", url, fetch_url)
+        ended.set()
+        thread.join()
+    assert "(TimeoutError: nothing arrived for 0.2 s" in said
+
+
+def test_google_drive_that_never_answers_ends_a_download(
+    silent_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("gdown")
+    monkeypatch.setattr(robustbench_source, "_DRIVE_SECONDS", 0.2)
+    for variable in ("https_proxy", "HTTPS_PROXY"):  # leads gdown to the server of this test
+        monkeypatch.setenv(variable, f"http://127.0.0.1:{silent_port}")
+    for variable in ("no_proxy", "NO_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(variable, raising=False)
+    url = "https://drive.google.com/uc?id=1"
+    said = refused(tmp_path / "weights", url, robustbench_source._fetch)
+    assert "(TimeoutError: nothing arrived for 0.2 s)" in said
+
+
+def test_a_download_that_arrives_slowly_is_not_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks, seconds, whole = count(), count(), threading.Event()
+
+    def grown(folder: Path) -> int:
+        size = next(looks)
+        if size == 10:
+            whole.set()
+        return size
+
+    monkeypatch.setattr(fetching, "_size", grown)
+    monkeypatch.setattr(fetching, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    run_with_limit(lambda: whole.wait(60), tmp_path, 1.5)
+    assert next(looks) > 10

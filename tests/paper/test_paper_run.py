@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torchvision.models import ResNet, resnet18
 
 from dent import Dent, DentConfig, models
+from dent.attacks import make
 from dent.cli.app import main
 from dent.data import ArrayDataset, ImageDataset
 from dent.evaluation import load_run, verify
@@ -22,7 +24,7 @@ from dent.evaluation.records.plan import Plan as Batches
 from dent.evaluation.records.spec import EvaluationSpec
 from dent.evaluation.results.recorded_run import RecordedRun
 from dent.evaluation.results.scoring import Piece, Scores, label
-from dent.paper import Judgement, PaperPlan, Table, run_plans, summarize, summary
+from dent.paper import Judgement, PaperPlan, Table, run_plans, runner, summarize, summary
 from dent.paper.claims import compare
 from dent.paper.counts import by_sentence
 from dent.paper.estimate import profile_forwards
@@ -210,6 +212,69 @@ def test_suites_of_one_model_attack_the_static_model_once(
     # Equal times of computation: the records are copies.
     assert static == [unit for unit in other.units() if unit.defense == "static"]
     assert one.result.defenses.keys() != other.result.defenses.keys()
+
+
+def two_suites(make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch) -> tuple[PaperPlan, ...]:
+    """Return two plans: a suite of one short attack on each of two defenses of a model."""
+    monkeypatch.setattr(runner, "suite", lambda *_: (make("pgd", iterations=1),))
+    columns = [COLUMNS[1], COLUMNS[2], COLUMNS[3] | {"id": "other", "measure": "robust"}]
+    columns[2]["defense"] = "dent-nominal steps=1"
+    rows = [TABLE["rows"][0] | {"published": ["10.0", "40.0", "30.0"]}]
+    suite = {"cells": ["small/dent", "small/other"]}
+    plan = make_plan(columns=columns, rows=rows, suite=suite, claims=[], charts=[])
+    suites = plan.suites.items()
+    return tuple(replace(plan, cells={}, suites={key: run}) for key, run in suites)
+
+
+def of_suite(plan: PaperPlan) -> RecordedRun:
+    (run,) = plan.suites.values()
+    return load_run(OUT / RUNS / run.folder)
+
+
+def on_static(plan: PaperPlan) -> list[Any]:
+    return [unit for unit in of_suite(plan).units() if unit.defense == "static"]
+
+
+def test_a_later_call_copies_the_records_of_the_static_model(
+    make_plan: MakePlan, loader: Loader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, later = two_suites(make_plan, monkeypatch)
+    run_plans([first], OUT, loader)
+    before = {path: path.read_bytes() for path in OUT.rglob("*") if path.is_file()}
+    run_plans([later], OUT, loader)
+    assert {"natural", "attack"} <= {unit.kind for unit in on_static(first)}
+    assert on_static(later) == on_static(first)  # equal times of computation
+    assert of_suite(later).run.status == "complete"
+    run_plans([first, later], OUT, loader)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_only_a_finished_run_of_the_same_static_model_is_copied_from(
+    make_plan: MakePlan, loader: Loader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, later = two_suites(make_plan, monkeypatch)
+
+    def stop(done: int, total: int, name: str, state: Any) -> None:
+        if state is not None and state.done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_plans([first], OUT, loader, watch=stop)
+    assert on_static(first)
+    taken: list[Path | None] = []
+    found = runner.find_static_part
+    monkeypatch.setattr(
+        runner, "find_static_part", lambda *parts: taken.append(found(*parts)) or taken[-1]
+    )
+    run_plans([later], OUT, Relabelled(torch.device("cpu")))  # beside the unfinished one
+    (path,) = (OUT / RUNS / run.folder for run in later.suites.values())
+    run_plans([first], OUT, loader)  # beside one of other images
+    assert taken == [None, None]
+    assert of_suite(first).run.status == "complete"
+    shutil.rmtree(path)
+    (OUT / RUNS / "broken-suite-0").mkdir()
+    run_plans([later], OUT, loader)
+    assert taken[2:] == [of_suite(first).path]
 
 
 def test_attack_with_published_protocol_counts_the_samples_that_it_claims(

@@ -77,6 +77,22 @@ def check_files_exist(weights: Path | None, defenses: Iterable[str] = ()) -> Non
             raise ConfigError(f"--defense {spec}: no such file")
 
 
+def check_data_folder(dataset: str | None, root: Path | None) -> None:
+    """Refuse a folder of datasets for a dataset that comes from a factory.
+
+    Args:
+        dataset: The value of `--dataset`; None without the option.
+        root: The value of `--data`; None without the option.
+
+    Raises:
+        ConfigError: Both are given, and the dataset is a factory.
+    """
+    if dataset is not None and ":" in dataset and root is not None:
+        raise ConfigError(
+            f"--data is for named datasets, and {dataset} is a factory: leave out --data"
+        )
+
+
 def check_model(name: str) -> None:
     """Refuse a model of a zoo whose package is not installed.
 

@@ -10,11 +10,11 @@ import torch
 from dent import data, names
 from dent.attacks import Attack, Defense, from_factory, make_from
 from dent.attacks.autoattack.attack import QueryProtocol
-from dent.cli import console
+from dent.cli import console, preflight
 from dent.data import ImageDataset
 from dent.defenses import registry
 from dent.distributed import Cluster
-from dent.errors import ConfigError, InputError
+from dent.errors import ConfigError, DataError, InputError
 from dent.evaluation import Reattack, Subject
 from dent.evaluation.records.spec import STATIC
 from dent.evaluation.records.sweep import Over
@@ -67,15 +67,31 @@ def dataset(name: str, root: Path | None, split: Literal["test", "train"] = "tes
 
     Raises:
         ConfigError: a folder is given for a factory.
+        DataError: the dataset is missing or not valid, or has no such split.
     """
+    preflight.check_data_folder(name, root)
     if ":" in name:
-        if root is not None:
-            raise ConfigError(
-                f"--data is for named datasets, and {name} is a factory: leave out --data"
-            )
-        return data.from_factory(name)
+        # The test split is what the factory returns without arguments, for every command.
+        return data.from_factory(name, None if split == "test" else split)
     with data.progress_bar(console.ERR) as report:
         return data.load(name, split, root=root, progress=report)
+
+
+def both_splits(name: str, root: Path | None) -> tuple[ImageDataset, ImageDataset]:
+    """Return the train split and the test split of a dataset; see `dataset`.
+
+    Raises:
+        ConfigError: A folder is given for a factory.
+        DataError: A factory returns the train split if it is called without arguments.
+    """
+    train, test = dataset(name, root, "train"), dataset(name, root)
+    if ":" in name and (test.split == train.split or test.digest == train.digest):
+        raise DataError(
+            f"{name} returned the same images or split without arguments as with split='train'. "
+            "Training needs others to measure its model on: return the test split without "
+            "arguments"
+        )
+    return train, test
 
 
 def attacks(texts: Sequence[str], iterations: int | None, protocol: QueryProtocol) -> list[Attack]:

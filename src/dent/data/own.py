@@ -2,7 +2,7 @@
 
 import copy
 import hashlib
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor
@@ -16,8 +16,8 @@ from dent.support.plural import counted
 _CHUNK: Final = 256
 
 
-def from_factory(spec: str) -> ImageDataset:
-    """Import a factory and call it without arguments; see `dent.support.factories.call_factory`.
+def from_factory(spec: str, split: Literal["test", "train"] | None = None) -> ImageDataset:
+    """Import a factory and call it; see `dent.support.factories.call_factory`.
 
     The dataset gets the factory's name, so that records say where it came from. Unless it is an
     `ArrayDataset` or `ImageFolderDataset`, which compute their own digest, every image is read
@@ -27,19 +27,34 @@ def from_factory(spec: str) -> ImageDataset:
     Args:
         spec: `package.module:factory`; the factory returns an `ImageDataset`, such as
             `ArrayDataset(name, split, classes, pixels, labels)`.
+        split: The split to ask the factory for, as `factory(split=split)`. By default, the factory
+            is called without arguments.
 
     Raises:
         UnknownNameError: There is no such module or factory.
-        UnsupportedModelError: Importing or calling the factory raised an error.
-        DataError: The factory returned something else, or its images or labels are not valid.
+        UnsupportedModelError: Importing or calling the factory raised an error, such as for an
+            argument `split` that it does not take.
+        DataError: The factory returned something else or another split, or its images or labels
+            are not valid.
     """
     loaded = call_factory(
-        spec, kind="makes a dataset", called="without arguments: give every argument a default"
+        spec,
+        kind="makes a dataset",
+        called="without arguments: give every argument a default"
+        if split is None
+        else f"with split={split!r}, and without arguments for the test split: give it an "
+        'argument split="test"',
+        keywords={} if split is None else {"split": split},
     )
     if not isinstance(loaded, ImageDataset):
         raise DataError(
             f"{spec} must return a dataset (dent.data.ImageDataset, such as ArrayDataset), got "
             f"{type_name(loaded)}"
+        )
+    if split is not None and getattr(loaded, "split", None) != split:
+        raise DataError(
+            f"{spec}(split={split!r}) must return that split, got a dataset with the split "
+            f"{getattr(loaded, 'split', None)!r}"
         )
     changes = {"name": spec}
     if type(loaded) not in (ArrayDataset, ImageFolderDataset):  # a subclass may read others

@@ -5,15 +5,17 @@ attacks, and not on the defenses in the same run. So runs of several defenses ma
 `verify` checks the copied records like all others.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
 from dent.errors import ConfigError
-from dent.evaluation.records.folder import RunFolder
-from dent.evaluation.records.plan import units
-from dent.evaluation.records.schema import UnitRecord
+from dent.evaluation.records.folder import RunFolder, read_run
+from dent.evaluation.records.plan import Plan, units
+from dent.evaluation.records.schema import JournalRecord, UnitRecord
 from dent.evaluation.records.spec import STATIC, EvaluationSpec, differences
 from dent.evaluation.results.recorded_run import load_run
+from dent.storage.canonical import digest
 from dent.storage.errors import RecordError, SpecMismatchError
 from dent.support.plural import first_few
 
@@ -67,6 +69,42 @@ def take_static_part(folder: RunFolder, source: Path) -> int:
             folder.put(record, None)
         copied += 1
     return copied
+
+
+def find_static_part(spec: EvaluationSpec, plan: Plan, runs: Iterable[Path]) -> Path | None:
+    """Return the finished run from which a run can take most of its static model's records.
+
+    Args:
+        spec: The specification of the run that takes the records.
+        plan: Its batches.
+        runs: The folders to choose from. They are only read. A folder is passed over if its run is
+            not finished, is another evaluation of the static model, lacks images, or cannot be
+            read.
+
+    Returns:
+        The folder; None if there is none with such records. Of equal ones, the first.
+    """
+    wanted, batches = _static_part(spec), digest(plan.to_json())
+    best, most = None, 0
+    for path in runs:
+        try:
+            run = read_run(path)
+            if (run.status, run.plan) != ("complete", batches) or _static_part(run.spec) != wanted:
+                continue
+            records = load_run(path).records.values()
+        except RecordError:
+            continue
+        static = [record for record in records if record.defense == STATIC]
+        if len(static) > most and all(_has_images(path, record) for record in static):
+            best, most = path, len(static)
+    return best
+
+
+def _has_images(path: Path, record: JournalRecord) -> bool:
+    """Return whether the images of a record that has some are in its run folder."""
+    if not isinstance(record, UnitRecord) or record.kind != "attack":
+        return True
+    return record.tensor is not None and (path / record.tensor.file).is_file()
 
 
 def _static_part(spec: EvaluationSpec) -> dict[str, Any]:

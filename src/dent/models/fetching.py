@@ -6,11 +6,14 @@ import contextlib
 import os
 import secrets
 import textwrap
+import threading
+import time
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+from urllib.error import URLError
 
 from dent.errors import WeightsError
 from dent.models.weights import check_download
@@ -18,6 +21,7 @@ from dent.support.plural import counted
 
 ROOT_VARIABLE: Final = "DENT_MODELS"
 _SECONDS: Final = 20.0
+_LOOK_EVERY: Final = 0.1
 _CHUNK: Final = 1 << 20
 _REASON: Final = 600
 """Characters of an error that a message shows."""
@@ -98,14 +102,70 @@ def fetch_url(url: str, path: Path) -> None:
     """Download over HTTP(S), and give up if nothing arrives for 20 seconds.
 
     Raises:
+        TimeoutError: Nothing arrived for 20 seconds.
         ConnectionError: The connection ended before the whole file arrived.
     """
     if not url.startswith(("https://", "http://")):
         raise ValueError(f"expected an http(s) address, got {url}")
-    with urllib.request.urlopen(url, timeout=_SECONDS) as answer, path.open("xb") as file:  # noqa: S310 - the scheme is checked
-        arrived = 0
-        while chunk := answer.read(_CHUNK):  # ends early without an error if the connection does
-            arrived += file.write(chunk)
-        expected = answer.headers.get("Content-Length")
+    arrived = 0
+    try:
+        with urllib.request.urlopen(url, timeout=_SECONDS) as answer, path.open("xb") as file:  # noqa: S310 - the scheme is checked
+            while chunk := answer.read(_CHUNK):  # ends without an error if the connection does
+                arrived += file.write(chunk)
+            expected = answer.headers.get("Content-Length")
+    except (TimeoutError, URLError) as error:
+        if isinstance(getattr(error, "reason", error), TimeoutError):
+            raise _stalled(_SECONDS, arrived) from error
+        raise
     if expected is not None and arrived != int(expected):
         raise ConnectionError(f"only {arrived} of {counted(int(expected), 'byte')} arrived")
+
+
+def run_with_limit(download: Callable[[], object], folder: Path, seconds: float) -> None:
+    """Run a download that has no time limit of its own, and give up if nothing arrives.
+
+    The download runs in a thread. Nothing can end a thread, so a download that stalls stays behind
+    until its connection ends or the process does.
+
+    Args:
+        download: Called without arguments; writes files to `folder`.
+        folder: The folder that the files arrive in, used by nothing else.
+        seconds: How long no byte may arrive.
+
+    Raises:
+        TimeoutError: Nothing arrived for that long.
+        Exception: What `download` raised.
+    """
+    raised: list[Exception] = []
+
+    def run() -> None:
+        try:
+            download()
+        except Exception as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run, name="dent-download", daemon=True)
+    thread.start()
+    size, changed = 0, time.monotonic()
+    while thread.is_alive():
+        thread.join(_LOOK_EVERY)
+        latest = _size(folder)
+        if latest != size:
+            size, changed = latest, time.monotonic()
+        elif time.monotonic() - changed > seconds and thread.is_alive():
+            raise _stalled(seconds, size)
+    if raised:
+        raise raised[0]
+
+
+def _stalled(seconds: float, arrived: int) -> TimeoutError:
+    before = f", {counted(arrived, 'byte')} before that" if arrived else ""
+    return TimeoutError(f"nothing arrived for {seconds:g} s{before}")
+
+
+def _size(folder: Path) -> int:
+    size = 0
+    for path in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # renamed since the folder was listed
+            size += path.stat().st_size
+    return size

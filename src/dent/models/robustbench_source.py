@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from dent.errors import ConfigError, DentError, UnknownNameError, WeightsError
-from dent.models.fetching import Download, fetch_url, models_root
+from dent.models.fetching import Download, fetch_url, models_root, run_with_limit
 from dent.models.info import Accuracy, ModelInfo
 from dent.models.robustbench_package import PURPOSE, TABLE, import_robustbench
 from dent.models.weights import fit_weights, read_checkpoint, read_weights
@@ -44,6 +44,8 @@ _DATASETS: Final = {  # by RobustBench's name of the preprocessing
     "Res224": "imagenet-s224",
     None: "imagenet-r224-c224-bicubic",  # timm's default, for the three XCiTs without a name
 }
+_DRIVE_SECONDS: Final = 60.0
+"""How long Google Drive may send nothing. It answers up to three requests before the first byte."""
 #: The models in the paper's Table 1 and its authors' instructions, and Wong et al.'s for ImageNet.
 PAPER: Final = (
     "robustbench/cifar10/Linf/Carmon2019Unlabeled",
@@ -227,7 +229,10 @@ def _fetch(url: str, path: Path) -> None:
     gdown = require("gdown", PURPOSE, extra="zoo")
     with tempfile.TemporaryDirectory(prefix=f"{path.name}-", dir=path.parent) as scratch:
         arrived = Path(scratch) / "weights"
-        gdown.download(url, str(arrived), quiet=True)
+        # gdown sets no time limit for its connections.
+        run_with_limit(
+            lambda: gdown.download(url, str(arrived), quiet=True), Path(scratch), _DRIVE_SECONDS
+        )
         if not arrived.is_file():
             raise OSError("Google Drive gave no file")
         os.replace(arrived, path)

@@ -1,7 +1,6 @@
 """Run each evaluation that tables need once, in run folders that can be resumed."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,13 +14,15 @@ from dent.data.progress import OnBytes as Fetched
 from dent.defenses.dent import Dent
 from dent.errors import DataError, MissingExtraError, WeightsError
 from dent.evaluation import Progress, Subject, evaluate
-from dent.evaluation.records.schema import TENSORS
+from dent.evaluation.records.folder import RUN, read_run
+from dent.evaluation.static_part import find_static_part
+from dent.evaluation.subject import prepare
 from dent.evaluation.suites import suite
 from dent.paper.planning import RUNS, PaperPlan, PlannedRun
 from dent.paper.profile import run_profile
 from dent.paper.scales import Chosen
 from dent.report import write_report
-from dent.storage.disk import write_atomically, writing
+from dent.storage.disk import is_there, write_atomically, writing
 
 REPORT = "report.html"
 OnRun = Callable[[int, int, str, Progress | None], None]
@@ -103,7 +104,7 @@ def run_plans(
 
     A run that several tables need is done once. A run whose model or images cannot be loaded is
     skipped, so that the other runs still happen. The dynamic suite attacks each static model once,
-    and the runs of its other defenses copy these records.
+    and the runs of its other defenses copy these records, also in a later call.
 
     Args:
         plans: The tables.
@@ -124,7 +125,6 @@ def run_plans(
     total, missing = len(runs) + len(profiles), dict[str, str]()
     # Grouped by model, so that each model is loaded once, and then in the order of the tables.
     order = list(dict.fromkeys(run.model for run in runs))
-    static = dict[PlannedRun, Path]()  # the first suite's folder for each static model
     grouped = sorted(runs, key=lambda run: order.index(run.model))
     for done, run in enumerate(grouped):
         report = None
@@ -138,8 +138,7 @@ def run_plans(
             continue
         write_configuration(run, out)
         path = out / RUNS / run.folder
-        source = static.setdefault(replace(run, defense=None), path) if run.suite else path
-        shared = source if source != path and (source / TENSORS).is_dir() else None
+        shared = _static_part(run, subject, path) if run.suite else None
         evaluate(subject, run.settings, out=path, progress=report, static_from=shared)
         if not (path / REPORT).exists():
             write_report([path], path / REPORT)
@@ -148,6 +147,18 @@ def run_plans(
             watch(done, total, plan.profile_folder, None)
         run_profile(plan, out / RUNS / plan.profile_folder, loader.device)
     return missing
+
+
+def _static_part(run: PlannedRun, subject: Subject, path: Path) -> Path | None:
+    """Return a finished run of the suite to copy the static model's records from, if there is one.
+
+    None for a run that is finished itself, so that its records stay as they are.
+    """
+    if is_there(path / RUN) and read_run(path).status == "complete":
+        return None
+    prepared = prepare(subject, run.settings)
+    others = sorted(other for other in path.parent.glob("*-suite-*") if other != path)
+    return find_static_part(prepared.spec, prepared.plan, others)
 
 
 def write_configuration(run: PlannedRun, out: Path) -> None:

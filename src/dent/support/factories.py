@@ -4,9 +4,9 @@ import contextlib
 import importlib
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 from torch import nn
@@ -18,7 +18,13 @@ _DOTTED = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
 _SPEC = re.compile(f"({_DOTTED}):({_DOTTED})")
 
 
-def call_factory(spec: str, *arguments: Any, kind: str, called: str) -> Any:
+def call_factory(
+    spec: str,
+    *arguments: Any,
+    kind: str,
+    called: str,
+    keywords: Mapping[str, Any] = MappingProxyType({}),
+) -> Any:
     """Import a factory and call it.
 
     The module is searched in the current folder first, as Python itself would, and then among the
@@ -29,6 +35,7 @@ def call_factory(spec: str, *arguments: Any, kind: str, called: str) -> Any:
         *arguments: Arguments of the call.
         kind: The task of the factory, for messages: "makes a new model".
         called: How the factory is called, for messages: "without arguments: give each a default".
+        keywords: Keyword arguments of the call.
 
     Returns:
         What the factory returned.
@@ -49,7 +56,7 @@ def call_factory(spec: str, *arguments: Any, kind: str, called: str) -> Any:
     with _current_folder_first():
         factory = _find(_import(match[1], spec), match[2], spec, kind)
         try:
-            return factory(*arguments)
+            return factory(*arguments, **keywords)
         except DentError:
             raise
         except Exception as error:

@@ -90,8 +90,10 @@ def run_command(
     out: Annotated[
         str,
         typer.Option(
+            "--out",
+            "-o",
             help="Folder of the row, or its URL. Each variant is a run in it. The same command "
-            "resumes it."
+            "resumes it.",
         ),
     ] = "runs/board",
     as_json: Annotated[bool, options.as_json()] = False,
@@ -192,6 +194,7 @@ def export_command(
 
     Leave out rows that are void, incomplete, or not evaluated as their track says, and name them.
     """
+    preflight.check_folder(out)
     from dent.board.export import export
 
     exported = export(folder, to, out, url, benchmark)
@@ -248,6 +251,7 @@ def submit_command(
 
     Exit status 0: done. 1: something is wrong with the row. 2: a field is missing or wrong.
     """
+    preflight.check_writable(files=(out,))
     from dent.board.verification import RowCheck, VerifyOptions, submit
     from dent.cli import runner
     from dent.cli.output.submission import show_next_steps
@@ -268,7 +272,10 @@ def submit_command(
     )
     done = submit(row, fields, given, out, verify_options)
     if isinstance(done, RowCheck):
-        show_checks(str(row), done.says, done.checks)
+        if as_json:
+            console.print_json(done.to_json())
+        else:
+            show_checks(str(row), done.says, done.checks)
         raise typer.Exit(FAILED)
     for note in done.notes:
         console.note(note)

@@ -17,9 +17,9 @@ BUDGET: Final = "small"
 
 
 def demo_command(
-    out: Annotated[Path, typer.Option(help="Run folder; the same command resumes it.")] = Path(
-        "runs/demo"
-    ),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Run folder; the same command resumes it.")
+    ] = Path("runs/demo"),
     as_json: Annotated[bool, options.as_json()] = False,
 ) -> None:
     """Compare dent+ with the static model on bundled CIFAR-10 images, and print a verdict.
@@ -55,12 +55,12 @@ def demo_command(
     settings = Settings(n=SAMPLES, batch_size=SAMPLES)
     runner.announce(subject, settings, out)
     result = runner.run(subject, settings, out)
+    figure(result, out / "figure.png")
+    page = write_report([out], out / "report.html")
     if as_json:
         console.print_json(result.to_json())
         return
     show_result(result, str(out))
-    figure(result, out / "figure.png")
-    page = write_report([out], out / "report.html")
     console.say(f"Page: {page}    Figure: {out / 'figure.png'}")
     console.say(
         f"Computed in {duration(result.timing['total'])}. These are {SAMPLES} images and the "

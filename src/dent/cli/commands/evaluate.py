@@ -222,6 +222,8 @@ def evaluate_command(
     out: Annotated[
         str,
         typer.Option(
+            "--out",
+            "-o",
             help="Run folder or its URL (s3://...). The same command resumes it.",
             rich_help_panel=_RUN,
         ),

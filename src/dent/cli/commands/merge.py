@@ -17,7 +17,9 @@ def merge_command(
         list[str],
         typer.Argument(help="Run folders of one evaluation, or their URLs.", metavar="RUN..."),
     ],
-    out: Annotated[str, typer.Option(help="New or empty run folder to write, or its URL.")],
+    out: Annotated[
+        str, typer.Option("--out", "-o", help="New or empty run folder to write, or its URL.")
+    ],
     as_json: Annotated[bool, options.as_json(what="what was done")] = False,
 ) -> None:
     """Merge runs that are parts of one evaluation: shards, or runs on several machines.

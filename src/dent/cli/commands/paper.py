@@ -52,7 +52,11 @@ def paper_command(
     device: Annotated[str | None, options.device()] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Output folder; the same command resumes it. Default: runs/paper/SCALE."),
+        typer.Option(
+            "--out",
+            "-o",
+            help="Output folder; the same command resumes it. Default: runs/paper/SCALE.",
+        ),
     ] = None,
     run: Annotated[
         bool, typer.Option(help="Run what is missing, or make the page from existing runs.")

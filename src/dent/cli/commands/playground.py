@@ -26,14 +26,25 @@ def playground_command(
 
     Pick an image, a model, a defense, an attack and eps. Everything runs on this machine, with the
     bundled models. Ctrl-C ends it.
+
+    Exit status 0: ended by Ctrl-C or SIGTERM. 2: refused, or failed with one message.
     """
     check("gradio", "the playground", extra="playground")
     from dent.playground import serve
 
+    is_ready = False
+
     def ready(address: str) -> None:
+        nonlocal is_ready
+        is_ready = True
         if as_json:
             console.print_json({"url": address})
         else:
             console.say(f"Open {address} in a browser. Ctrl-C ends it.")
 
-    serve(host, port, ready, allowed=allowed_host or (), seconds=time_limit)
+    try:
+        serve(host, port, ready, allowed=allowed_host or (), seconds=time_limit)
+    except KeyboardInterrupt:
+        if not is_ready:
+            raise
+        console.note("Stopped.")

@@ -127,10 +127,7 @@ def serve_command(
     preflight.check_reachable()
     if dataset is not None and shape is not None:
         raise ConfigError("--dataset and --shape exclude each other: leave one out.")
-    if dataset is not None and ":" in dataset and root is not None:
-        raise ConfigError(
-            f"--data is for named datasets, and {dataset} is a factory: leave out --data"
-        )
+    preflight.check_data_folder(dataset, root)
     server_options = _server_options(
         model=model,
         weights=_absolute(weights),

@@ -7,7 +7,6 @@ import typer
 
 from dent import names
 from dent.cli import completion, console, options, preflight
-from dent.errors import ConfigError
 from dent.support.extras import check
 
 _WHAT = "What is trained"
@@ -36,7 +35,7 @@ def train_command(
     dataset: Annotated[
         str,
         typer.Option(
-            help="Dataset. Its train split is used.",
+            help="Dataset, or module:factory, called with split='train'. Its train split is used.",
             autocompletion=completion.datasets,
             rich_help_panel=_WHAT,
         ),
@@ -125,6 +124,8 @@ def train_command(
     out: Annotated[
         Path | None,
         typer.Option(
+            "--out",
+            "-o",
             help="Output folder. The same command resumes it. Default: runs/train/MODEL-RECIPE.",
             rich_help_panel=_RUN,
         ),
@@ -140,13 +141,9 @@ def train_command(
     Exit status 0: done. 2: refused, or failed with one message. 130: interrupted by Ctrl-C. 143:
     interrupted by SIGTERM.
     """
-    if ":" in dataset:
-        raise ConfigError(
-            f"--dataset {dataset} is a factory, which has no train split. Use --dataset "
-            "imagefolder with --data FOLDER, or call dent.training.train in Python."
-        )
-    names.check(dataset=dataset)
+    names.check(dataset=dataset, own=True)
     names.check_recipe(recipe, norm)
+    preflight.check_data_folder(dataset, root)
     preflight.check_files_exist(weights)
     preflight.check_folder(out or Path("runs/train"))
     check("accelerate", "training", extra="train")
@@ -175,8 +172,7 @@ def train_command(
     )
     folder = out or Path("runs/train") / f"{model.replace(':', '.')}-{chosen.name}"
     handle = training.accelerator(device, precision)
-    images = resolve.dataset(dataset, root, "train")
-    watch = resolve.dataset(dataset, root)
+    images, watch = resolve.both_splits(dataset, root)
     measured = training.Measured(pgd=pgd, autoattack=autoattack)
     training.check_measured(measured, watch, watched)
     if handle.is_main_process:
