@@ -11,12 +11,13 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from dent.adaptation.autocast import autocast_for
+from dent.adaptation.isolation import isolated
 from dent.adaptation.lookalikes import FunctionalNorms
 from dent.adaptation.memory_format import (
     MemoryFormatChoice,
@@ -28,6 +29,7 @@ from dent.adaptation.moving import MovingStatistics, batch_norm_layers
 from dent.adaptation.norm import (
     Affine,
     OutsideAffine,
+    UnknownOrderError,
     affine_attributes,
     affine_layers,
     norm_layers,
@@ -38,7 +40,9 @@ from dent.adaptation.prefix import Prefix, patched_modules
 from dent.adaptation.private_copy import private_copy
 from dent.adaptation.random_state import get_state, kept_generators, set_state
 from dent.adaptation.recomputation import Recomputation
+from dent.adaptation.row_orders import RowOrders
 from dent.adaptation.smoothing import smooth
+from dent.adaptation.untraced import untraced
 from dent.config import Covariance, DentConfig
 from dent.errors import InputError, UnsupportedModelError
 from dent.outputs import advice, described
@@ -46,6 +50,8 @@ from dent.performance import Performance
 
 _RECOMPILE_LIMIT = 64
 """Largest number of models, configurations and shapes that a process compiles."""
+
+_ONE_FORWARD = DentConfig(steps=0, granularity="sample")
 
 _GROUP_NORM_CRASHES = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 14)
 """Before 2.14, PyTorch crashes the process when it computes only the gradient of GroupNorm's scale
@@ -89,6 +95,24 @@ def _names(layers: Sequence[tuple[str, Sequence[tuple[str, Tensor]]]]) -> dict[i
     return names
 
 
+class _Binding(NamedTuple):
+    """A place of a private copy that holds a scale or shift.
+
+    Attributes:
+        module: the module that holds it.
+        path: its dotted name.
+        attribute: the attribute of the module.
+        name: the dotted name of the scale or shift, which may be shared by several modules.
+        dtype: its data type in the model.
+    """
+
+    module: nn.Module
+    path: str
+    attribute: str
+    name: str
+    dtype: torch.dtype
+
+
 class AdaptedModel:
     """A model that runs with given norm parameters, statistics and smoothing.
 
@@ -98,6 +122,7 @@ class AdaptedModel:
         performance: determines memory format, precision and whether to compile.
         prefix: cache of the layers before the first adapted one, used if `config.last_layers` is
             set; not for compiled models.
+        row_orders: which sample each row of a layer's input belongs to, as far as it is known.
         shares_generators: draw from the random generators that the model keeps, which then advance.
     """
 
@@ -108,6 +133,7 @@ class AdaptedModel:
         performance: Performance | None = None,
         prefix: Prefix | None = None,
         *,
+        row_orders: RowOrders | None = None,
         shares_generators: bool = False,
     ) -> None:
         self._model = model = eager(model)
@@ -120,6 +146,7 @@ class AdaptedModel:
         self._performance = performance or Performance(memory_format="preserve")
         self._last_layers = config.last_layers
         self._prefix = prefix
+        self._row_orders = row_orders or RowOrders()
         self._memory_format = MemoryFormatChoice(model, self._performance)
         self._copied: tuple[Tensor, int, Tensor, int, bool] | None = None
         self._bound: Mapping[str, Tensor] = {}
@@ -138,31 +165,37 @@ class AdaptedModel:
             for layer in copies.values():
                 if isinstance(layer, nn.GroupNorm):
                     layer.register_forward_pre_hook(_laid_plainly)
-        self._bindings: list[tuple[nn.Module, str, str, torch.dtype]] = []
+        self._bindings: list[_Binding] = []
         self._outside: dict[nn.Module, OutsideAffine] = {}
         for layer_name, layer in norm_layers(self._model):
             kind = registered_kind(layer)
             if kind is not None:
                 self._outside[copies[layer_name]] = OutsideAffine(copies[layer_name], kind)
             for attribute, tensor in affine_attributes(layer):
-                binding = (copies[layer_name], attribute, names[id(tensor)], tensor.dtype)
-                self._bindings.append(binding)
+                self._bindings.append(
+                    _Binding(
+                        copies[layer_name], layer_name, attribute, names[id(tensor)], tensor.dtype
+                    )
+                )
             if self._test_statistics:
                 use_test_statistics(copies[layer_name])
         self._bind_shared(names)
         self._moving = MovingStatistics(batch_norm_layers(self._module)) if self._moves else None
         if self._prefix is not None and self._last_layers is not None:
             adapted = norm_parameters(self._model, self._last_layers)
-            bound = {layer for layer, _, name, _ in self._bindings if name in adapted}
+            bound = {each.module for each in self._bindings if each.name in adapted}
             self._prefix.attach(self._module, bound, patched)
 
     def _bind_shared(self, names: Mapping[int, str]) -> None:
         """Bind scales and shifts also where modules other than normalization layers hold them."""
-        bound = {(layer, attribute) for layer, attribute, *_ in self._bindings}
-        for module, copied in zip(self._model.modules(), self._module.modules(), strict=True):
+        bound = {(each.module, each.attribute) for each in self._bindings}
+        both = zip(self._model.named_modules(), self._module.modules(), strict=True)
+        for (path, module), copied in both:
             for attribute, tensor in module._parameters.items():
                 if id(tensor) in names and (copied, attribute) not in bound and tensor is not None:
-                    self._bindings.append((copied, attribute, names[id(tensor)], tensor.dtype))
+                    self._bindings.append(
+                        _Binding(copied, path, attribute, names[id(tensor)], tensor.dtype)
+                    )
 
     def __call__(
         self,
@@ -192,8 +225,15 @@ class AdaptedModel:
         if self._recomputation.found and parameters is not self._bound:
             self._copy_again()
         self._bound = parameters
+        if self._sample_wise and self._row_orders.needed:
+            self._find_row_orders(x, parameters)
         try:
             logits = self._run(x, parameters, smoothing, statistics, channels_last=channels_last)
+        except UnknownOrderError:
+            if not self._find_row_orders(x, parameters):
+                raise
+            self._copy()
+            return self(x, parameters, smoothing, statistics)
         except InputError:
             if not channels_last or self._performance.memory_format != "auto":
                 raise
@@ -215,6 +255,29 @@ class AdaptedModel:
         if x.requires_grad and any(value.requires_grad for value in parameters.values()):
             self._recomputation.watch(self._module)  # a later step may need the graph of this one
         return logits if self._performance.precision == "model" else logits.to(x.dtype)
+
+    @untraced
+    def _find_row_orders(self, x: Tensor, parameters: Mapping[str, Tensor]) -> bool:
+        """Find the orders of rows for the shape of `x`; return whether that was still to be done.
+
+        Do it before a forward that keeps a graph, if possible: hooks on saved tensors would see a
+        forward that breaks off.
+        """
+        if self._row_orders.knows(tuple(x.shape)):
+            return False
+        trained = {
+            name: value.detach().unsqueeze(0)
+            for name, value in norm_parameters(self._model).items()
+            if name in parameters
+        }
+
+        def run(images: Tensor, watching: RowOrders) -> None:
+            # With running statistics, whatever the defense uses: others mix the samples.
+            AdaptedModel(self._model, _ONE_FORWARD, row_orders=watching)(images, trained)
+
+        with isolated(x, differentiable=False), torch.no_grad():
+            self._row_orders.find(x, run)
+        return True
 
     def _copy_again(self) -> None:
         """Leave the present copy, as it is bound, to the graph, and continue on another.
@@ -249,7 +312,7 @@ class AdaptedModel:
         *,
         channels_last: bool,
     ) -> Any:
-        self._bind(parameters)
+        self._bind(parameters, tuple(x.shape))
         if self._moving is not None:
             self._moving.give(statistics)
         try:
@@ -298,17 +361,18 @@ class AdaptedModel:
         self._copied = (x, x._version, copied, copied._version, channels_last)
         return copied
 
-    def _bind(self, parameters: Mapping[str, Tensor]) -> None:
-        for layer, attribute, name, dtype in self._bindings:
+    def _bind(self, parameters: Mapping[str, Tensor], shape: tuple[int, ...]) -> None:
+        """Give the layers their scales and shifts for a batch of a shape."""
+        for layer, path, attribute, name, dtype in self._bindings:
             if name not in parameters:
                 continue
             value: Any = parameters[name]
             if self._sample_wise or value.dtype != dtype:
                 rows = value if self._sample_wise else value.unsqueeze(0)
-                value = Affine(rows)
+                value = self._row_orders.affine(path, rows, shape)
                 if layer in self._outside:
                     like = torch.empty(rows.shape[1:], dtype=dtype, device=rows.device)
-                    value = self._outside[layer].neutral(attribute, rows, like)
+                    value = self._outside[layer].neutral(attribute, value, like)
             # Not setattr: a module refuses a registered parameter that is not an nn.Parameter.
             layer._parameters.pop(attribute, None)
             layer._buffers.pop(attribute, None)
@@ -319,7 +383,7 @@ class AdaptedModel:
         if not isinstance(error, TypeError | AttributeError) and "running_" not in str(error):
             return False
         if not self._test_statistics and not any(
-            isinstance(vars(layer).get(name), Affine) for layer, name, *_ in self._bindings
+            isinstance(vars(each.module).get(each.attribute), Affine) for each in self._bindings
         ):
             return False
         try:

@@ -7,7 +7,7 @@ parameters of a higher precision than its activations, its `weight` and `bias` a
 subclass that calls one of these functions works, whatever else its forward does.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NoReturn
 
@@ -26,6 +26,13 @@ NORM_TYPES = (_BatchNorm, _InstanceNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 then kinds that the paper does not adapt."""
 
 Channels = Literal["second", "last"]
+Order = Literal["sample-major", "sample-minor"]
+"""Order of the rows of an input with k rows of each of N samples: row r belongs to sample r // k,
+or to sample r % N."""
+
+
+class UnknownOrderError(UnsupportedModelError):
+    """It is not known which sample each row of a layer's input belongs to."""
 
 
 @dataclass(frozen=True)
@@ -195,12 +202,12 @@ class OutsideAffine:
 
     def __init__(self, layer: nn.Module, kind: NormKind) -> None:
         self._kind = kind
-        self._values: dict[str, Tensor] = {}
+        self._values: dict[str, Affine] = {}
         layer.register_forward_hook(self._apply)
 
-    def neutral(self, attribute: str, rows: Tensor, like: Tensor) -> Tensor:
-        """Store a scale or shift, (N or 1, *shape), and return ones or zeros for the layer."""
-        self._values[attribute] = rows
+    def neutral(self, attribute: str, value: "Affine", like: Tensor) -> Tensor:
+        """Store a scale or shift, and return ones or zeros for the layer."""
+        self._values[attribute] = value
         fill = torch.ones_like if attribute == self._kind.scale else torch.zeros_like
         return fill(like)
 
@@ -208,7 +215,7 @@ class OutsideAffine:
         if not self._values:
             return None
         scale, shift = (
-            None if name is None or name not in self._values else Affine(self._values[name])
+            None if name is None else self._values.get(name)
             for name in (self._kind.scale, self._kind.shift)
         )
         last = self._kind.channels == "last"
@@ -220,10 +227,43 @@ class Affine:
 
     Args:
         value: (N or 1, *shape), with the shape of the layer's own parameter.
+        orders: the order of an input's rows by their number; an input with N rows needs none.
     """
 
-    def __init__(self, value: Tensor) -> None:
+    def __init__(self, value: Tensor, orders: Mapping[int, Order] | None = None) -> None:
         self.value = value
+        self.orders = orders or {}
+
+    def with_value(self, value: Tensor) -> "Affine":
+        """Return the same for another value."""
+        return Affine(value, self.orders)
+
+    def rows_for(self, x: Tensor) -> Tensor:
+        """Return the value with one row for each row of an input, or one row for all.
+
+        Args:
+            x: (N, ...), or (k * N, ...) with k rows of each sample.
+
+        Raises:
+            UnknownOrderError: the order of the rows of x is not known.
+        """
+        samples, rows = self.value.shape[0], x.shape[0]
+        if samples in (1, rows):
+            return self.value
+        order = self.orders.get(rows)
+        if order is None:
+            raise UnknownOrderError(
+                f"A normalization layer got an input of shape {tuple(x.shape)} for a batch of "
+                f"{counted(samples, 'sample')}, so its first dimension is not the batch, and dent "
+                "found no order in which each of its rows belongs to one sample. Sample-wise "
+                "adaptation needs the batch there (batch_first=True in transformers); or adapt "
+                "batch-wise."
+            )
+        each = rows // samples
+        major = order == "sample-major"
+        apart = self.value.unsqueeze(1 if major else 0)
+        counts = (samples, each) if major else (each, samples)
+        return apart.expand(*counts, *self.shape).flatten(0, 1)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -315,7 +355,14 @@ def fixed_batch_norm(
     inverse = (variance.to(precision) + eps).rsqrt()
     scale = inverse if weight is None else weight.value * inverse
     shift = -mean * scale if bias is None else bias.value - mean * scale
-    return _scale_and_shift(x, Affine(scale), Affine(shift), channels_last=False)
+    if scale.dim() == 1:  # without a parameter: one row for all samples
+        scale = scale.unsqueeze(0)
+    if shift.dim() == 1:
+        shift = shift.unsqueeze(0)
+    given = weight or bias or Affine(scale)
+    return _scale_and_shift(
+        x, given.with_value(scale), given.with_value(shift), channels_last=False
+    )
 
 
 def _instance_norm(
@@ -384,8 +431,8 @@ def _scale_and_shift(
     x: Tensor, weight: Affine | None, bias: Affine | None, *, channels_last: bool
 ) -> Tensor:
     """Return x * weight + bias, computed in their highest precision and rounded to that of x."""
-    scale = None if weight is None else _align(weight.value, x, channels_last=channels_last)
-    shift = None if bias is None else _align(bias.value, x, channels_last=channels_last)
+    scale = None if weight is None else _align(weight, x, channels_last=channels_last)
+    shift = None if bias is None else _align(bias, x, channels_last=channels_last)
     if scale is None:
         return x if shift is None else (x + shift).to(x.dtype)
     if shift is None:
@@ -395,19 +442,11 @@ def _scale_and_shift(
     return (x * scale + shift).to(x.dtype)
 
 
-def _align(rows: Tensor, x: Tensor, *, channels_last: bool) -> Tensor:
-    """View (rows, *shape) so that it broadcasts over x, with the channels last or second."""
-    if rows.dim() == 1:  # a folded statistic without parameters: one row for all samples
-        rows = rows.unsqueeze(0)
+def _align(affine: Affine, x: Tensor, *, channels_last: bool) -> Tensor:
+    """View a scale or shift so that it broadcasts over x, with the channels last or second."""
+    rows = affine.rows_for(x)
     if rows.dim() > x.dim() and rows.shape[1] == 1:  # a parameter with an axis for the batch
         rows = rows.squeeze(1)
-    if rows.shape[0] not in (1, x.shape[0]):
-        raise UnsupportedModelError(
-            f"A normalization layer got an input of shape {tuple(x.shape)} for a batch of "
-            f"{counted(rows.shape[0], 'sample')}, so its first dimension is not the batch. "
-            "Sample-wise "
-            "adaptation needs it there (batch_first=True in transformers); or adapt batch-wise."
-        )
     missing = [1] * (x.dim() - rows.dim())
     shape = [rows.shape[0], *missing, *rows.shape[1:]]
     if not channels_last:

@@ -13,6 +13,7 @@ from dent.adaptation.copy_check import distance, equal_up_to_rounding
 from dent.adaptation.lookalikes import FunctionalNorms
 from dent.adaptation.norm import norm_layers, registered_kind
 from dent.adaptation.objectives import loss
+from dent.adaptation.row_orders import RowOrders
 from dent.adaptation.views import of_views
 from dent.config import DentConfig
 from dent.errors import (
@@ -37,12 +38,17 @@ _CHECKPOINTING: Final = (
 
 
 def check_steps(
-    config: DentConfig, model: nn.Module, x: Tensor, restore: Callable[[], None]
+    config: DentConfig,
+    row_orders: RowOrders,
+    model: nn.Module,
+    x: Tensor,
+    restore: Callable[[], None],
 ) -> bool:
     """Check that the outputs are logits and that gradients reach what is adapted.
 
     Args:
         config: the defense.
+        row_orders: the defense's; orders that are found are added.
         model: the model, not compiled; never written to.
         x: (N, ...), finite.
         restore: sets the random generators back.
@@ -55,7 +61,7 @@ def check_steps(
             registered layer is declared wrongly.
     """
     adapted_config = replace(config, smoothing=None) if config.adapt_affine else config
-    adapted = AdaptedModel(model, adapted_config)
+    adapted = AdaptedModel(model, adapted_config, row_orders=row_orders)
     trained = norm_parameters(eager(model), config.last_layers) if config.adapt_affine else {}
     leaves = {name: _leaf(value, x, config) for name, value in trained.items()}
     restore()
@@ -164,7 +170,7 @@ def _check_registered(model: nn.Module, x: Tensor, logits: Tensor) -> None:
 def _check_batch_axis(
     model: nn.Module, config: DentConfig, trained: Mapping[str, Tensor], x: Tensor
 ) -> None:
-    """Check with other numbers of samples that every layer has the batch as its first axis.
+    """Check with other numbers of samples that the rows of every layer's input belong to samples.
 
     Otherwise a sequence of as many elements as the batch has samples would go unnoticed.
     """

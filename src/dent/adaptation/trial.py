@@ -7,7 +7,8 @@ silently.
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from dent.adaptation.isolation import hidden_from_hooks, isolated
 from dent.adaptation.memory_format import FEW_ROWS
 from dent.adaptation.norm import normalizes_by_batch
 from dent.adaptation.random_state import same_random_numbers
+from dent.adaptation.row_orders import RowOrders
 from dent.adaptation.step_check import check_steps
 from dent.adaptation.untraced import untraced
 from dent.config import DentConfig
@@ -52,6 +54,7 @@ class FirstBatchChecks:
     stepped: bool = False
     warned_of_pixels: bool = False
     warned_of_one: bool = False
+    row_orders: RowOrders = field(default_factory=RowOrders)
 
     def __deepcopy__(self, memo: object) -> "FirstBatchChecks":
         del memo
@@ -104,7 +107,8 @@ class FirstBatchChecks:
             if not self.copied:
                 self.copied = _first(check_copy, model, x)
             if config.steps and not self.stepped:
-                self.stepped = _first(lambda *given: check_steps(config, *given), model, x)
+                check = partial(check_steps, config, self.row_orders)
+                self.stepped = _first(check, model, x)
 
 
 def _check_values(model: nn.Module) -> None:

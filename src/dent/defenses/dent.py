@@ -267,7 +267,19 @@ class Dent(nn.Module):
 
     def _adapted(self, prefix: Prefix, *, predicts: bool = False) -> AdaptedModel:
         eagerly = replace(self.performance, compile=False)
-        return AdaptedModel(self.model, self.config, eagerly, prefix, shares_generators=predicts)
+        return self._model_with(eagerly, prefix, predicts=predicts)
+
+    def _model_with(
+        self, performance: Performance, prefix: Prefix | None, *, predicts: bool
+    ) -> AdaptedModel:
+        return AdaptedModel(
+            self.model,
+            self.config,
+            performance,
+            prefix,
+            row_orders=self._first_batch.row_orders,
+            shares_generators=predicts,
+        )
 
     def _logits(self, x: Tensor, adaptation: Adaptation) -> Tensor:
         def run(model: AdaptedModel) -> Tensor:
@@ -300,9 +312,7 @@ class Dent(nn.Module):
         if not self._compiles:
             return run(self._adapted(prefix, predicts=predicts))
         try:
-            return run(
-                AdaptedModel(self.model, self.config, self.performance, shares_generators=predicts)
-            )
+            return run(self._model_with(self.performance, None, predicts=predicts))
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
