@@ -1,0 +1,118 @@
+"""Defenses that no attack of the small budget breaks, though a simple attack breaks every member.
+
+Nets and images are those of `test_evaluation_jumps`. Their logits are exact, linear over large
+steps, and do not jump.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dent.data.dataset import ArrayDataset
+from dent.evaluation import Settings, Subject, evaluate, suite
+from dent.evaluation.probe.gradient_check import check_gradient
+from dent.evaluation.records.schema import GradientRecord, ProbeRecord
+from dent.evaluation.results.certificate import certificate_of, over_large_steps
+from dent.evaluation.results.gates import FURTHER
+from dent.evaluation.submission.fresh import Origin
+from tests.attacks.known_defenses import withstands
+from tests.evaluation.test_evaluation_jumps import (
+    COUNT,
+    LINF,
+    NET,
+    ROBUST,
+    STATIC,
+    X,
+    Y,
+    dataset,
+    linear,
+)
+from tests.evaluation.tricks import Drowned, Hidden, Shielded, Sized, Trick
+
+SIZE = 16
+CLEAR = linear(0, template=0.25)
+"""Like `NET`, with wider margins."""
+SHIELDED = Shielded(CLEAR, ROBUST, scale=0.25)
+SIZED = Sized(NET, ROBUST, sizes=(1, 2, SIZE // 2, SIZE))
+DROWNED = Drowned(CLEAR, 20.0)
+
+
+def mislabeled() -> ArrayDataset:
+    """Return the images, with one wrong label in every batch: attacks leave this member out."""
+    labels = dataset().labels.copy()
+    labels[::SIZE] = (labels[::SIZE] + 2) % 4
+    return replace(dataset(), labels=labels)
+
+
+def checked(defense: Any) -> GradientRecord:
+    return check_gradient(Origin(defense), X[:SIZE], Y[:SIZE], LINF, seed=0)
+
+
+def toward(defense: Any, x: Tensor, targets: Tensor) -> Tensor:
+    """Return the predictions after ten steps toward a target, each over the mean of 20 queries."""
+    images = x
+    for _ in range(10):
+        leaf = images.clone().requires_grad_()
+        logits = torch.stack([defense(leaf) for _ in range(20)]).mean(dim=0)
+        gap = logits.gather(1, targets[:, None]).squeeze(1) - logits.gather(1, Y[:SIZE, None])[:, 0]
+        (gradient,) = torch.autograd.grad(gap.sum(), leaf)
+        images = LINF.project(images + LINF.eps / 4 * gradient.sign(), x)
+    with torch.no_grad():
+        predictions: Tensor = defense(images).argmax(dim=1)
+    return predictions
+
+
+@pytest.mark.parametrize("trick", [SHIELDED, SIZED, DROWNED], ids=["shield", "sizes", "noise"])
+def test_a_simple_attack_breaks_a_defense_that_passes_every_other_check(trick: Trick) -> None:
+    torch.manual_seed(0)
+    assert (toward(trick, X[:SIZE], (Y[:SIZE] + 2) % 4) != Y[:SIZE]).all()
+    record = checked(trick)
+    probe = ProbeRecord.model_construct(gradient=record)
+    assert (certificate_of(probe).state, over_large_steps(probe)) == ("passed", True)
+
+
+@pytest.mark.parametrize("trick", [SHIELDED, SIZED], ids=["shield", "sizes"])
+def test_the_attack_toward_every_class_breaks_it(trick: Trick) -> None:
+    further = checked(trick).further
+    assert further is not None
+    assert (further.correct, further.total) == (0, SIZE)
+
+
+def test_the_attack_toward_every_class_breaks_no_robust_net() -> None:
+    assert withstands(ROBUST, X, Y, LINF.eps).all()
+    record = checked(Hidden(NET, ROBUST))
+    assert record.further is not None
+    assert (record.further.correct, record.agreement) == (SIZE, None)
+
+
+def test_noise_that_drowns_the_gradient_is_measured() -> None:
+    drowned, loud = checked(DROWNED), checked(Drowned(CLEAR, 3.0))
+    assert drowned.further is loud.further is None
+    assert drowned.agreement is not None
+    assert loud.agreement is not None
+    assert drowned.agreement < 0.1 < loud.agreement
+
+
+@pytest.mark.parametrize(
+    ("trick", "data", "gate"),
+    [
+        (SHIELDED, dataset(), FURTHER),
+        (SIZED, mislabeled(), FURTHER),
+        (DROWNED, dataset(), "randomized"),
+    ],
+    ids=["shield", "sizes", "noise"],
+)
+def test_no_attack_of_the_suite_breaks_it_but_it_gets_no_gain(
+    trick: Trick, data: ArrayDataset, gate: str
+) -> None:
+    subject = Subject(STATIC, data, {"it": trick}, suite("dynamic", "small"), LINF)
+    result = evaluate(subject, Settings(batch_size=SIZE, until="end"))
+    found, static = result.defenses["it"], result.defenses["static"]
+    assert found.worst.served.correct > COUNT / 2
+    assert static.worst.served.correct == 0
+    assert found.verdict is not None
+    assert found.verdict.ruling == "inconclusive"
+    assert {each.name for each in found.verdict.gates if each.open} == {gate}
