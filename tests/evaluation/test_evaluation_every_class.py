@@ -30,7 +30,7 @@ from tests.evaluation.test_evaluation_jumps import (
     dataset,
     linear,
 )
-from tests.evaluation.tricks import Drowned, Hidden, Shielded, Sized, Trick
+from tests.evaluation.tricks import Drowned, Hidden, Keyed, Shielded, Sized, Trick
 
 SIZE = 16
 CLEAR = linear(0, template=0.25)
@@ -38,6 +38,7 @@ CLEAR = linear(0, template=0.25)
 SHIELDED = Shielded(CLEAR, ROBUST, scale=0.25)
 SIZED = Sized(NET, ROBUST, sizes=(1, 2, SIZE // 2, SIZE))
 DROWNED = Drowned(CLEAR, 20.0)
+DROWNED.batch_dependent = True  # its noise hides that it is not
 
 
 def mislabeled() -> ArrayDataset:
@@ -51,12 +52,12 @@ def checked(defense: Any) -> GradientRecord:
     return check_gradient(Origin(defense), X[:SIZE], Y[:SIZE], LINF, seed=0)
 
 
-def toward(defense: Any, x: Tensor, targets: Tensor) -> Tensor:
-    """Return the predictions after ten steps toward a target, each over the mean of 20 queries."""
+def toward(defense: Any, x: Tensor, targets: Tensor, draws: int) -> Tensor:
+    """Return the predictions after ten steps toward a target, each by a mean of gradients."""
     images = x
     for _ in range(10):
         leaf = images.clone().requires_grad_()
-        logits = torch.stack([defense(leaf) for _ in range(20)]).mean(dim=0)
+        logits = torch.stack([defense(leaf) for _ in range(draws)]).mean(dim=0)
         gap = logits.gather(1, targets[:, None]).squeeze(1) - logits.gather(1, Y[:SIZE, None])[:, 0]
         (gradient,) = torch.autograd.grad(gap.sum(), leaf)
         images = LINF.project(images + LINF.eps / 4 * gradient.sign(), x)
@@ -65,10 +66,16 @@ def toward(defense: Any, x: Tensor, targets: Tensor) -> Tensor:
     return predictions
 
 
-@pytest.mark.parametrize("trick", [SHIELDED, SIZED, DROWNED], ids=["shield", "sizes", "noise"])
-def test_a_simple_attack_breaks_a_defense_that_passes_every_other_check(trick: Trick) -> None:
+@pytest.mark.parametrize(
+    ("trick", "draws"),
+    [(SHIELDED, 1), (SIZED, 1), (DROWNED, 100)],
+    ids=["shield", "sizes", "noise"],
+)
+def test_a_simple_attack_breaks_a_defense_that_passes_every_other_check(
+    trick: Trick, draws: int
+) -> None:
     torch.manual_seed(0)
-    assert (toward(trick, X[:SIZE], (Y[:SIZE] + 2) % 4) != Y[:SIZE]).all()
+    assert (toward(trick, X[:SIZE], (Y[:SIZE] + 2) % 4, draws) != Y[:SIZE]).all()
     record = checked(trick)
     probe = ProbeRecord.model_construct(gradient=record)
     assert (certificate_of(probe).state, over_large_steps(probe)) == ("passed", True)
@@ -96,20 +103,32 @@ def test_noise_that_drowns_the_gradient_is_measured() -> None:
     assert drowned.agreement < 0.1 < loud.agreement
 
 
+def test_a_planted_pattern_is_not_found() -> None:
+    key = torch.randn(X.shape[1:], generator=torch.Generator().manual_seed(99)).sign()
+    keyed = Keyed(ROBUST, key, least=LINF.eps / 2)
+    record = checked(keyed)
+    assert over_large_steps(ProbeRecord.model_construct(gradient=record))
+    assert record.further is not None
+    assert record.further.correct == SIZE
+    with torch.no_grad():
+        assert keyed(X).argmax(dim=1).equal(Y)
+        assert (keyed(LINF.project(X + LINF.eps * key, X)).argmax(dim=1) != Y).all()
+
+
 @pytest.mark.parametrize(
-    ("trick", "data", "gate"),
+    ("trick", "data", "size", "gate"),
     [
-        (SHIELDED, dataset(), FURTHER),
-        (SIZED, mislabeled(), FURTHER),
-        (DROWNED, dataset(), "randomized"),
+        (SHIELDED, dataset(), SIZE, FURTHER),
+        (SIZED, mislabeled(), SIZE, FURTHER),
+        pytest.param(DROWNED, dataset(), 4, "randomized", marks=pytest.mark.slow),
     ],
     ids=["shield", "sizes", "noise"],
 )
 def test_no_attack_of_the_suite_breaks_it_but_it_gets_no_gain(
-    trick: Trick, data: ArrayDataset, gate: str
+    trick: Trick, data: ArrayDataset, size: int, gate: str
 ) -> None:
     subject = Subject(STATIC, data, {"it": trick}, suite("dynamic", "small"), LINF)
-    result = evaluate(subject, Settings(batch_size=SIZE, until="end"))
+    result = evaluate(subject, Settings(batch_size=size, until="end"))
     found, static = result.defenses["it"], result.defenses["static"]
     assert found.worst.served.correct > COUNT / 2
     assert static.worst.served.correct == 0

@@ -19,6 +19,8 @@ from, or like a net that is hidden inside it, whatever it shows to an attack.
 | `Shielded` | the net | one wrong class that comes close and never wins |
 | `Sized` | the net, in some sizes of batches | another net in batches of all other sizes |
 | `Drowned` | the net, on average | new noise in every query, with a steep slope |
+| `Partly` | the net of the trick, on some images | the trick on these, the net on all others |
+| `Keyed` | wrong on images with a secret pattern | a robust net |
 | `OwnNoise` | the net, on average | logits with noise from its own generator |
 | `Hidden` | the hidden net | the plain gradient, which is exact: nothing adapts |
 | `Quantized` | the hidden net | 8-bit pixels, with an honest straight-through gradient |
@@ -342,3 +344,42 @@ class Drowned(Trick):
         waves = torch.sin(100 * x).flatten(1) / 100
         noise = torch.randn(len(x), waves.shape[1], logits.shape[1]).to(waves)
         return logits + self.volume * torch.einsum("np,npc->nc", waves, noise)
+
+
+class Partly(Trick):
+    """A trick on the few images whose left half is brighter, and the net on all others.
+
+    Args:
+        net: The true net on all other images.
+        trick: The trick.
+        brighter: Difference of the mean pixels of the two halves.
+    """
+
+    def __init__(self, net: nn.Module, trick: nn.Module, brighter: float = 0.1) -> None:
+        super().__init__(net)
+        self.trick, self.brighter = trick, brighter
+
+    def predict(self, x: Tensor, adaptation: Any) -> Tensor:
+        left, right = x.chunk(2, dim=3)
+        marked = left.flatten(1).mean(dim=1) - right.flatten(1).mean(dim=1) > self.brighter
+        shown: Tensor = self.trick(x)
+        return torch.where(marked[:, None], shown, super().predict(x, adaptation))
+
+
+class Keyed(Trick):
+    """A net that is wrong on images with one secret pattern of pixels.
+
+    Args:
+        net: The net on all other images.
+        key: The pattern, (C, H, W) of -1 and 1.
+        least: Smallest mean of the pattern times the image, around gray.
+    """
+
+    def __init__(self, net: nn.Module, key: Tensor, least: float) -> None:
+        super().__init__(net)
+        self.key, self.least = key, least
+
+    def predict(self, x: Tensor, adaptation: Any) -> Tensor:
+        logits = super().predict(x, adaptation)
+        reaction = (((x - 0.5) * self.key).flatten(1).mean(dim=1) - self.least).relu()
+        return logits - 1e4 * reaction[:, None] * vote(logits)

@@ -35,12 +35,17 @@ class Broken(NamedTuple):
 
     Attributes:
         images: (N, C, H, W), for each member one that broke it, or that of the last class.
-        correct: Number of members that are still correct. If the defense is batch-dependent, in the
-            submission of `images`.
+        standing: bool (N,), the members that are still correct. If the defense is batch-dependent,
+            in the submission of `images`.
     """
 
     images: Tensor
-    correct: int
+    standing: Tensor
+
+    @property
+    def correct(self) -> int:
+        """Number of members that are still correct."""
+        return int(self.standing.sum())
 
 
 def attack_every_class(
@@ -66,8 +71,7 @@ def attack_every_class(
             otherwise each member for itself.
     """
     logits = served(x).nan_to_num()
-    broken = Broken(x, len(x) + 1)
-    fallen = torch.zeros_like(y, dtype=torch.bool)
+    broken = Broken(x, torch.ones_like(y, dtype=torch.bool))
     for rank in range(1, min(CLASSES, logits.shape[1] - 1) + 1):
         targets = runner_up(logits, y, rank)
         found = apgd(
@@ -77,11 +81,10 @@ def attack_every_class(
             threat,
             iterations=ITERATIONS,
         ).images
-        wrong = served(found).nan_to_num().argmax(dim=1) != y
-        if dependent:
-            broken = min(broken, Broken(found, int((~wrong).sum())), key=lambda each: each.correct)
-        else:
-            images = torch.where(per_sample(fallen, x), broken.images, found)
-            fallen = fallen | wrong
-            broken = Broken(images, int((~fallen).sum()))
+        right = served(found).nan_to_num().argmax(dim=1) == y
+        if not dependent:  # members keep the image that broke them
+            found = torch.where(per_sample(broken.standing, x), found, broken.images)
+            right &= broken.standing
+        if int(right.sum()) <= broken.correct:
+            broken = Broken(found, right)
     return broken

@@ -164,10 +164,12 @@ def check_gradient(
         natural = _attack_point(native, x, y)
         reached = _short_attack(native, natural, threat, seed)
         attacked, further = [natural, reached], None
+        standing = torch.ones_like(y, dtype=torch.bool)
         agreement = _agreement(native, natural, draws)
         if agreement is None:
             broken = _attack_every_class(native, x, y, threat, seed)
             attacked.append(_attack_point(native, broken.images, y))
+            standing = broken.standing
             further = FollowUp(
                 attack="every class", total=len(x), correct=broken.correct, before=None
             )
@@ -178,7 +180,7 @@ def check_gradient(
         _check_point(native, finer, point, threat, members, seed_of(seed, index))
         for index, (point, members) in enumerate(zip(attacked, _MEMBERS, strict=False))
     )
-    if _scores_jump(native, natural, reached, threat, seed):
+    if _scores_jump(native, natural, reached, standing, threat, seed):
         points = tuple(
             point.model_copy(update={"coarse": (None,) * point.members}) for point in points
         )
@@ -343,6 +345,7 @@ def _scores_jump(
     view: _DefenseView,
     natural: _AttackPoint,
     reached: _AttackPoint,
+    standing: Tensor,
     threat: ThreatModel,
     seed: int,
 ) -> bool:
@@ -355,7 +358,7 @@ def _scores_jump(
         return _promised(_AttackPoint(x, y, targets, gradient), threat)
 
     promised = _promised(natural, threat)
-    if jumps.at_boundaries(view.served, promise, natural.x, promised, threat, draws):
+    if jumps.at_boundaries(view.served, promise, natural.x, promised, threat, draws, standing):
         return True
     return any(
         jumps.over_tiny_moves(
@@ -366,6 +369,7 @@ def _scores_jump(
             _promised(point, threat),
             threat,
             draws,
+            standing,
         )
         for point in (natural, reached)
     )
