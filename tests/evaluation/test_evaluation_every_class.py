@@ -18,6 +18,7 @@ from dent.evaluation.records.schema import GradientRecord, ProbeRecord
 from dent.evaluation.results.certificate import certificate_of, over_large_steps
 from dent.evaluation.results.gates import FURTHER
 from dent.evaluation.submission.fresh import Origin
+from dent.evaluation.verification.tolerance import comparable
 from tests.attacks.known_defenses import withstands
 from tests.evaluation.test_evaluation_jumps import (
     COUNT,
@@ -97,10 +98,19 @@ def test_the_attack_toward_every_class_breaks_no_robust_net() -> None:
 
 def test_noise_that_drowns_the_gradient_is_measured() -> None:
     drowned, loud = checked(DROWNED), checked(Drowned(CLEAR, 3.0))
-    assert drowned.further is loud.further is None
+    for record, left in ((drowned, SIZE / 2), (loud, 0)):
+        assert record.further is not None
+        assert record.further.correct >= left
     assert drowned.agreement is not None
     assert loud.agreement is not None
     assert drowned.agreement < 0.1 < loud.agreement
+
+
+def test_an_older_record_is_compared_without_what_it_lacks() -> None:
+    record = checked(NET)
+    older = record.model_copy(update={"points": record.points[:2], "further": None})
+    assert comparable(older, record) == older
+    assert comparable(record, record) == record
 
 
 def test_a_planted_pattern_is_not_found() -> None:

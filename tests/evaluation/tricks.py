@@ -382,4 +382,4 @@ class Keyed(Trick):
     def predict(self, x: Tensor, adaptation: Any) -> Tensor:
         logits = super().predict(x, adaptation)
         reaction = (((x - 0.5) * self.key).flatten(1).mean(dim=1) - self.least).relu()
-        return logits - 1e4 * reaction[:, None] * vote(logits)
+        return logits - 1e5 * reaction[:, None] * vote(logits)

@@ -11,7 +11,7 @@ are also where long attacks end, and the gradient is checked there as well.
 """
 
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -26,26 +26,8 @@ CLASSES: Final = 9
 """Largest number of wrong classes to aim at: the likeliest ones on the natural images."""
 ITERATIONS: Final = 20
 
-PASSES: Final = Queries(CLASSES * (ITERATIONS + 2), CLASSES * (ITERATIONS + 1))
+PASSES: Final = Queries(1 + CLASSES * (ITERATIONS + 2), CLASSES * (ITERATIONS + 1))
 """Maximum number of passes of a batch in `attack_every_class`."""
-
-
-class Broken(NamedTuple):
-    """What the attack reached.
-
-    Attributes:
-        images: (N, C, H, W), for each member one that broke it, or that of the last class.
-        standing: bool (N,), the members that are still correct. If the defense is batch-dependent,
-            in the submission of `images`.
-    """
-
-    images: Tensor
-    standing: Tensor
-
-    @property
-    def correct(self) -> int:
-        """Number of members that are still correct."""
-        return int(self.standing.sum())
 
 
 def attack_every_class(
@@ -57,7 +39,7 @@ def attack_every_class(
     draws: torch.Generator,
     *,
     dependent: bool,
-) -> Broken:
+) -> Tensor:
     """Attack a whole batch toward each wrong class in turn.
 
     Args:
@@ -67,11 +49,14 @@ def attack_every_class(
         y: Labels (N,).
         threat: The threat model.
         draws: A CPU generator, for random starts.
-        dependent: Whether predictions depend on the batch. If so, a whole submission counts, and
-            otherwise each member for itself.
+        dependent: Whether predictions depend on the batch.
+
+    Returns:
+        The images, (N, C, H, W). If the defense is batch-dependent, they are those of the class
+        that left the fewest members correct. If not, members keep the image that broke them.
     """
     logits = served(x).nan_to_num()
-    broken = Broken(x, torch.ones_like(y, dtype=torch.bool))
+    images, standing = x, torch.ones_like(y, dtype=torch.bool)
     for rank in range(1, min(CLASSES, logits.shape[1] - 1) + 1):
         targets = runner_up(logits, y, rank)
         found = apgd(
@@ -82,9 +67,9 @@ def attack_every_class(
             iterations=ITERATIONS,
         ).images
         right = served(found).nan_to_num().argmax(dim=1) == y
-        if not dependent:  # members keep the image that broke them
-            found = torch.where(per_sample(broken.standing, x), found, broken.images)
-            right &= broken.standing
-        if int(right.sum()) <= broken.correct:
-            broken = Broken(found, right)
-    return broken
+        if not dependent:
+            found = torch.where(per_sample(standing, x), found, images)
+            right &= standing
+        if right.sum() <= standing.sum():
+            images, standing = found, right
+    return images

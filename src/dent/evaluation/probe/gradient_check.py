@@ -40,7 +40,7 @@ from dent.attacks.protocol import as_queried, query
 from dent.attacks.querier import NoGradientError, View, derivatives_of
 from dent.attacks.steps import enlarged
 from dent.evaluation.probe import jumps
-from dent.evaluation.probe.every_class import PASSES, Broken, attack_every_class
+from dent.evaluation.probe.every_class import PASSES, attack_every_class
 from dent.evaluation.records.plan import seed_of
 from dent.evaluation.records.probe_answers import DISTANCE
 from dent.evaluation.records.schema import FollowUp, GradientPoint, GradientRecord
@@ -71,12 +71,15 @@ defense."""
 
 
 def passes(size: int) -> Queries:
-    """Return the maximum number of passes of a batch in the check. One in float64 counts as two."""
+    """Return the maximum number of passes of a batch in the check. One in float64 counts as two.
+
+    If the defense is randomized, an attack in the check takes several times as many.
+    """
     exact = sum(_MEMBERS) * (1 + _LINES) * 2
     coarse = sum(_MEMBERS) * (1 + 2 * _LINES) * 2
     small = jumps.AT_BOUNDARIES + jumps.OVER_TINY_MOVES.times(2)
     points = len(_MEMBERS)
-    own = Queries(points * (exact + 2) + coarse + _SHORT + 2, points * 3 + _SHORT)
+    own = Queries(2 * (exact * 2 + points) + coarse + _SHORT + 3, points * 3 + _SHORT)
     return small + PASSES + own
 
 
@@ -94,6 +97,11 @@ class _DefenseView:
         if self.dtype == torch.float64 and isinstance(defense, nn.Module):
             defense = defense.double()
         return defense
+
+    def under(self, purpose: str, count: int) -> list["_DefenseView"]:
+        """Return views of the same defense under other seeds."""
+        seeds = (seed_of(self.seed, purpose, index) for index in range(count))
+        return [replace(self, seed=seed) for seed in seeds]
 
     def served(self, x: Tensor) -> Tensor:
         """Return the logits that the defense serves."""
@@ -145,8 +153,8 @@ def check_gradient(
 ) -> GradientRecord:
     """Compare the gradient of a defense with the changes of its served answers.
 
-    Also attack it once more (`every_class`). If it is randomized, compare its gradients under
-    several seeds instead, because this attack has one seed in all of its queries.
+    Also attack it once more (`every_class`). If it is randomized, this attack follows means of
+    gradients, and another such mean must be alike.
 
     Args:
         origin: The defense before its first query.
@@ -163,24 +171,19 @@ def check_gradient(
     try:
         natural = _attack_point(native, x, y)
         reached = _short_attack(native, natural, threat, seed)
-        attacked, further = [natural, reached], None
-        standing = torch.ones_like(y, dtype=torch.bool)
         agreement = _agreement(native, natural, draws)
-        if agreement is None:
-            broken = _attack_every_class(native, x, y, threat, seed)
-            attacked.append(_attack_point(native, broken.images, y))
-            standing = broken.standing
-            further = FollowUp(
-                attack="every class", total=len(x), correct=broken.correct, before=None
-            )
+        seeds = 1 if agreement is None else draws
+        ended, rights = _attack_every_class(native, natural, threat, seed, seeds)
     except NoGradientError as missing:  # at the natural images, or during an attack
         return GradientRecord(rung=rung, missing=str(missing))
     finer = _in_double(native, natural)
+    attacked = (natural, reached, ended)
+    correct = round(float(rights.sum()))
     points = tuple(
         _check_point(native, finer, point, threat, members, seed_of(seed, index))
-        for index, (point, members) in enumerate(zip(attacked, _MEMBERS, strict=False))
+        for index, (point, members) in enumerate(zip(attacked, _MEMBERS, strict=True))
     )
-    if _scores_jump(native, natural, reached, standing, threat, seed):
+    if _scores_jump(native, natural, reached, rights > 0.5, threat, seed):
         points = tuple(
             point.model_copy(update={"coarse": (None,) * point.members}) for point in points
         )
@@ -190,7 +193,7 @@ def check_gradient(
         threshold=THRESHOLD[finer.dtype],
         points=points,
         classes=native.served(x).shape[1],
-        further=further,
+        further=FollowUp(attack="every class", total=len(x), correct=correct, before=None),
         agreement=agreement,
     )
 
@@ -233,15 +236,27 @@ def _short_attack(
 
 
 def _attack_every_class(
-    view: _DefenseView, x: Tensor, y: Tensor, threat: ThreatModel, seed: int
-) -> Broken:
-    def ascent(images: Tensor, targets: Tensor) -> Evaluation:
-        margins, gradient = view.margins(images, y, targets)
-        gradient = torch.zeros_like(images) if gradient is None else gradient.nan_to_num()
-        return Evaluation(margins.nan_to_num(), gradient)
+    view: _DefenseView, natural: _AttackPoint, threat: ThreatModel, seed: int, draws: int
+) -> tuple[_AttackPoint, Tensor]:
+    """Attack toward every class by means of gradients under several seeds.
 
-    draws = torch.Generator().manual_seed(seed_of(seed, "every class"))
-    return attack_every_class(view.served, ascent, x, y, threat, draws, dependent=view.dependent)
+    Returns:
+        Where the attack ended, and in what share of other seeds each member is correct there, (N,).
+    """
+    x, y = natural.x, natural.y
+    views = view.under("attack", draws)
+
+    def ascent(images: Tensor, targets: Tensor) -> Evaluation:
+        margins, gradients = zip(*(each.margins(images, y, targets) for each in views), strict=True)
+        usable = [each.nan_to_num() for each in gradients if each is not None]
+        gradient = sum(usable, start=torch.zeros_like(images)) / draws
+        return Evaluation(torch.stack(margins).nan_to_num().mean(dim=0), gradient)
+
+    start = torch.Generator().manual_seed(seed_of(seed, "every class"))
+    images = attack_every_class(view.served, ascent, x, y, threat, start, dependent=view.dependent)
+    scored = [each.served(images).nan_to_num() for each in view.under("score", draws)]
+    rights = torch.stack([logits.argmax(dim=1) == y for logits in scored]).float().mean(dim=0)
+    return _attack_point(view, images, y), rights
 
 
 def _agreement(view: _DefenseView, point: _AttackPoint, draws: int) -> float | None:
@@ -254,7 +269,7 @@ def _agreement(view: _DefenseView, point: _AttackPoint, draws: int) -> float | N
         point: The images at which to compare.
         draws: Number of seeds of each mean.
     """
-    views = [replace(view, seed=seed_of(view.seed, "draw", index)) for index in range(2 * draws)]
+    views = view.under("draw", 2 * draws)
     distance = apart(*(wide(each.served(point.x)) for each in (view, views[0])))
     if distance is not None and distance <= DISTANCE:
         return None

@@ -235,13 +235,13 @@ class GradientRecord(Record):
     threshold: float | None = None
     """Upper limit of the error of every member."""
     points: tuple[GradientPoint, ...] = ()
-    """The comparisons at the natural images, at the images of a short attack, and, unless the
-    defense is randomized or in older versions, at those of `further`."""
+    """The comparisons at the natural images, at the images of a short attack, and, except in older
+    versions, at those of `further`."""
     classes: _Count | None = None
     """Number of logits per image; null if there is no gradient, and in older versions."""
     further: FollowUp | None = None
     """One more attack on the whole first batch, toward every class. Null if there is no gradient,
-    if the defense is randomized, and in older versions."""
+    and in older versions."""
     agreement: Annotated[float, Field(ge=-1.001, le=1.001)] | None = None
     """For a randomized defense, the median cosine, over members, between two means of gradients
     under other seeds. Null if it is not randomized, and in older versions."""

@@ -268,7 +268,7 @@ def _further(scores: Scores, *, samples: bool) -> tuple[int, int] | None:
     rights, _ = worst_of_batch(scores.of_batch(0), by_sample=samples)
     if attack.total != len(rights):  # only some members of the batch were attacked in the run
         return None
-    return sum(right > 0.5 for right in rights) - attack.correct, attack.total
+    return round(sum(rights)) - attack.correct, attack.total
 
 
 def _gates(diagnostics: Sequence[Diagnostic], evidence: Evidence) -> Iterator[Gate]:
