@@ -12,12 +12,19 @@ from dent.attacks.adaptive import NOT_AVAILABLE
 from dent.evaluation import Settings, describe, suite
 from dent.evaluation.attack_kinds import kind_of_attack
 from dent.evaluation.records.plan import Batch
-from dent.evaluation.records.schema import GradientPoint, GradientRecord, ProbeRecord, UnitRecord
+from dent.evaluation.records.schema import (
+    FollowUp,
+    GradientPoint,
+    GradientRecord,
+    ProbeRecord,
+    UnitRecord,
+)
 from dent.evaluation.records.spec import STATIC, Budget, EvaluationSpec
 from dent.evaluation.results.certificate import CERTIFICATE
 from dent.evaluation.results.diagnostics import HUGE_EPS, SIGHTED, of_run
 from dent.evaluation.results.gates import (
     FEW_BATCHES,
+    FURTHER,
     GATE_CONDITIONS,
     LARGE_STEPS,
     MORE_CLASSES,
@@ -25,6 +32,7 @@ from dent.evaluation.results.gates import (
     UNDECLARED,
     UNFINISHED,
     Evidence,
+    evidence_of,
     gates_of,
     ground_of,
 )
@@ -106,7 +114,9 @@ def expected(side: str, natural: str, own: tuple[Gate, ...], static: tuple[Gate,
         return "inconclusive" if OPEN in own else "robust gain"
     if side == "below":
         return "inconclusive" if OPEN in static else "harmful"
-    return "harmful" if natural == "below" else "no gain"
+    if natural == "below":
+        return "inconclusive" if OPEN in static else "harmful"
+    return "no gain"
 
 
 GATES: list[tuple[Gate, ...]] = [(), (CLOSED,), (OPEN,), (CLOSED, OPEN), (END,)]
@@ -343,6 +353,38 @@ def test_more_logits_than_classes_open_a_gate() -> None:
     (gate,) = gates_of([], evidence(surplus=3))
     assert (gate.name, gate.open) == (MORE_CLASSES, True)
     assert "3 logits more" in gate.sentence
+
+
+def test_an_attack_that_breaks_more_than_the_whole_run_opens_a_gate() -> None:
+    (gate,) = gates_of([], evidence(further=(3, 32)))
+    assert (gate.name, gate.open) == (FURTHER, True)
+    assert "3 members of 32" in gate.sentence
+    for further in ((2, 32), (1, 8), (-5, 32), None):
+        assert gates_of([], evidence(further=further)) == ()
+
+
+def test_noise_that_drowns_the_gradient_keeps_the_gate_of_randomized_defenses_open() -> None:
+    told = [diagnostic("randomized", "raised")]
+    for agreement, is_open in ((0.05, True), (0.3, False), (None, False)):
+        (gate,) = gates_of(told, evidence(drawn=True, agreement=agreement))
+        assert gate.open == is_open
+        assert ("drowns" in gate.sentence) == is_open
+    (known,) = gates_of(told, evidence(known=True, agreement=0.05))
+    assert not known.open
+
+
+def test_the_first_batch_is_compared_with_the_attack_toward_every_class(
+    spec: EvaluationSpec,
+) -> None:
+    for correct, opened in ((8, []), (7, []), (4, [FURTHER])):
+        attack = FollowUp(attack="every class", total=8, correct=correct, before=None)
+        attacked = scores(8)
+        assert attacked.probe is not None
+        assert attacked.probe.gradient is not None
+        gradient = attacked.probe.gradient.model_copy(update={"further": attack})
+        probe = attacked.probe.model_copy(update={"gradient": gradient})
+        told = evidence_of(found(), replace(attacked, probe=probe), spec, {})
+        assert [each.name for each in gates_of((), told)] == opened
 
 
 def test_unrecorded_gradients_open_a_gate_while_any_member_is_correct() -> None:
@@ -585,6 +627,19 @@ def test_lower_clean_accuracy_without_a_gain_is_harmful(spec: EvaluationSpec) ->
     verdict = ruled(spec, found(side="level"), right=False)
     assert (verdict.ruling, verdict.natural.value) == ("harmful", -1)
     assert ruled(spec, found(side="level")).ruling == "no gain"
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_a_static_model_that_hides_its_gradient_prevents_the_verdict_harmful(
+    spec: EvaluationSpec, early: bool
+) -> None:
+    # Its worst case may be too high, and then hides a gain that is worth some clean accuracy.
+    decided = Decision(after=3, of=18, at_most=0.0, below=False) if early else None
+    defended = found(side="level").model_copy(update={"decided": decided})
+    verdict = ruled(spec, defended, found(("carries state",)), right=False)
+    assert verdict.ruling == "inconclusive"
+    assert "carries state (static model)" in verdict.sentence
+    assert ruled(spec, defended, right=False).ruling == "harmful"
 
 
 @pytest.mark.parametrize("side", ["above", "level", "below"])

@@ -6,11 +6,13 @@ adversarial images of one net break no other net.
 """
 
 import math
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dent.data.dataset import ArrayDataset
 from dent.evaluation import Settings, Subject, evaluate, suite
@@ -22,7 +24,7 @@ from dent.evaluation.results.gates import LARGE_STEPS
 from dent.evaluation.submission.fresh import Origin
 from dent.threat import ThreatModel
 from tests.attacks.known_defenses import withstands
-from tests.evaluation.tricks import Blended, Hidden, Quantized, Recognizes, Trick, Voted
+from tests.evaluation.tricks import Blended, Hidden, Partly, Quantized, Recognizes, Trick, Voted
 
 SIDE, CLASSES, COUNT = 32, 4, 32
 PIXELS = 3 * SIDE * SIDE
@@ -47,6 +49,7 @@ def dataset() -> ArrayDataset:
 
 
 X, Y = dataset().batch(range(COUNT))
+EVERYBODY = torch.ones(COUNT, dtype=torch.bool)
 
 
 def linear(seed: int, template: float = 0.12, independent: float = 1.0) -> nn.Sequential:
@@ -67,8 +70,19 @@ BLENDED = Blended(NET, THIRD, vote=20.0, scale=0.1)
 RECOGNIZES = Recognizes(NET, ROBUST)
 
 
-def holds(defense: Any, threat: ThreatModel) -> bool | None:
-    record = check_gradient(Origin(defense), X[:16], Y[:16], threat, seed=0)
+MARKED = [0, 5, 10, 18, 23, 28]
+"""Images whose left half is brighter in `marked()`."""
+
+
+def marked() -> ArrayDataset:
+    pixels = dataset().pixels.astype(int)
+    pixels[MARKED, :, : SIDE // 2] += 25
+    pixels[MARKED, :, SIDE // 2 :] -= 25
+    return replace(dataset(), pixels=pixels.clip(0, 255).astype(np.uint8))
+
+
+def holds(defense: Any, threat: ThreatModel, images: Tensor = X) -> bool | None:
+    record = check_gradient(Origin(defense), images[:16], Y[:16], threat, seed=0)
     return over_large_steps(ProbeRecord.model_construct(gradient=record))
 
 
@@ -89,6 +103,20 @@ def test_scores_that_jump_do_not_hold_over_large_steps(
     assert holds(trick, threat) is False
     monkeypatch.setattr(gradient_check, "_scores_jump", lambda *_: False)
     assert holds(trick, threat) is True  # nothing else shows it
+
+
+def test_scores_that_jump_for_the_few_members_that_attacks_leave_do_not_hold(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    images, _ = marked().batch(range(COUNT))
+    wide = linear(0, template=0.25)
+    partly = Partly(wide, Voted(wide, THIRD, vote=20.0, scale=0.1))
+    assert holds(partly, LINF, images) is False
+    rule = jumps._too_many
+    monkeypatch.setattr(
+        jumps, "_too_many", lambda jumped, of, standing: rule(jumped, of, ~of & standing)
+    )
+    assert holds(partly, LINF, images) is True  # less than a quarter of all members jump
 
 
 @pytest.mark.parametrize("threat", [LINF, L2], ids=["linf", "l2"])
@@ -120,7 +148,13 @@ def test_scores_that_are_far_steeper_at_the_boundary_are_found() -> None:
     with torch.no_grad():
         found = [
             jumps.at_boundaries(
-                NET, lambda *_, times=times: times * promised, X, promised, LINF, torch.Generator()
+                NET,
+                lambda *_, times=times: times * promised,
+                X,
+                promised,
+                LINF,
+                torch.Generator(),
+                EVERYBODY,
             )
             for times in (9, 11)
         ]
@@ -133,7 +167,9 @@ def test_a_batch_of_one_class_is_compared_with_noise() -> None:
     promised = torch.full((len(alike),), 10.0, dtype=torch.float64)
     with torch.no_grad():
         found = [
-            jumps.at_boundaries(net, lambda *_: promised, alike, promised, LINF, draws)
+            jumps.at_boundaries(
+                net, lambda *_: promised, alike, promised, LINF, draws, EVERYBODY[: len(alike)]
+            )
             for net in (NET, VOTED)
         ]
     assert found == [False, True]

@@ -16,12 +16,17 @@ from, or like a net that is hidden inside it, whatever it shows to an attack.
 | `Voted` | the net | the scores of another net, to which the net's class is added as a vote |
 | `Blended` | the net | the scores of another net, plus the saturated probabilities of the net |
 | `Recognizes` | the net, on 8-bit images | the hidden net on all others, and its gradient on all |
+| `Shielded` | the net | one wrong class that comes close and never wins |
+| `Sized` | the net, in some sizes of batches | another net in batches of all other sizes |
+| `Drowned` | the net, on average | new noise in every query, with a steep slope |
+| `Partly` | the net of the trick, on some images | the trick on these, the net on all others |
+| `Keyed` | wrong on images with a secret pattern | a robust net |
 | `OwnNoise` | the net, on average | logits with noise from its own generator |
 | `Hidden` | the hidden net | the plain gradient, which is exact: nothing adapts |
 | `Quantized` | the hidden net | 8-bit pixels, with an honest straight-through gradient |
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -290,3 +295,91 @@ class Recognizes(Trick):
         shown: Tensor = self.hidden(x)
         true = shown + (super().predict(x, adaptation) - shown).detach()
         return torch.where(on_the_grid, true, shown)
+
+
+class Shielded(Trick):
+    """Every class has a partner, which hides all other wrong classes.
+
+    The net decides between pairs of classes, and a robust net within a pair, with small margins. So
+    the likeliest wrong class is the partner, which never wins. All logits are honest.
+    """
+
+    def __init__(self, net: nn.Module, shield: nn.Module, scale: float) -> None:
+        super().__init__(net)
+        self.shield, self.scale = shield.eval(), scale
+
+    def predict(self, x: Tensor, adaptation: Any) -> Tensor:
+        pairs = super().predict(x, adaptation).unflatten(1, (-1, 2)).sum(dim=2)
+        shown: Tensor = self.shield(x)
+        within = shown - shown.unflatten(1, (-1, 2)).flip(2).flatten(1)
+        return pairs.repeat_interleave(2, dim=1) + self.scale * within
+
+
+class Sized(Trick):
+    """The net for batches of some sizes, and another net for all others."""
+
+    def __init__(self, net: nn.Module, other: nn.Module, sizes: Collection[int]) -> None:
+        super().__init__(net)
+        self.other, self.sizes = other.eval(), sizes
+
+    def predict(self, x: Tensor, adaptation: Any) -> Tensor:
+        if len(x) in self.sizes:
+            return super().predict(x, adaptation)
+        shown: Tensor = self.other(x)
+        return shown
+
+
+class Drowned(Trick):
+    """Adds to the logits of every query a new random sum of small waves of the pixels.
+
+    In a sum over many pixels, the waves change a logit little, but their slope drowns the net's.
+    """
+
+    def __init__(self, net: nn.Module, volume: float) -> None:
+        super().__init__(net)
+        self.volume = volume
+
+    def predict(self, x: Tensor, adaptation: Any) -> Tensor:
+        logits = super().predict(x, adaptation)
+        waves = torch.sin(100 * x).flatten(1) / 100
+        noise = torch.randn(len(x), waves.shape[1], logits.shape[1]).to(waves)
+        return logits + self.volume * torch.einsum("np,npc->nc", waves, noise)
+
+
+class Partly(Trick):
+    """A trick on the few images whose left half is brighter, and the net on all others.
+
+    Args:
+        net: The true net on all other images.
+        trick: The trick.
+        brighter: Difference of the mean pixels of the two halves.
+    """
+
+    def __init__(self, net: nn.Module, trick: nn.Module, brighter: float = 0.1) -> None:
+        super().__init__(net)
+        self.trick, self.brighter = trick, brighter
+
+    def predict(self, x: Tensor, adaptation: Any) -> Tensor:
+        left, right = x.chunk(2, dim=3)
+        marked = left.flatten(1).mean(dim=1) - right.flatten(1).mean(dim=1) > self.brighter
+        shown: Tensor = self.trick(x)
+        return torch.where(marked[:, None], shown, super().predict(x, adaptation))
+
+
+class Keyed(Trick):
+    """A net that is wrong on images with one secret pattern of pixels.
+
+    Args:
+        net: The net on all other images.
+        key: The pattern, (C, H, W) of -1 and 1.
+        least: Smallest mean of the pattern times the image, around gray.
+    """
+
+    def __init__(self, net: nn.Module, key: Tensor, least: float) -> None:
+        super().__init__(net)
+        self.key, self.least = key, least
+
+    def predict(self, x: Tensor, adaptation: Any) -> Tensor:
+        logits = super().predict(x, adaptation)
+        reaction = (((x - 0.5) * self.key).flatten(1).mean(dim=1) - self.least).relu()
+        return logits - 1e5 * reaction[:, None] * vote(logits)

@@ -1,9 +1,9 @@
 """Check that attacks follow the gradient of the answers that the defense serves.
 
 Only then is an attack white-box. So the check computes the gradient as an attack does: for a whole
-batch, in the defense's own precision, at the natural images and at a point that a short attack
-reached. Then it moves the images. For each member, it compares the change of the served answers
-with the change that the gradient predicts:
+batch, in the defense's own precision, at the natural images, at a point that a short attack
+reached, and where a long one ended (`every_class`). Then it moves the images. For each member, it
+compares the change of the served answers with the change that the gradient predicts:
 
     exact     In float64, by tiny steps. The float64 gradient must predict the change, and the
               attack's own gradient must point in the same direction.
@@ -22,7 +22,7 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from dent.attacks import Defense, DynamicDefense, Queries, answer
 from dent.attacks.adaptive import Rung
-from dent.attacks.adaptive.apgd import random_start, steepest
+from dent.attacks.adaptive.apgd import Evaluation, random_start, steepest
 from dent.attacks.adaptive.capabilities import adapt_accepts
 from dent.attacks.base import isolated_random_state
 from dent.attacks.losses import runner_up
@@ -40,9 +40,12 @@ from dent.attacks.protocol import as_queried, query
 from dent.attacks.querier import NoGradientError, View, derivatives_of
 from dent.attacks.steps import enlarged
 from dent.evaluation.probe import jumps
+from dent.evaluation.probe.every_class import PASSES, attack_every_class
 from dent.evaluation.records.plan import seed_of
-from dent.evaluation.records.schema import GradientPoint, GradientRecord
+from dent.evaluation.records.probe_answers import DISTANCE
+from dent.evaluation.records.schema import FollowUp, GradientPoint, GradientRecord
 from dent.evaluation.submission.fresh import Origin
+from dent.evaluation.submission.submission import apart
 from dent.support.devices import has_float64, wide
 from dent.threat import ThreatModel
 
@@ -55,21 +58,29 @@ COARSE: Final = 0.6
 of a wrong model has an error of about 1."""
 _SHARES: Final = (0.5, 0.25)
 """Lengths of coarse steps, as shares of eps. They exceed rounding to 8 bits."""
-_MEMBERS: Final = (2, 4)
-"""Number of members to move if the defense is batch-dependent: at the natural images, and at the
-point of the short attack."""
+_MEMBERS: Final = (2, 4, 4)
+"""Number of members to move if the defense is batch-dependent: at the natural images, at the point
+of the short attack, and at that of the long one."""
 _LINES: Final = 2
 """Number of random directions besides that of the gradient; twice as many for coarse steps."""
 _SHORT: Final = 3
 """Maximum number of steps of the short attack."""
+DRAWS: Final = 3
+"""Smallest number of submissions over which attacks of a suite average the gradient of a randomized
+defense."""
 
 
 def passes(size: int) -> Queries:
-    """Return the maximum number of passes of a batch in the check. One in float64 counts as two."""
+    """Return the maximum number of passes of a batch in the check. One in float64 counts as two.
+
+    If the defense is randomized, an attack in the check takes several times as many.
+    """
     exact = sum(_MEMBERS) * (1 + _LINES) * 2
     coarse = sum(_MEMBERS) * (1 + 2 * _LINES) * 2
     small = jumps.AT_BOUNDARIES + jumps.OVER_TINY_MOVES.times(2)
-    return small + Queries(2 * (exact * 2 + 2) + coarse + _SHORT, 2 * 3 + _SHORT)
+    points = len(_MEMBERS)
+    own = Queries(2 * (exact * 2 + points) + coarse + _SHORT + 3, points * 3 + _SHORT)
+    return small + PASSES + own
 
 
 @dataclass(frozen=True)
@@ -87,6 +98,11 @@ class _DefenseView:
             defense = defense.double()
         return defense
 
+    def under(self, purpose: str, count: int) -> list["_DefenseView"]:
+        """Return views of the same defense under other seeds."""
+        seeds = (seed_of(self.seed, purpose, index) for index in range(count))
+        return [replace(self, seed=seed) for seed in seeds]
+
     def served(self, x: Tensor) -> Tensor:
         """Return the logits that the defense serves."""
         with (
@@ -98,6 +114,10 @@ class _DefenseView:
 
     def gradient(self, x: Tensor, y: Tensor, targets: Tensor) -> Tensor | None:
         """Return the gradient of each member's margin as an attack computes it; None if none."""
+        return self.margins(x, y, targets)[1]
+
+    def margins(self, x: Tensor, y: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return each member's margin (N,) and its gradient as an attack computes it, or None."""
         with (
             isolated_random_state(self.seed, x.device),
             torch.inference_mode(mode=False),
@@ -106,13 +126,12 @@ class _DefenseView:
             leaf = x.detach().to(self.dtype).requires_grad_()
             _, view = best_gradient(self.defense())
             logits = view(as_queried(leaf))
-            if not logits.requires_grad:
-                return None
-            total = _loss(logits, y, targets).sum()
+            margins = _loss(logits, y, targets)
             gradient: Tensor | None = None
-            with suppress(NoGradientError), derivatives_of(self.origin.defense):
-                (gradient,) = torch.autograd.grad(total, leaf, allow_unused=True)
-        return gradient
+            if logits.requires_grad:
+                with suppress(NoGradientError), derivatives_of(self.origin.defense):
+                    (gradient,) = torch.autograd.grad(margins.sum(), leaf, allow_unused=True)
+        return margins.detach(), gradient
 
     def loss(self, x: Tensor, y: Tensor, targets: Tensor) -> Tensor:
         """Return the loss of the served logits that attacks maximize, by member (N,)."""
@@ -130,9 +149,12 @@ def best_gradient(defense: Defense) -> tuple[str, View]:
 
 
 def check_gradient(
-    origin: Origin, x: Tensor, y: Tensor, threat: ThreatModel, seed: int
+    origin: Origin, x: Tensor, y: Tensor, threat: ThreatModel, seed: int, draws: int = DRAWS
 ) -> GradientRecord:
     """Compare the gradient of a defense with the changes of its served answers.
+
+    Also attack it once more (`every_class`). If it is randomized, this attack follows means of
+    gradients, and another such mean must be alike.
 
     Args:
         origin: The defense before its first query.
@@ -140,6 +162,7 @@ def check_gradient(
         y: The labels of the batch (N,).
         threat: The threat model of the attacks.
         seed: Seed of the directions, the members, and the defense's generators.
+        draws: Number of seeds over which attacks average the gradient of a randomized defense.
     """
     defense = origin.defense
     dependent = isinstance(defense, DynamicDefense) and bool(defense.batch_dependent)
@@ -148,14 +171,19 @@ def check_gradient(
     try:
         natural = _attack_point(native, x, y)
         reached = _short_attack(native, natural, threat, seed)
-    except NoGradientError as missing:  # at the natural images, or during the short attack
+        agreement = _agreement(native, natural, draws)
+        seeds = 1 if agreement is None else draws
+        ended, rights = _attack_every_class(native, natural, threat, seed, seeds)
+    except NoGradientError as missing:  # at the natural images, or during an attack
         return GradientRecord(rung=rung, missing=str(missing))
     finer = _in_double(native, natural)
+    attacked = (natural, reached, ended)
+    correct = round(float(rights.sum()))
     points = tuple(
         _check_point(native, finer, point, threat, members, seed_of(seed, index))
-        for index, (point, members) in enumerate(zip((natural, reached), _MEMBERS, strict=True))
+        for index, (point, members) in enumerate(zip(attacked, _MEMBERS, strict=True))
     )
-    if _scores_jump(native, natural, reached, threat, seed):
+    if _scores_jump(native, natural, reached, rights > 0.5, threat, seed):
         points = tuple(
             point.model_copy(update={"coarse": (None,) * point.members}) for point in points
         )
@@ -165,6 +193,8 @@ def check_gradient(
         threshold=THRESHOLD[finer.dtype],
         points=points,
         classes=native.served(x).shape[1],
+        further=FollowUp(attack="every class", total=len(x), correct=correct, before=None),
+        agreement=agreement,
     )
 
 
@@ -203,6 +233,54 @@ def _short_attack(
         moved = point.x + length * steepest(point.gradient.nan_to_num(), threat.norm)
         point = _attack_point(view, threat.project(moved, natural.x), natural.y)
     return point
+
+
+def _attack_every_class(
+    view: _DefenseView, natural: _AttackPoint, threat: ThreatModel, seed: int, draws: int
+) -> tuple[_AttackPoint, Tensor]:
+    """Attack toward every class by means of gradients under several seeds.
+
+    Returns:
+        Where the attack ended, and in what share of other seeds each member is correct there, (N,).
+    """
+    x, y = natural.x, natural.y
+    views = view.under("attack", draws)
+
+    def ascent(images: Tensor, targets: Tensor) -> Evaluation:
+        margins, gradients = zip(*(each.margins(images, y, targets) for each in views), strict=True)
+        usable = [each.nan_to_num() for each in gradients if each is not None]
+        gradient = sum(usable, start=torch.zeros_like(images)) / draws
+        return Evaluation(torch.stack(margins).nan_to_num().mean(dim=0), gradient)
+
+    start = torch.Generator().manual_seed(seed_of(seed, "every class"))
+    images = attack_every_class(view.served, ascent, x, y, threat, start, dependent=view.dependent)
+    scored = [each.served(images).nan_to_num() for each in view.under("score", draws)]
+    rights = torch.stack([logits.argmax(dim=1) == y for logits in scored]).float().mean(dim=0)
+    return _attack_point(view, images, y), rights
+
+
+def _agreement(view: _DefenseView, point: _AttackPoint, draws: int) -> float | None:
+    """Return how alike two means of gradients are, each over other seeds; None if all are equal.
+
+    It is the median cosine over the members.
+
+    Args:
+        view: The defense.
+        point: The images at which to compare.
+        draws: Number of seeds of each mean.
+    """
+    views = view.under("draw", 2 * draws)
+    distance = apart(*(wide(each.served(point.x)) for each in (view, views[0])))
+    if distance is not None and distance <= DISTANCE:
+        return None
+    means = []
+    for half in (views[:draws], views[draws:]):
+        found = [each.gradient(point.x, point.y, point.targets) for each in half]
+        means.append(sum(wide(g).flatten(1).nan_to_num() for g in found if g is not None))
+    first, second = (torch.as_tensor(mean) for mean in means)
+    if first.shape != second.shape or not first.dim():
+        return 0.0
+    return float(F.cosine_similarity(first, second).median())
 
 
 def _in_double(native: _DefenseView, point: _AttackPoint) -> _DefenseView:
@@ -282,6 +360,7 @@ def _scores_jump(
     view: _DefenseView,
     natural: _AttackPoint,
     reached: _AttackPoint,
+    standing: Tensor,
     threat: ThreatModel,
     seed: int,
 ) -> bool:
@@ -294,7 +373,7 @@ def _scores_jump(
         return _promised(_AttackPoint(x, y, targets, gradient), threat)
 
     promised = _promised(natural, threat)
-    if jumps.at_boundaries(view.served, promise, natural.x, promised, threat, draws):
+    if jumps.at_boundaries(view.served, promise, natural.x, promised, threat, draws, standing):
         return True
     return any(
         jumps.over_tiny_moves(
@@ -305,6 +384,7 @@ def _scores_jump(
             _promised(point, threat),
             threat,
             draws,
+            standing,
         )
         for point in (natural, reached)
     )

@@ -46,7 +46,7 @@ natural one hides it."""
 _LINE: Final = 0.1
 """The gradient counts as promising at least this share of the change over the whole line."""
 _MOST: Final = 0.25
-"""Share of the measured members that may jump."""
+"""Share of the measured members that may jump, of all and of those that an attack left correct."""
 _HALVINGS: Final = 14
 """Largest number of halvings of a line."""
 _LEVELS: Final = 255
@@ -65,6 +65,7 @@ def at_boundaries(
     promised: Tensor,
     threat: ThreatModel,
     draws: torch.Generator,
+    standing: Tensor,
 ) -> bool:
     """Return whether the scores jump where the predicted class changes, or are far steeper there.
 
@@ -79,6 +80,7 @@ def at_boundaries(
         promised: The promise at these images for the likeliest wrong class, (N,).
         threat: Gives the norm, eps and the bounds.
         draws: A CPU generator, for the noise.
+        standing: bool (N,), the members that an attack left correct.
     """
     if threat.eps == 0:
         return False
@@ -90,7 +92,7 @@ def at_boundaries(
         unit = torch.maximum(promised, _LINE * boundary.whole)
         there = promise(boundary.images, *boundary.classes.clamp(min=0).unbind(dim=1))
         jumped = ~(boundary.change <= _STEEP * unit) | ~(there <= _STEEPER * unit)
-        if _too_many(boundary.found & jumped, boundary.found):
+        if _too_many(boundary.found & jumped, boundary.found, standing):
             return True
     return False
 
@@ -103,6 +105,7 @@ def over_tiny_moves(
     promised: Tensor,
     threat: ThreatModel,
     draws: torch.Generator,
+    standing: Tensor,
 ) -> bool:
     """Return whether the scores jump over a random tiny move, or when pixels are rounded to 8 bits.
 
@@ -114,6 +117,7 @@ def over_tiny_moves(
         promised: (N,), the change along the gradient, in logits.
         threat: Gives the norm, eps and the bounds.
         draws: A CPU generator, for the move.
+        standing: bool (N,), the members that an attack left correct.
     """
     if threat.eps == 0:
         return False
@@ -128,7 +132,7 @@ def over_tiny_moves(
         near = (threat.distance(images, x) <= threat.eps / 2).to(x.device)
         expected = wide(gradient * (images - x)).flatten(1).sum(dim=1)
         change = (margin(served(images)) - before - expected).abs()
-        jumps.append(_too_many(near & ~(change <= _JUMP * promised), near))
+        jumps.append(_too_many(near & ~(change <= _JUMP * promised), near, standing))
     return any(jumps)
 
 
@@ -207,5 +211,11 @@ def _classes(logits: Tensor) -> Tensor:
     return torch.where(is_prediction(logits), logits.nan_to_num().argmax(dim=1), -1)
 
 
-def _too_many(jumped: Tensor, measured: Tensor) -> bool:
-    return int(jumped.sum()) > _MOST * int(measured.sum())
+def _too_many(jumped: Tensor, measured: Tensor, standing: Tensor) -> bool:
+    """Return whether too many members jump: of all, or of the standing ones, which make a gain.
+
+    A single standing member is not enough.
+    """
+    share = int(jumped.sum()) > _MOST * int(measured.sum())
+    of_standing, count = int((jumped & standing).sum()), int((measured & standing).sum())
+    return share or of_standing > max(1.0, _MOST * count)

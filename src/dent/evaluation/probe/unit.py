@@ -6,6 +6,7 @@ from typing import Any, Final
 from torch import Tensor
 
 from dent.attacks import Queries
+from dent.attacks.adaptive import AdaptiveAPGD
 from dent.evaluation.attack_kinds import has_exact_attack
 from dent.evaluation.probe import gradient_check
 from dent.evaluation.probe.follow_ups import huge_eps, huge_passes, more_iterations, passes
@@ -191,7 +192,9 @@ def _checks(
     seed, full = seed_of(spec.settings.seed, "probe"), spec.settings.diagnostics == "full"
     checks: dict[str, Any] = {}
     if has_exact_attack(spec):
-        checks["gradient"] = gradient_check.check_gradient(origin, x, y, subject.threat, seed)
+        checks["gradient"] = gradient_check.check_gradient(
+            origin, x, y, subject.threat, seed, _submissions(subject)
+        )
     if differentiable and (full or has_exact_attack(spec)):
         checks["huge_eps"] = huge_eps(origin, x, y, subject.threat, seed)
     if more and full:
@@ -199,3 +202,11 @@ def _checks(
             origin, subject, spec, batch, differentiable=differentiable
         )
     return checks
+
+
+def _submissions(subject: Subject) -> int:
+    """Return the largest number of submissions over which an attack averages a gradient."""
+    return max(
+        (each.submissions for each in subject.attacks if isinstance(each, AdaptiveAPGD)),
+        default=1,
+    )

@@ -424,7 +424,8 @@ def _of_follow_ups(plan: Plan, record: ProbeRecord | CertificateRecord) -> Itera
     size = plan.batches[0].size
     if record.gradient is not None:
         yield from _of_gradient(record.gradient, size)
-    follow_ups = (record.huge_eps, *(record.more_iterations or ()))
+    further = None if record.gradient is None else record.gradient.further
+    follow_ups = (record.huge_eps, further, *(record.more_iterations or ()))
     if not all(_is_follow_up(entry, size) for entry in follow_ups if entry is not None):
         yield "a follow-up left more members right than there were"
 

@@ -235,9 +235,16 @@ class GradientRecord(Record):
     threshold: float | None = None
     """Upper limit of the error of every member."""
     points: tuple[GradientPoint, ...] = ()
-    """The comparisons at the natural images and at the images of a short attack."""
+    """The comparisons at the natural images, at the images of a short attack, and, except in older
+    versions, at those of `further`."""
     classes: _Count | None = None
     """Number of logits per image; null if there is no gradient, and in older versions."""
+    further: FollowUp | None = None
+    """One more attack on the whole first batch, toward every class. Null if there is no gradient,
+    and in older versions."""
+    agreement: Annotated[float, Field(ge=-1.001, le=1.001)] | None = None
+    """For a randomized defense, the median cosine, over members, between two means of gradients
+    under other seeds. Null if it is not randomized, and in older versions."""
 
 
 class ProbeRecord(Record):

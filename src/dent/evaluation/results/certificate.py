@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from dent.evaluation.probe.gradient_check import ALIKE, COARSE
-from dent.evaluation.records.schema import GradientCheck, GradientPoint, ProbeRecord
+from dent.evaluation.records.schema import FollowUp, GradientCheck, GradientPoint, ProbeRecord
 from dent.evaluation.results.result import Diagnostic
 
 CERTIFICATE: Final = "gradient certificate"
@@ -63,6 +63,16 @@ def over_large_steps(probe: ProbeRecord | None) -> bool | None:
 def answered_classes(probe: ProbeRecord | None) -> int | None:
     """Return the number of logits per image; None if it is not recorded."""
     return None if probe is None or probe.gradient is None else probe.gradient.classes
+
+
+def further_attack(probe: ProbeRecord | None) -> FollowUp | None:
+    """Return the outcome of one more attack on the first batch; None if it did not run."""
+    return None if probe is None or probe.gradient is None else probe.gradient.further
+
+
+def agreement_of(probe: ProbeRecord | None) -> float | None:
+    """Return how alike gradients under other seeds are; None if they are equal or not recorded."""
+    return None if probe is None or probe.gradient is None else probe.gradient.agreement
 
 
 def _few_are_wrong(errors: Sequence[float | None]) -> bool:

@@ -3,12 +3,19 @@
 Every doubt about the numbers opens a gate, which stays open until its cause is gone.
 """
 
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from dent.evaluation.records.spec import EvaluationSpec
-from dent.evaluation.results.certificate import CERTIFICATE, answered_classes, over_large_steps
+from dent.evaluation.results.certificate import (
+    CERTIFICATE,
+    agreement_of,
+    answered_classes,
+    further_attack,
+    over_large_steps,
+)
 from dent.evaluation.results.diagnostics import (
     ANOTHER_STATIC,
     ANOTHER_STATIC_SENTENCE,
@@ -18,7 +25,7 @@ from dent.evaluation.results.diagnostics import (
 )
 from dent.evaluation.results.gradient_comparison import GradientComparison, compare_gradients
 from dent.evaluation.results.result import DefenseResult, Diagnostic, Gate, Ground
-from dent.evaluation.results.scoring import Scores
+from dent.evaluation.results.scoring import Scores, worst_of_batch
 from dent.evaluation.results.worst_case import (
     MIN_CLUSTERS,
     by_sample,
@@ -30,8 +37,15 @@ UNFINISHED: Final = "unfinished"
 FEW_BATCHES: Final = "few batches"
 LARGE_STEPS: Final = "gradient over large steps"
 MORE_CLASSES: Final = "more logits than classes"
+FURTHER: Final = "another attack breaks more"
 NO_TRANSFERS: Final = "no transfers"
 UNDECLARED: Final = "undeclared dependence"
+
+_LUCK: Final = 0.05
+"""Share of the first batch that one more attack may break beyond the run, rounded up."""
+_AGREE: Final = 0.1
+"""Smallest cosine between two means of gradients of a randomized defense. With less, the noise in a
+mean is at least three times as long as what the means share."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +62,10 @@ class Evidence:
             seeds gave equal answers.
         surplus: Number of logits of the defense beyond the classes of the dataset.
         undetermined: Whether it declares to be batch-independent, but this could not be measured.
+        further: How many more members of the first batch one more attack broke than the run, and
+            the size of the batch; None if it did not run.
+        agreement: The cosine between two means of gradients under other seeds; None if gradients
+            are equal, or if that was not measured.
     """
 
     ran: Collection[str]
@@ -57,6 +75,8 @@ class Evidence:
     known: bool = False
     surplus: int = 0
     undetermined: bool = False
+    further: tuple[int, int] | None = None
+    agreement: float | None = None
 
 
 def _needs(*names: str) -> Callable[[Evidence], str | None]:
@@ -74,6 +94,11 @@ def _by_expectation(evidence: Evidence) -> str | None:
         return None
     if not evidence.drawn:
         return "every submission must be repeated under several seeds"
+    if evidence.agreement is not None and evidence.agreement < _AGREE:
+        return (
+            "its noise drowns the gradient: two means over as many seeds as eot takes have a "
+            f"cosine of {evidence.agreement:.2f} (at least {_AGREE} is needed)"
+        )
     return _needs("eot")(evidence)
 
 
@@ -230,7 +255,20 @@ def evidence_of(
         surplus=max(0, (answered_classes(scores.probe) or 0) - len(spec.dataset.classes)),
         large_steps=over_large_steps(scores.probe),
         undetermined=result.dependence.undetermined,
+        further=_further(scores, samples=by_sample(result.dependence)),
+        agreement=agreement_of(scores.probe),
     )
+
+
+def _further(scores: Scores, *, samples: bool) -> tuple[int, int] | None:
+    """Return how many more members of the first batch one more attack broke, and their number."""
+    attack = further_attack(scores.probe)
+    if attack is None or 0 not in scores.whole:
+        return None
+    rights, _ = worst_of_batch(scores.of_batch(0), by_sample=samples)
+    if attack.total != len(rights):  # only some members of the batch were attacked in the run
+        return None
+    return round(sum(rights)) - attack.correct, attack.total
 
 
 def _gates(diagnostics: Sequence[Diagnostic], evidence: Evidence) -> Iterator[Gate]:
@@ -240,6 +278,14 @@ def _gates(diagnostics: Sequence[Diagnostic], evidence: Evidence) -> Iterator[Ga
             "Attacks may follow classes that can never win: cut the others off."
         )
         yield Gate(name=MORE_CLASSES, open=True, sentence=sentence)
+    more, members = evidence.further or (0, 0)
+    if more > math.ceil(_LUCK * members):
+        sentence = (
+            f"An attack toward every class broke {counted(more, 'member')} of {members} in the "
+            "first batch more than all attacks of the run together. Use a larger budget, and look "
+            "for what hides these members from the attacks."
+        )
+        yield Gate(name=FURTHER, open=True, sentence=sentence)
     for diagnostic in diagnostics:
         if diagnostic.name == CERTIFICATE:
             yield from _certificate(diagnostic, diagnostics, evidence)

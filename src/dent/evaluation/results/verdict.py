@@ -11,8 +11,11 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from dent.evaluation.records.spec import STATIC, Budget, EvaluationSpec
+from dent.evaluation.results.certificate import CERTIFICATE
+from dent.evaluation.results.diagnostics import HUGE_EPS
 from dent.evaluation.results.gates import (
     FEW_BATCHES,
+    FURTHER,
     LARGE_STEPS,
     MORE_CLASSES,
     UNFINISHED,
@@ -58,6 +61,10 @@ _ALSO_PREVENT_HARMFUL: Final = (*_SCORING, FEW_BATCHES)
 _ONLY_FOR_A_GAIN: Final = (LARGE_STEPS, MORE_CLASSES)
 """Gates that only a claim of a gain needs, so those of the static model do not count. Nets without
 a defense curve over large steps, too."""
+
+
+_LAST: Final = (CERTIFICATE, HUGE_EPS, FURTHER, UNFINISHED)
+"""Gates of checks that may not have run on the static model if every defense was decided early."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +157,7 @@ def _ruling(
     elif side == "below" and not by_challenge:
         ruled = _below(natural_side, opened, static_gates)
     elif natural_side == "below":
-        ruled = _lower_clean_accuracy(opened)
+        ruled = _lower_clean_accuracy(opened, static_gates)
     elif side == "below":
         ruled = "no gain", "only challenges to the defense put the difference below 0"
     else:
@@ -160,9 +167,16 @@ def _ruling(
     return _harms_bystanders(differences.bystanders, opened)
 
 
-def _lower_clean_accuracy(opened: Sequence[str]) -> tuple[Ruling, str]:
-    if FEW_BATCHES in opened:
-        return "inconclusive", f"its clean accuracy is lower, but gates are open: {FEW_BATCHES}"
+def _lower_clean_accuracy(
+    opened: Sequence[str], static_gates: tuple[Gate, ...]
+) -> tuple[Ruling, str]:
+    doubts = _of_static(static_gates)  # its robust accuracy may be too high, and hide a gain
+    doubts += [FEW_BATCHES] if FEW_BATCHES in opened else []
+    if doubts:
+        return (
+            "inconclusive",
+            f"its clean accuracy is lower, but gates are open: {', '.join(doubts)}",
+        )
     return "harmful", "clean accuracy is lower, and no robust gain was found"
 
 
@@ -232,13 +246,17 @@ def _above(
 def _below(
     natural_side: str, opened: Sequence[str], static_gates: tuple[Gate, ...]
 ) -> tuple[Ruling, str]:
-    doubts = [f"{gate.name} (static model)" for gate in static_gates if gate.open]
+    doubts = _of_static(static_gates)
     doubts += [name for name in opened if name in _ALSO_PREVENT_HARMFUL]
     if doubts:
         return "inconclusive", f"its worst case is lower, but gates are open: {', '.join(doubts)}"
     if natural_side == "below":
         return "harmful", "robust and clean accuracy are lower than the static model's"
     return "harmful", "robust accuracy is lower than the static model's"
+
+
+def _of_static(static_gates: tuple[Gate, ...]) -> list[str]:
+    return [f"{gate.name} (static model)" for gate in static_gates if gate.open]
 
 
 def with_verdicts(
@@ -282,7 +300,8 @@ def with_verdicts(
         doubts = static_gates
         if result.decided is not None:  # checks that only a claim of a gain needs did not run
             own_gates = tuple(gate for gate in own_gates if gate.name in _ALSO_PREVENT_HARMFUL)
-            doubts = static_gates if result.decided.below else ()
+            if not result.decided.below:
+                doubts = tuple(gate for gate in static_gates if gate.name not in _LAST)
         compared = (scores[STATIC], scores[name], result.dependence, bootstrap_seed(spec))
         differences = Differences(
             robust=result.difference,

@@ -11,7 +11,11 @@ from dent.evaluation.probe.unit import probe_record
 from dent.evaluation.records.plan import Unit
 from dent.evaluation.records.probe_answers import depends_on_batch, randomized, stateful
 from dent.evaluation.records.schema import CertificateRecord, FollowUp, ProbeRecord
-from dent.evaluation.results.certificate import certificate_of, over_large_steps
+from dent.evaluation.results.certificate import (
+    certificate_of,
+    further_attack,
+    over_large_steps,
+)
 from dent.evaluation.results.recorded_run import RecordedRun
 from dent.evaluation.submission.repeated import TOLERATED
 from dent.evaluation.verification.changed_answers import ChangedAnswers
@@ -130,12 +134,18 @@ class RepeatedProbes:
             return f"{unit.key} has another gradient certificate now"
         if over_large_steps(then) != over_large_steps(now):
             return f"{unit.key}: over large steps, the gradient has other errors than recorded"
-        if older or self._huge_alike(record.huge_eps, repeated.huge_eps):
+        further = further_attack(then)
+        if further is not None and not self._alike(further, further_attack(now)):
+            said, found = map(described, (further, further_attack(now)))
+            return (
+                f"{unit.key}: under an attack toward every class, {found} now, recorded as {said}"
+            )
+        if older or self._alike(record.huge_eps, repeated.huge_eps):
             return None
         said, found = map(described, (record.huge_eps, repeated.huge_eps))
         return f"{unit.key}: under the huge eps, {found} now, recorded as {said}"
 
-    def _huge_alike(self, recorded: FollowUp | None, repeated: FollowUp | None) -> bool:
+    def _alike(self, recorded: FollowUp | None, repeated: FollowUp | None) -> bool:
         if recorded is None or repeated is None:
             return recorded is repeated
         allowed = 0 if self._same_place else max(1, math.floor(TOLERATED * repeated.total))

@@ -117,14 +117,17 @@ def favored(leaning: Mapping[str, Mapping[int, int]]) -> Iterator[str]:
 def comparable(
     recorded: GradientRecord | None, repeated: GradientRecord | None
 ) -> GradientRecord | None:
-    """Return the repeated check without coarse errors that the recorded check does not have."""
-    if recorded is None or repeated is None or len(recorded.points) != len(repeated.points):
+    """Return the repeated check without what the recorded one lacks: it may be older."""
+    if recorded is None or repeated is None or not recorded.points or not repeated.points:
         return repeated
     points = tuple(
         now.model_copy(update={"coarse": None}) if then.coarse is None else now
-        for then, now in zip(recorded.points, repeated.points, strict=True)
+        for then, now in zip(recorded.points, repeated.points, strict=False)
     )
-    return repeated.model_copy(update={"points": points})
+    further = None if recorded.further is None else repeated.further
+    agreement = None if recorded.agreement is None else repeated.agreement
+    changes = {"points": points, "further": further, "agreement": agreement}
+    return repeated.model_copy(update=changes)
 
 
 def described(huge: FollowUp | None) -> str:
