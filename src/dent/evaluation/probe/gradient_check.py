@@ -21,8 +21,7 @@ check for use by hand: of one rung, at one batch, for the summed loss.
 import copy
 import math
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
@@ -30,16 +29,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dent.attacks import Defense, DynamicDefense, Queries, answer
-from dent.attacks.adaptive import Rung
+from dent.attacks import DynamicDefense, Queries
 from dent.attacks.adaptive.apgd import Evaluation, random_start, steepest
-from dent.attacks.adaptive.capabilities import adapt_accepts
-from dent.attacks.base import isolated_random_state
 from dent.attacks.losses import runner_up
-from dent.attacks.protocol import as_queried, query
-from dent.attacks.querier import NoGradientError, View, derivatives_of
+from dent.attacks.querier import NoGradientError
 from dent.attacks.steps import enlarged
 from dent.evaluation.probe import jumps
+from dent.evaluation.probe.defense_view import DefenseView, best_gradient, margin
 from dent.evaluation.probe.every_class import PASSES, attack_every_class
 from dent.evaluation.records.plan import seed_of
 from dent.evaluation.records.probe_answers import DISTANCE
@@ -83,71 +79,6 @@ def passes(size: int) -> Queries:
     return small + PASSES + own
 
 
-@dataclass(frozen=True)
-class _DefenseView:
-    """A defense in one precision. Every query goes to a fresh copy."""
-
-    origin: Origin
-    dtype: torch.dtype
-    dependent: bool
-    seed: int
-
-    def defense(self) -> Defense:
-        defense = self.origin.new(self.seed).defense
-        if self.dtype == torch.float64 and isinstance(defense, nn.Module):
-            defense = defense.double()
-        return defense
-
-    def under(self, purpose: str, count: int) -> list["_DefenseView"]:
-        """Return views of the same defense under other seeds."""
-        seeds = (seed_of(self.seed, purpose, index) for index in range(count))
-        return [replace(self, seed=seed) for seed in seeds]
-
-    def served(self, x: Tensor) -> Tensor:
-        """Return the logits that the defense serves."""
-        with (
-            isolated_random_state(self.seed, x.device),
-            torch.inference_mode(mode=False),
-            torch.no_grad(),
-        ):
-            return answer(self.defense(), x.to(self.dtype))
-
-    def gradient(self, x: Tensor, y: Tensor, targets: Tensor) -> Tensor | None:
-        """Return the gradient of each member's margin as an attack computes it; None if none."""
-        return self.margins(x, y, targets)[1]
-
-    def margins(self, x: Tensor, y: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return each member's margin (N,) and its gradient as an attack computes it, or None."""
-        with (
-            isolated_random_state(self.seed, x.device),
-            torch.inference_mode(mode=False),
-            torch.enable_grad(),
-        ):
-            leaf = x.detach().to(self.dtype).requires_grad_()
-            _, view = best_gradient(self.defense())
-            logits = view(as_queried(leaf))
-            margins = _loss(logits, y, targets)
-            gradient: Tensor | None = None
-            if logits.requires_grad:
-                with suppress(NoGradientError), derivatives_of(self.origin.defense):
-                    (gradient,) = torch.autograd.grad(margins.sum(), leaf, allow_unused=True)
-        return margins.detach(), gradient
-
-    def loss(self, x: Tensor, y: Tensor, targets: Tensor) -> Tensor:
-        """Return the loss of the served logits that attacks maximize, by member (N,)."""
-        return wide(_loss(self.served(x), y, targets))
-
-
-def best_gradient(defense: Defense) -> tuple[str, View]:
-    """Return a view of the defense with its best gradient: through the adaptation if possible.
-
-    The name of the gradient in records comes first: `unrolled`, or else `plain`.
-    """
-    if isinstance(defense, DynamicDefense) and adapt_accepts(defense, "differentiable"):
-        return "unrolled", Rung("unrolled").view(defense)
-    return "plain", partial(query, defense)
-
-
 def check_gradient(
     origin: Origin, x: Tensor, y: Tensor, threat: ThreatModel, seed: int, draws: int = DRAWS
 ) -> GradientRecord:
@@ -166,7 +97,7 @@ def check_gradient(
     """
     defense = origin.defense
     dependent = isinstance(defense, DynamicDefense) and bool(defense.batch_dependent)
-    native = _DefenseView(origin, x.dtype, dependent, seed)
+    native = DefenseView(origin, x.dtype, dependent, seed)
     rung, _ = best_gradient(defense)
     try:
         natural = _attack_point(native, x, y)
@@ -208,7 +139,7 @@ class _AttackPoint:
     gradient: Tensor
 
 
-def _attack_point(view: _DefenseView, x: Tensor, y: Tensor) -> _AttackPoint:
+def _attack_point(view: DefenseView, x: Tensor, y: Tensor) -> _AttackPoint:
     logits = view.served(x).nan_to_num()
     targets = runner_up(logits, y, 1)
     gradient = view.gradient(x, y, targets)
@@ -219,7 +150,7 @@ def _attack_point(view: _DefenseView, x: Tensor, y: Tensor) -> _AttackPoint:
 
 
 def _short_attack(
-    view: _DefenseView, natural: _AttackPoint, threat: ThreatModel, seed: int
+    view: DefenseView, natural: _AttackPoint, threat: ThreatModel, seed: int
 ) -> _AttackPoint:
     """Return the point that an attack reaches after one to three steps from a random start."""
     draws = torch.Generator().manual_seed(seed_of(seed, "short attack"))
@@ -236,7 +167,7 @@ def _short_attack(
 
 
 def _attack_every_class(
-    view: _DefenseView, natural: _AttackPoint, threat: ThreatModel, seed: int, draws: int
+    view: DefenseView, natural: _AttackPoint, threat: ThreatModel, seed: int, draws: int
 ) -> tuple[_AttackPoint, Tensor]:
     """Attack toward every class by means of gradients under several seeds.
 
@@ -259,7 +190,7 @@ def _attack_every_class(
     return _attack_point(view, images, y), rights
 
 
-def _agreement(view: _DefenseView, point: _AttackPoint, draws: int) -> float | None:
+def _agreement(view: DefenseView, point: _AttackPoint, draws: int) -> float | None:
     """Return how alike two means of gradients are, each over other seeds; None if all are equal.
 
     It is the median cosine over the members.
@@ -283,10 +214,10 @@ def _agreement(view: _DefenseView, point: _AttackPoint, draws: int) -> float | N
     return float(F.cosine_similarity(first, second).median())
 
 
-def _in_double(native: _DefenseView, point: _AttackPoint) -> _DefenseView:
+def _in_double(native: DefenseView, point: _AttackPoint) -> DefenseView:
     """Return the defense in float64; unchanged if it or its gradient does not run in float64."""
     x, y, targets = point.x[:2], point.y[:2], point.targets[:2]
-    finer = _DefenseView(native.origin, torch.float64, native.dependent, native.seed)
+    finer = DefenseView(native.origin, torch.float64, native.dependent, native.seed)
     if not isinstance(native.origin.defense, nn.Module) or native.origin.missing is not None:
         return native
     if not has_float64(x.device):
@@ -301,8 +232,8 @@ def _in_double(native: _DefenseView, point: _AttackPoint) -> _DefenseView:
 
 
 def _check_point(
-    native: _DefenseView,
-    finer: _DefenseView,
+    native: DefenseView,
+    finer: DefenseView,
     point: _AttackPoint,
     threat: ThreatModel,
     members: int,
@@ -357,7 +288,7 @@ def _check_point(
 
 
 def _scores_jump(
-    view: _DefenseView,
+    view: DefenseView,
     natural: _AttackPoint,
     reached: _AttackPoint,
     standing: Tensor,
@@ -378,7 +309,7 @@ def _scores_jump(
     return any(
         jumps.over_tiny_moves(
             view.served,
-            partial(_loss, y=point.y, targets=point.targets),
+            partial(margin, y=point.y, targets=point.targets),
             point.x,
             point.gradient,
             _promised(point, threat),
@@ -498,16 +429,6 @@ def _unit(rows: Tensor, order: int = 2) -> Tensor:
     length = flat.norm(p=order, dim=1, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny)
     unit: Tensor = flat / length
     return unit.reshape(rows.shape)
-
-
-def _loss(logits: Tensor, y: Tensor, targets: Tensor) -> Tensor:
-    """Return the margin of a fixed wrong class. It is differentiable wherever the logits are.
-
-    An excluded class counts as a constant.
-    """
-    picked = logits.gather(1, torch.stack([targets, y], dim=1))
-    picked = picked.masked_fill(picked.isneginf(), 0.0)
-    return picked[:, 0] - picked[:, 1]
 
 
 def _finite(error: float) -> float | None:

@@ -14,7 +14,7 @@ from dent.attacks.losses import margin
 from dent.attacks.protocol import as_queried, is_callable, name_of
 from dent.attacks.querier import NoGradientError, derivatives_of
 from dent.errors import InputError
-from dent.evaluation.probe.gradient_check import best_gradient
+from dent.evaluation.probe.defense_view import best_gradient
 from dent.evaluation.records.plan import seed_of
 from dent.evaluation.records.probe_answers import DISTANCE, changed
 from dent.evaluation.records.schema import Comparison
