@@ -14,6 +14,8 @@ from dent.errors import ConfigError
 from dent.evaluation import Settings, Subject, evaluate, load_run, suite, verify
 from dent.evaluation.records.folder import ASCENTS
 from dent.evaluation.records.spec import STATIC
+from dent.evaluation.static_part import find_static_part
+from dent.evaluation.subject import prepare
 from dent.storage.canonical import without_timing
 from dent.storage.errors import SpecMismatchError
 from dent.threat import ThreatModel
@@ -103,6 +105,19 @@ def test_resumed_run_accepts_static_records_and_completes(source: Path, tmp_path
     assert copied
     for key in copied:  # even the times are equal: they were not computed again
         assert resumed.records[key] == original[key]
+
+
+def test_only_a_run_of_the_same_static_model_and_batches_is_found(
+    source: Path, tmp_path: Path
+) -> None:
+    def found(subject: Subject, batches: Settings = SETTINGS) -> Path | None:
+        plan = prepare(subject, batches).plan
+        return find_static_part(prepare(subject, SETTINGS).spec, plan, [tmp_path / "none", source])
+
+    assert found(subject(Shifted)) == source
+    assert found(subject(Shifted, eps="0.01")) is None
+    assert found(subject(Shifted, linear().double())) is None
+    assert found(subject(Shifted), Settings(n=8, batch_size=2)) is None
 
 
 @pytest.mark.parametrize(
