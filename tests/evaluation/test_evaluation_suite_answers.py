@@ -217,8 +217,8 @@ def test_random_predictions_get_no_gain_and_differ_from_the_claims_of_autoattack
     assert verdict.ruling == "inconclusive"
     assert f"its clean accuracy is lower, but gates are open: {FEW_BATCHES}" in verdict.sentence
     assert {"randomized", "served differs from claimed"} <= gates.keys()
-    # Even under a huge eps, some images are predicted correctly by chance. The gradient turns around
-    # with the predicted class, so two means of gradients disagree.
+    # Even under a huge eps, some images are predicted correctly by chance. The gradient turns
+    # around with the predicted class, so two means of gradients disagree.
     assert {name for name, is_open in gates.items() if is_open} <= {
         HUGE_EPS,
         UNDECLARED,
