@@ -87,9 +87,8 @@ def both_splits(name: str, root: Path | None) -> tuple[ImageDataset, ImageDatase
     train, test = dataset(name, root, "train"), dataset(name, root)
     if ":" in name and (test.split == train.split or test.digest == train.digest):
         raise DataError(
-            f"{name} returned the same images or split without arguments as with split='train'. "
-            "Training needs others to measure its model on: return the test split without "
-            "arguments"
+            f"{name}(split='train') and {name}() returned the same images or the same split. dent "
+            "train measures the model on other images: return the test split without arguments"
         )
     return train, test
 
