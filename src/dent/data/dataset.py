@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dent.errors import InputError
+from dent.support.factories import type_name
 from dent.support.plural import counted
 
 CHANNELS: Final = (1, 3, 4)
@@ -107,6 +108,12 @@ class ArrayDataset(ImageDataset):
 
     def __post_init__(self) -> None:
         where = f"dataset {self.name!r}"
+        for name, given in (("pixels", self.pixels), ("labels", self.labels)):
+            if not isinstance(given, np.ndarray):
+                raise InputError(
+                    f"{where}: expected a NumPy array of {name}, got {type_name(given)}: "
+                    "a tensor's .numpy() is one"
+                )
         if self.pixels.dtype != np.uint8 or self.pixels.ndim != 4:
             msg = f"{where}: expected uint8 pixels (N, H, W, C), got {_describe(self.pixels)}"
             raise InputError(msg)
