@@ -175,7 +175,12 @@ LABELS = np.zeros(2, dtype=np.int64)
 @pytest.mark.parametrize(
     ("pixels", "labels", "ids", "words"),
     [
-        (torch.zeros(2, 2, 2, 3), LABELS, (), r"NumPy array of pixels, got torch.Tensor: .*\.numpy\(\)"),
+        (
+            torch.zeros(2, 2, 2, 3),
+            LABELS,
+            (),
+            r"NumPy array of pixels, got torch.Tensor: .*\.numpy\(\)",
+        ),
         (PIXELS, [0, 0], (), "NumPy array of labels, got builtins.list"),
         (PIXELS.astype(np.float32), LABELS, (), "expected uint8 pixels .* got float32"),
         (PIXELS[0], LABELS, (), r"expected uint8 pixels .* got uint8 \(2, 2, 3\)"),
