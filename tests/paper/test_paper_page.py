@@ -334,13 +334,16 @@ def test_estimate_lists_missing_models_of_the_scale_and_how_to_train_them(
     assert ran.code == 0, ran.err
     assert ran.err == "Timing one prediction of each model ...\n"
     assert "Carmon" not in ran.out
-    making = "  resnet-26-4 on cifar10: make it by: dent train --recipe adversarial-"
-    assert ran.out.count(f"{making}l2 ") == 1
-    assert ran.out.count(making) == 1  # the l-inf model is bundled
+    assert "make it by" not in ran.out  # the l-inf, l2 and nominal models are bundled
     assert "The largest unit: standard" in ran.out
     assert "not timed." in ran.out
     assert "212.1 million" in ran.out
     assert "At most: " not in ran.out  # nothing is timed
+    ran = dent("table3", "--scale", "gpu", "--estimate", "--out", "elsewhere")
+    assert ran.code == 0, ran.err
+    making = "  resnet-26-4 on cifar10: make it by: dent train --recipe "
+    assert ran.out.count(f"{making}trades-linf ") == 1
+    assert ran.out.count(making) == 1
 
 
 def test_no_suite_option_leaves_out_the_runs_of_the_suite(
