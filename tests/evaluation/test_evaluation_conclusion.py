@@ -13,6 +13,7 @@ from dent.evaluation import Settings, describe, suite
 from dent.evaluation.attack_kinds import kind_of_attack
 from dent.evaluation.records.plan import Batch
 from dent.evaluation.records.schema import (
+    Comparison,
     FollowUp,
     GradientPoint,
     GradientRecord,
@@ -29,6 +30,7 @@ from dent.evaluation.results.gates import (
     LARGE_STEPS,
     MORE_CLASSES,
     NO_TRANSFERS,
+    OLDER,
     UNDECLARED,
     UNFINISHED,
     Evidence,
@@ -387,6 +389,60 @@ def test_the_first_batch_is_compared_with_the_attack_toward_every_class(
         assert [each.name for each in gates_of((), told)] == opened
 
 
+SAME = Comparison(members=4, changed=0, distance=0.0)
+OTHER = Comparison(members=4, changed=1, distance=0.5)
+"""Answers to other queries: the same, and another."""
+
+UNCHECKED: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
+    ("no queries to the copy", {"calls": None}, {}, "whether it can be copied"),
+    ("no search for memory", {"shares": None}, {}, "whether copies share a memory"),
+    ("no second gradient", {"again_gradient": None}, {}, "gradients change after queries"),
+    ("no number of logits", {}, {"classes": None}, "the number of logits"),
+    ("no further attack", {}, {"further": None}, "toward every class"),
+    ("noise, no agreement", {"repeated": OTHER}, {}, "gradients under other seeds"),
+]
+
+
+@pytest.mark.parametrize(
+    ("probed", "checked", "said"),
+    [case[1:] for case in UNCHECKED],
+    ids=[each[0] for each in UNCHECKED],
+)
+def test_a_check_that_is_not_recorded_opens_a_gate(
+    spec: EvaluationSpec, probed: dict[str, Any], checked: dict[str, Any], said: str
+) -> None:
+    attacked = scores(8)
+    assert attacked.probe is not None
+    assert attacked.probe.gradient is not None
+    gradient = attacked.probe.gradient.model_copy(update=checked)
+    probe = attacked.probe.model_copy(update={"gradient": gradient, **probed})
+    told = evidence_of(found(), replace(attacked, probe=probe), spec, {})
+    (gate,) = gates_of((), told)
+    assert (gate.name, gate.open) == (OLDER, True)
+    assert said in gate.sentence
+
+
+def test_a_gradient_compared_at_two_points_only_opens_a_gate(spec: EvaluationSpec) -> None:
+    attacked = scores(8)
+    assert attacked.probe is not None
+    assert attacked.probe.gradient is not None
+    points = attacked.probe.gradient.points
+    gradient = attacked.probe.gradient.model_copy(update={"points": points[:2]})
+    probe = attacked.probe.model_copy(update={"gradient": gradient})
+    (gate,) = gates_of((), evidence_of(found(), replace(attacked, probe=probe), spec, {}))
+    assert (gate.name, gate.open) == (OLDER, True)
+
+
+def test_a_defense_without_gradient_or_copy_lacks_no_check(spec: EvaluationSpec) -> None:
+    attacked = scores(8)
+    assert attacked.probe is not None
+    uncopied = {"shares": None, "uncopied": "it cannot be copied", "again_gradient": None}
+    for gradient in (None, GradientRecord(rung="plain", missing="it has no gradient")):
+        probe = attacked.probe.model_copy(update={"gradient": gradient, **uncopied})
+        told = evidence_of(found(), replace(attacked, probe=probe), spec, {})
+        assert gates_of((), told) == ()
+
+
 def test_unrecorded_gradients_open_a_gate_while_any_member_is_correct() -> None:
     told = [diagnostic(SIGHTED, "not-run")]
     (gate,) = gates_of(told, evidence(symptoms=replace(GONE, without_gradient=None)))
@@ -448,7 +504,19 @@ def scores(batches: int, right: bool = True, clean: Sequence[bool] = ()) -> Scor
         for index in range(batches)
     )
     point = GradientPoint(members=8, errors=(0.0,) * 8, alike=1, same=8, of=8, coarse=(0.1,) * 8)
-    probe = ProbeRecord.model_construct(gradient=GradientRecord(rung="plain", points=(point,)))
+    probe = ProbeRecord.model_construct(
+        repeated=SAME,
+        again=SAME,
+        calls=8,
+        again_gradient=0.0,
+        shares=False,
+        gradient=GradientRecord(
+            rung="plain",
+            points=(point,) * 3,
+            classes=2,
+            further=FollowUp(attack="every class", total=8, correct=8 * right, before=None),
+        ),
+    )
     submissions = {"natural": dict.fromkeys(pieces, natural), "attack/apgd-ce": pieces}
     return Scores(submissions, {"attack/apgd-ce": attacked}, probe, tuple(range(batches)))
 

@@ -49,6 +49,8 @@ _ROUNDING: Final = 0.01
 """Share of eps by which float32 rounding may exceed it. For tiny eps, the share is larger."""
 _POINTS: Final = 1000
 """Maximum number of points in the history of an attack. This version writes fewer."""
+_TURNED: Final = 4
+"""Smallest batch of which a probe asks several members by themselves, also in reverse order."""
 _LARGEST_IMAGE: Final = 2**24
 """Maximum number of values in one image."""
 
@@ -394,6 +396,10 @@ def _of_probe(plan: Plan, record: ProbeRecord) -> Iterator[str]:
     comparisons = (record.repeated, record.again, record.alone, record.strangers, record.permuted)
     if not all(_is_comparison(entry, size) for entry in comparisons if entry is not None):
         yield "an answer changed for more members than were asked"
+    if size > 1 and (record.alone is None or record.strangers is None):
+        yield "no members were asked without the rest of their batch, or with other members"
+    if size >= _TURNED and record.permuted is None:
+        yield "no members were asked in another order"
     if not (0 < record.rows <= size and record.probabilities <= record.rows):
         yield f"{_shown(record.probabilities)} of {_shown(record.rows)} rows are probabilities"
     if not (record.gradient_rows <= size and (record.zero_gradients or 0) <= record.gradient_rows):
@@ -407,6 +413,8 @@ def _of_gradient(gradient: GradientRecord, size: int) -> Iterator[str]:
     """Yield the problems of a gradient check of a batch of this size."""
     if gradient.missing is None and not gradient.points:
         yield "the gradient certificate has no points, and does not say why"
+    if gradient.missing is None and gradient.threshold is None:
+        yield "the gradient certificate has no upper limit of errors"
     for point in gradient.points:
         if not 0 < point.members == len(point.errors) <= size:
             yield (

@@ -4,11 +4,14 @@ from collections.abc import Sequence
 from typing import Final
 
 from dent.evaluation.probe.gradient_check import ALIKE, COARSE
+from dent.evaluation.records.probe_answers import randomized
 from dent.evaluation.records.schema import FollowUp, GradientCheck, GradientPoint, ProbeRecord
 from dent.evaluation.results.result import Diagnostic
 
 CERTIFICATE: Final = "gradient certificate"
 """Name of the diagnostic."""
+_POINTS: Final = 3
+"""Number of batches of images at which a gradient is compared."""
 
 
 def certificate_of(probe: ProbeRecord | None) -> Diagnostic:
@@ -68,6 +71,29 @@ def answered_classes(probe: ProbeRecord | None) -> int | None:
 def further_attack(probe: ProbeRecord | None) -> FollowUp | None:
     """Return the outcome of one more attack on the first batch; None if it did not run."""
     return None if probe is None or probe.gradient is None else probe.gradient.further
+
+
+def missing_checks(probe: ProbeRecord | None) -> tuple[str, ...]:
+    """Return the checks that a claim of a gain needs and the records of an older version lack.
+
+    A defense without a gradient lacks no checks of gradients, and neither does an early stop.
+    """
+    if probe is None:
+        return ()
+    check = probe.gradient
+    found: dict[str, bool] = {
+        "whether it can be copied": probe.calls is not None,
+        "whether copies share a memory": probe.shares is not None or probe.uncopied is not None,
+    }
+    if check is not None and check.missing is None:
+        found |= {
+            "whether gradients change after queries": probe.again_gradient is not None,
+            "the number of logits": check.classes is not None,
+            "one more attack, toward every class": check.further is not None,
+            "the gradient at the images of that attack": len(check.points) >= _POINTS,
+            "gradients under other seeds": not randomized(probe) or check.agreement is not None,
+        }
+    return tuple(name for name, there in found.items() if not there)
 
 
 def agreement_of(probe: ProbeRecord | None) -> float | None:

@@ -14,6 +14,7 @@ from dent.evaluation.results.certificate import (
     agreement_of,
     answered_classes,
     further_attack,
+    missing_checks,
     over_large_steps,
 )
 from dent.evaluation.results.diagnostics import (
@@ -40,6 +41,7 @@ MORE_CLASSES: Final = "more logits than classes"
 FURTHER: Final = "another attack breaks more"
 NO_TRANSFERS: Final = "no transfers"
 UNDECLARED: Final = "undeclared dependence"
+OLDER: Final = "older records"
 
 _LUCK: Final = 0.05
 """Share of the first batch that one more attack may break beyond the run, rounded up."""
@@ -66,6 +68,7 @@ class Evidence:
             the size of the batch; None if it did not run.
         agreement: The cosine between two means of gradients under other seeds; None if gradients
             are equal, or if that was not measured.
+        missing: The checks that the records of an older version lack.
     """
 
     ran: Collection[str]
@@ -77,6 +80,7 @@ class Evidence:
     undetermined: bool = False
     further: tuple[int, int] | None = None
     agreement: float | None = None
+    missing: tuple[str, ...] = ()
 
 
 def _needs(*names: str) -> Callable[[Evidence], str | None]:
@@ -257,6 +261,7 @@ def evidence_of(
         undetermined=result.dependence.undetermined,
         further=_further(scores, samples=by_sample(result.dependence)),
         agreement=agreement_of(scores.probe),
+        missing=missing_checks(scores.probe),
     )
 
 
@@ -278,6 +283,12 @@ def _gates(diagnostics: Sequence[Diagnostic], evidence: Evidence) -> Iterator[Ga
             "Attacks may follow classes that can never win: cut the others off."
         )
         yield Gate(name=MORE_CLASSES, open=True, sentence=sentence)
+    if evidence.missing:
+        sentence = (
+            f"Its records are from an older version, and lack: {', '.join(evidence.missing)}. "
+            "Evaluate it again."
+        )
+        yield Gate(name=OLDER, open=True, sentence=sentence)
     more, members = evidence.further or (0, 0)
     if more > math.ceil(_LUCK * members):
         sentence = (
