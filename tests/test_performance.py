@@ -1,7 +1,11 @@
 """Performance settings do not change results."""
 
 import copy
+import platform
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -9,12 +13,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dent import ConfigError, Dent, DentConfig, InputError, Performance
+from dent import (
+    ConfigError,
+    Dent,
+    DentConfig,
+    InputError,
+    Performance,
+    SlowPrecisionWarning,
+)
 from dent.attacks.protocol import query
 from dent.defenses.registry import describe
 from dent.evaluation.records.spec import DefenseSpec
 from dent.evaluation.restoration import restored_defense
 from dent.kinds import recorded_kind
+from dent.performance import Precision
+from dent.support.devices import multiplies_in_bfloat16
+from dent.training.engine import accelerator
 from tests.configurations import BATCH, CONFIGS, SAMPLE, TEST, Around
 from tests.small_models import MODELS, make_images
 from tests.test_behaviour import CONFIGS as DEFENSES
@@ -257,6 +271,72 @@ def test_bfloat16_gives_nearly_the_same_logits_in_float32(
     assert all(value.dtype == torch.float32 for value in adaptation.parameters.values())
     (gradient,) = torch.autograd.grad(logits.square().sum(), x)
     assert gradient.dtype == torch.float32
+
+
+@pytest.fixture
+def capabilities(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[bool, str], None]]:
+    """Pretend a CPU with or without bfloat16 instructions."""
+
+    def pretend(fast: bool, machine: str = "x86_64") -> None:
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: fast)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+        monkeypatch.setattr("platform.machine", lambda: machine)
+        multiplies_in_bfloat16.cache_clear()
+
+    yield pretend
+    multiplies_in_bfloat16.cache_clear()
+
+
+def test_emulated_bfloat16_warns_once(
+    tiny_cnn: nn.Sequential, x: Tensor, capabilities: Callable[..., None]
+) -> None:
+    capabilities(False)
+    defense = Dent(tiny_cnn, BATCH, Performance(precision="bfloat16"))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for each in (defense, defense, copy.deepcopy(defense)):
+            each(x)
+    assert ["no bfloat16 instructions" in str(each.message) for each in caught] == [True]
+    assert caught[0].category is SlowPrecisionWarning
+    assert [Path(each.filename).name for each in caught] == [Path(__file__).name]
+
+
+@pytest.mark.parametrize(
+    ("fast", "machine", "precision"),
+    [(True, "x86_64", "bfloat16"), (False, "aarch64", "bfloat16"), (False, "x86_64", "model")],
+)
+def test_other_precisions_and_hardware_do_not_warn(
+    fast: bool,
+    machine: str,
+    precision: Precision,
+    tiny_cnn: nn.Sequential,
+    x: Tensor,
+    capabilities: Callable[..., None],
+) -> None:
+    capabilities(fast, machine)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", SlowPrecisionWarning)
+        Dent(tiny_cnn, BATCH, Performance(precision=precision))(x)
+
+
+@pytest.mark.usefixtures("own_precision")
+@pytest.mark.parametrize("precision", ["bf16", "auto", "no"])
+def test_training_in_emulated_bfloat16_warns(
+    precision: Any, capabilities: Callable[..., None]
+) -> None:
+    capabilities(False)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        accelerator("cpu", precision)
+    said = [each for each in caught if each.category is SlowPrecisionWarning]
+    assert len(said) == (precision == "bf16")
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="it is the oracle")
+def test_the_instructions_of_this_cpu_are_found() -> None:
+    flags = Path("/proc/cpuinfo").read_text().split()
+    known = "avx512_bf16" in flags or "amx_tile" in flags
+    assert multiplies_in_bfloat16("cpu") is (known if platform.machine() == "x86_64" else None)
 
 
 def test_records_contain_a_reduced_precision_but_not_the_memory_format(

@@ -89,5 +89,9 @@ class PixelRangeWarning(DentWarning):
     """Images have pixel values that only occur in the range 0 to 255."""
 
 
+class SlowPrecisionWarning(DentWarning):
+    """The hardware emulates bfloat16, so computing in it is slower than in float32."""
+
+
 class StatefulModelWarning(DentWarning):
     """A model keeps state between calls, but a defense does not keep it."""

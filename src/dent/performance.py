@@ -30,7 +30,8 @@ class Performance:
             `adapt(differentiable=True)`) are never compiled, because a compiled gradient cannot be
             differentiated again.
         precision: "model" keeps the model's precision; "bfloat16" uses autocast, with parameters,
-            objective and optimizer in float32. It changes results, so run records name it.
+            objective and optimizer in float32. It changes results, so run records name it. Hardware
+            without bfloat16 instructions is slower with it; a `SlowPrecisionWarning` says so.
 
     Raises:
         ConfigError: a value is not one of these.

@@ -26,9 +26,12 @@ from dent.config import DentConfig
 from dent.errors import (
     NoAdaptationWarning,
     PixelRangeWarning,
+    SlowPrecisionWarning,
     SmallBatchWarning,
     UnsupportedModelError,
 )
+from dent.performance import Performance
+from dent.support.devices import EMULATED, multiplies_in_bfloat16
 from dent.support.warned import are_own_batches, warn
 
 _LOCK: Final = threading.RLock()
@@ -54,6 +57,7 @@ class FirstBatchChecks:
     stepped: bool = False
     warned_of_pixels: bool = False
     warned_of_one: bool = False
+    warned_of_precision: bool = False
     row_orders: RowOrders = field(default_factory=RowOrders)
 
     def __deepcopy__(self, memo: object) -> "FirstBatchChecks":
@@ -79,6 +83,15 @@ class FirstBatchChecks:
                 "constant for a single sample. Submit more samples at once.",
                 NoAdaptationWarning,
             )
+
+    def warn_of_precision(self, performance: Performance, x: Tensor) -> None:
+        """Warn once if a defense computes in bfloat16 on hardware that emulates it."""
+        if self.warned_of_precision or performance.precision != "bfloat16":
+            return
+        self.warned_of_precision = True
+        if multiplies_in_bfloat16(x.device.type) is False:
+            emulated = EMULATED.format(kind="CPU" if x.device.type == "cpu" else "GPU")
+            warn(f"{emulated} Leave Performance(precision='bfloat16') out.", SlowPrecisionWarning)
 
     @untraced
     def run(

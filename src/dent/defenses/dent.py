@@ -205,6 +205,7 @@ class Dent(nn.Module):
             images = x if finite is None else x[finite]
             self._first_batch.run(self.model, self.config, images, pixels)
             self._first_batch.warn_of_one_sample(self.model, self.config, images)
+            self._first_batch.warn_of_precision(self.performance, images)
             if not differentiable:
                 images = images.clone() if images.is_inference() else images.detach()
 

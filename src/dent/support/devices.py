@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import platform
 from functools import cache
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
 from dent.errors import ConfigError
+
+EMULATED: Final = (
+    "This {kind} has no bfloat16 instructions. It emulates them, and is slower than with float32 "
+    "(10 to 20 times on a CPU with only AVX2)."
+)
+"""What a warning says of a CPU or GPU without them."""
 
 
 @cache
@@ -21,6 +28,25 @@ def has_float64(device: torch.device) -> bool:
     except (RuntimeError, TypeError):
         return False
     return True
+
+
+@cache
+def multiplies_in_bfloat16(kind: str) -> bool | None:
+    """Return whether the CPU, or the current CUDA device, has instructions for bfloat16.
+
+    Without them, bfloat16 is emulated, and slower than float32.
+
+    Args:
+        kind: The type of the device.
+
+    Returns:
+        None if it is not known: for other devices, and for CPUs other than x86.
+    """
+    if kind == "cuda" and torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if kind == "cpu" and platform.machine().lower() in ("x86_64", "amd64"):
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return None
 
 
 def widest(device: torch.device) -> torch.dtype:

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 import torch
 
-from dent.errors import ConfigError
+from dent.errors import ConfigError, SlowPrecisionWarning
+from dent.support.devices import EMULATED, multiplies_in_bfloat16
 from dent.support.extras import require
+from dent.support.warned import warn
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -37,8 +39,14 @@ def accelerator(device: str | None = None, precision: Precision = "auto") -> Acc
             f"device {device!r} cannot be chosen here: leave it out, and choose a GPU by "
             "CUDA_VISIBLE_DEVICES."
         )
+    fast = multiplies_in_bfloat16("cpu" if cpu else "cuda")
     if precision == "auto":
-        precision = "bf16" if fast_bf16(cpu=cpu) else "no"
+        precision = "bf16" if fast else "no"
+    elif precision == "bf16" and fast is False:
+        warn(
+            f"{EMULATED.format(kind='CPU' if cpu else 'GPU')} Train with precision='auto'.",
+            SlowPrecisionWarning,
+        )
     if precision == "fp16" and cpu:
         raise ConfigError("precision 'fp16' cannot be used here: it needs a GPU. Take auto or no.")
     # Each process keeps its own statistics. A broadcast between the two forward passes of a TRADES
@@ -67,13 +75,3 @@ def gather(value: T) -> list[T]:
 
     gathered: list[T] = gather_object([value])
     return gathered
-
-
-def fast_bf16(*, cpu: bool) -> bool:
-    """Return whether this machine multiplies in bfloat16 in hardware.
-
-    Otherwise bfloat16 is emulated: on a CPU with only AVX2, a training step took 14 times as long.
-    """
-    if cpu:
-        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-    return bool(torch.cuda.is_bf16_supported(including_emulation=False))
