@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dent.board.board_row import BoardRow
-from dent.board.listing import list_rows, read_board_row
+from dent.board.listing import list_rows
 from dent.board.row_checks import checks_of
 from dent.board.tracks import HEADLINE, tracks
 from dent.board.trust import state_of
@@ -21,16 +21,29 @@ BOARD = ROOT / "board"
 ROWS = sorted(path.parent for path in BOARD.rglob("row.json"))
 
 
-def test_every_row_folder_is_listed_and_was_re_attacked() -> None:
+@pytest.fixture(scope="module")
+def rows() -> tuple[BoardRow, ...]:
+    """Return the rows. Reading them takes seconds."""
+    return list_rows(BOARD)
+
+
+@pytest.fixture(scope="module")
+def by_folder(rows: tuple[BoardRow, ...]) -> dict[str, BoardRow]:
+    """Return the rows by their folder below `board`."""
+    return {row.folder.relative_to(BOARD).as_posix(): row for row in rows}
+
+
+def test_every_row_folder_is_listed_and_was_re_attacked(rows: tuple[BoardRow, ...]) -> None:
     assert len(ROWS) >= 32
-    rows = list_rows(BOARD)
     assert len(rows) == len(ROWS)
     assert {state_of(row.checks) for row in rows} == {row.state for row in rows} == {"re-attacked"}
     assert all(row.nonce_source is not None for row in rows)
     assert not any(row.track.practice for row in rows)
 
 
-def test_rows_are_sorted_by_track_verdict_and_whether_their_run_stopped_early() -> None:
+def test_rows_are_sorted_by_track_verdict_and_whether_their_run_stopped_early(
+    rows: tuple[BoardRow, ...],
+) -> None:
     order = ["robust gain", "the reference", "no gain", "inconclusive", "none", "harmful"]
     places = [
         (
@@ -40,11 +53,11 @@ def test_rows_are_sorted_by_track_verdict_and_whether_their_run_stopped_early() 
             0 if row.headline.decided is None else -row.headline.decided.after,
             -(row.difference.value or 0.0),
         )
-        for row in list_rows(BOARD)
+        for row in rows
         if row.difference is not None
     ]
     assert places == sorted(places)
-    assert {row.ruling for row in list_rows(BOARD)} >= {"no gain", "harmful"}
+    assert {row.ruling for row in rows} >= {"no gain", "harmful"}
 
 
 def test_only_results_by_other_rules_leave_a_row_verified() -> None:
@@ -61,18 +74,18 @@ def test_only_results_by_other_rules_leave_a_row_verified() -> None:
 
 
 @pytest.mark.parametrize("folder", ROWS, ids=lambda folder: folder.name)
-def test_row_passes_the_checks_of_its_track_and_its_records_verify(folder: Path) -> None:
-    row = read_board_row(folder)
+def test_row_passes_the_checks_of_its_track_and_its_records_verify(
+    folder: Path, by_folder: dict[str, BoardRow]
+) -> None:
+    row = by_folder[folder.relative_to(BOARD).as_posix()]
     assert [(each.name, each.problems) for each in checks_of(row) if each.state != "passed"] == []
     checked = verify(folder / "headline")
     assert [each.problems for each in checked.checks if each.state == "failed"] == []
 
 
-def test_pages_say_what_the_rows_of_dent_say() -> None:
-    plus, batch_wise = (
-        read_board_row(BOARD / "cifar10-l2-0.5-v1" / name) for name in ("dent+", "dent")
-    )
-    batch_wise_linf = read_board_row(BOARD / "cifar10-linf-8_255-v1/dent")
+def test_pages_say_what_the_rows_of_dent_say(by_folder: dict[str, BoardRow]) -> None:
+    plus, batch_wise = (by_folder[f"cifar10-l2-0.5-v1/{name}"] for name in ("dent+", "dent"))
+    batch_wise_linf = by_folder["cifar10-linf-8_255-v1/dent"]
     rows = (plus, batch_wise, batch_wise_linf)
     assert {row.ruling for row in rows} == {"harmful"}
     lower, much_lower, lower_linf = (_lower(row) for row in rows)
@@ -89,7 +102,7 @@ def test_pages_say_what_the_rows_of_dent_say() -> None:
     )
     assert f"dent+ is *harmful*, too: its clean accuracy is {lower}." in configuration
     for name in ("dent+", "dent", "dent-10", "dent-smoothing"):
-        row = read_board_row(BOARD / "cifar10-linf-8_255-v1" / name)
+        row = by_folder[f"cifar10-linf-8_255-v1/{name}"]
         recorded = load_run(row.folder / "headline").result.defenses[row.headline.defense_name]
         assert recorded.verdict is not None
         assert row.ruling == recorded.verdict.ruling

@@ -1,6 +1,7 @@
 """Confidence intervals of proportions, paired differences, means and medians."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -21,6 +22,7 @@ BATCHES_INDEPENDENT: Final = "that batches are independent; members of one may n
 _DRAWS: Final = 4000
 
 
+@lru_cache(maxsize=10_000)
 def wilson(correct: int, total: int, level: float = LEVEL) -> tuple[float, float]:
     """Return Wilson's score interval of a proportion (Wilson, 1927).
 

@@ -247,12 +247,12 @@ def worst_submissions(pieces: Mapping[str, Piece], *, by_sample: bool) -> list[s
     For a randomized defense, a few draws choose among many submissions, and often choose a weak one
     for a member. So if a single submission leaves fewer members correct, it counts for all of them.
     """
-    members = range(len(next(iter(pieces.values())).attacked))
-    worst = min(pieces, key=lambda name: sum(pieces[name].chooses))
-    single = [worst for _ in members]
+    names, choosing = list(pieces), [piece.chooses for piece in pieces.values()]
+    totals = [sum(rights) for rights in choosing]
+    single = [names[totals.index(min(totals))]] * len(choosing[0])
     if not by_sample:
         return single
-    each = [min(pieces, key=lambda name: pieces[name].chooses[member]) for member in members]
+    each = [names[rights.index(min(rights))] for rights in zip(*choosing, strict=True)]
     return min(each, single, key=lambda chosen: _left(pieces, chosen))
 
 
