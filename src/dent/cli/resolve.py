@@ -287,12 +287,25 @@ def check_swept(sweep: str, over: Over, typed: Mapping[str, str]) -> None:
             raise ConfigError(f"--sweep {sweep} and {typed[name]} both {subject}: leave one out")
 
 
-def say_how_many(n: int | None, images: ImageDataset) -> None:
-    """Print a note if the user asked for more samples than the dataset has."""
-    if n is not None and n > len(images):
-        console.note(
-            f"--n {n} is larger than {images.name}: using all {counted(len(images), 'image')}."
-        )
+def say_how_many(
+    n: int | None, images: ImageDataset, swept: tuple[Over, Sequence[Value]] | None = None
+) -> None:
+    """Print a note if the user asked for more samples than the dataset has.
+
+    Args:
+        n: The value of `--n`; None without it.
+        images: The dataset.
+        swept: The setting and the values of a sweep; None if there is only one run.
+    """
+    asked = [] if n is None else [("--n ", n)]
+    if swept is not None and swept[0] == "n":
+        asked = [("--sweep n=", max(int(value or 0) for value in swept[1]))]
+    for option, count in asked:
+        if count > len(images):
+            console.note(
+                f"{option}{count} is larger than {images.name}: using all "
+                f"{counted(len(images), 'image')}."
+            )
 
 
 def reattack(count: str | None, nonce: str | None, *, records_only: bool) -> Reattack | None:
