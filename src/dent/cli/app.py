@@ -27,7 +27,7 @@ from dent.cli.commands.records import (
 )
 from dent.cli.commands.serve import serve_command
 from dent.cli.commands.train import train_command
-from dent.cli.typer_classes import AddressMayBeLeftOut, EndsWithItsReader
+from dent.cli.typer_classes import AddressMayBeLeftOut, EndsWithItsReader, renamed
 from dent.errors import DentError
 from dent.support.blame import place
 from dent.support.signals import Received, as_interrupts
@@ -52,12 +52,12 @@ app.command("evaluate", cls=AddressMayBeLeftOut)(evaluate_command)
 app.command("merge")(merge_command)
 app.command("train")(train_command)
 app.command("serve")(serve_command)
-app.command("paper")(paper_command)
+app.command("paper", cls=renamed({"--weights": "--weights-folder"}))(paper_command)
 app.command("playground")(playground_command)
 app.command("list")(list_command)
 app.command("show")(show_command)
 app.command("report")(report_command)
-app.command("verify")(verify_command)
+app.command("verify", cls=renamed({"--nonce": "--reattack-nonce"}))(verify_command)
 app.command("pack")(pack_command)
 app.add_typer(board_app)
 app.command("challenge")(challenge_command)

@@ -321,22 +321,21 @@ def reattack(count: str | None, nonce: str | None, *, records_only: bool) -> Rea
     """
     if count is None:
         if nonce is not None:
-            raise ConfigError("--nonce draws attacks to run again: add --reattack K.")
+            raise ConfigError("--reattack-nonce draws attacks to run again: add --reattack K.")
         return None
     if records_only:
         raise ConfigError("--reattack needs the model: leave out --records-only.")
     if count == "all":
         if nonce is not None:
-            raise ConfigError("--reattack all draws nothing: leave out --nonce.")
+            raise ConfigError("--reattack all draws nothing: leave out --reattack-nonce.")
         return Reattack()
     if not count.isdecimal():
         raise ConfigError(f"--reattack expected a number or all, got {count!r}.")
     if not nonce:
         raise ConfigError(
-            f"--reattack {count} needs --nonce TEXT, a random text that selects the attacks. "
-            "Choose it "
-            "after the run is finished, so that its author cannot know which attacks you will "
-            "check. Or use --reattack all."
+            f"--reattack {count} needs --reattack-nonce TEXT, a random text that selects the "
+            "attacks. Choose it after the run is finished, so that its author cannot know which "
+            "attacks you will check. Or use --reattack all."
         )
     return Reattack(int(count), nonce)
 

@@ -74,7 +74,7 @@ def train_command(
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Epochs.", rich_help_panel=_HOW)] = None,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Images per step.", rich_help_panel=_HOW)
+        int | None, typer.Option(min=1, help="Images per batch.", rich_help_panel=_HOW)
     ] = None,
     lr: Annotated[
         float | None, typer.Option(help="Largest learning rate.", rich_help_panel=_HOW)
