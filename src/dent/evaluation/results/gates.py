@@ -354,9 +354,9 @@ def _of_further(further: Further | None) -> Iterator[Gate]:
         size = further.members + further.clean
         sentence = (
             "A claim of a gain needs that an attack toward every class breaks hardly more members "
-            f"than the run. Here the run attacked {further.members} of the {size} members of the "
-            f"first batch, and this attack all {size}: of the {further.members}, it may have "
-            f"broken up to {further.most} more. Evaluate the defense without mixed batches."
+            f"than the run. Here the run attacked {further.members} of {counted(size, 'member')} "
+            f"in the first batch, and this attack all {size}: of the {further.members}, it may "
+            f"have broken up to {further.most} more. Evaluate the defense without mixed batches."
         )
         yield Gate(name=NOT_COMPARED, open=True, sentence=sentence)
 
