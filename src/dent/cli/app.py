@@ -30,7 +30,7 @@ from dent.cli.commands.train import train_command
 from dent.cli.typer_classes import AddressMayBeLeftOut, EndsWithItsReader, renamed
 from dent.errors import DentError
 from dent.support.blame import place
-from dent.support.signals import Received, as_interrupts
+from dent.support.signals import Received, Terminated, as_interrupts
 
 REFUSED = 2
 """Exit status when a command refused or failed."""
@@ -77,6 +77,14 @@ def main() -> None:
 
     SIGTERM and SIGHUP end it like Ctrl-C, with exit status 143 and 129 instead of 130.
     """
+    try:
+        _run()
+    except KeyboardInterrupt as second:  # while the first one was reported
+        number = second.number if isinstance(second, Terminated) else signal.SIGINT
+        sys.exit(128 + number)
+
+
+def _run() -> None:
     with as_interrupts() as received, console.warnings_as_messages():
         try:
             app()
