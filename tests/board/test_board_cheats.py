@@ -124,7 +124,7 @@ def test_forged_weak_attacks_pass_all_checks_until_one_runs_again(
     row = tmp_path / "row"
     assert submit(row).code == 0
     assert check(row)["says"] == "records verified, attacks not re-run"
-    again = check(row, "--reattack", "1", "--nonce", "9", "--record", "us")
+    again = check(row, "--reattack", "1", "--reattack-nonce", "9", "--record", "us")
     assert (again["code"], again["status"]) == (1, "failed")
     assert list(failed(again)) == ["attacks"]
     assert f"/{NAME}/" in failed(again)["attacks"][0]

@@ -218,8 +218,8 @@ def test_complete_check_runs_all_checks_in_the_sealed_container(
         refuse_unknown_options(inside)
     assert records[1] == ["check", f"/{ROW}", "--records-only"]
     assert whole[1] == [
-        *("check", f"/{ROW}", "--images", "/images.tar"),
-        *("--reattack", "5", "--nonce", "77ab", "--allow-code"),
+        *("check", f"/{ROW}", "--images-archive", "/images.tar"),
+        *("--reattack", "5", "--reattack-nonce", "77ab", "--allow-code"),
     ]
     cloned = f"git -C code checkout --detach {'a' * 40} --"
     installed = "docker build -t dent-board-row lock"

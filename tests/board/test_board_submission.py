@@ -69,7 +69,17 @@ def test_submitted_row_is_packed_checked_re_attacked_and_trusted(row: Path, tmp_
     assert "A row is void if its submitter chose its nonce." in ran.out
     assert (tmp_path / "row.tar.gz").exists()
     assert (tmp_path / "row.images.tar").exists()
-    again = ("board", "check", str(row), "--reattack", "1", "--nonce", "9", "--device", "cpu")
+    again = (
+        "board",
+        "check",
+        str(row),
+        "--reattack",
+        "1",
+        "--reattack-nonce",
+        "9",
+        "--device",
+        "cpu",
+    )
     assert "--allow-code" in dent(*again).err
     checked = dent(*again, "--allow-code", "--record", "us", "--json")
     assert checked.code == 0, checked.out
@@ -151,10 +161,10 @@ def test_source_of_the_nonce_is_recorded_and_shown(row: Path, tmp_path: Path) ->
 def test_nonce_of_the_row_draws_no_attacks_to_run_again(row: Path) -> None:
     assert submit(row).code == 0
     asked = ("board", "check", str(row), "--device", "cpu", "--allow-code", "--reattack", "1")
-    refused = dent(*asked, "--nonce", "1f")
+    refused = dent(*asked, "--reattack-nonce", "1f")
     assert refused.code == 2
-    assert "--nonce 1f is the nonce that drew the samples of the row" in refused.err
-    assert dent(*asked, "--nonce", "2f").code == 0
+    assert "--reattack-nonce 1f is the nonce that drew the samples of the row" in refused.err
+    assert dent(*asked, "--reattack-nonce", "2f").code == 0
 
 
 def test_claim_has_no_nonce_whose_source_could_be_recorded(put: Put, tmp_path: Path) -> None:
@@ -199,9 +209,9 @@ def test_archive_can_be_checked_without_and_with_its_separate_images(
     bare = dent(*asked, "--json")
     assert bare.code == 3, bare.out + bare.err
     assert states(bare)["served"] == "not-run"
-    whole = dent(*asked, "--images", str(tmp_path / "row.images.tar"), "--json")
+    whole = dent(*asked, "--images-archive", str(tmp_path / "row.images.tar"), "--json")
     assert whole.code == 0, whole.out + whole.err
-    refused = dent(*asked, "--reattack", "1", "--nonce", "1")
+    refused = dent(*asked, "--reattack", "1", "--reattack-nonce", "1")
     assert "--reattack takes the images of the run" in refused.err
 
 
@@ -229,7 +239,7 @@ def test_downloaded_files_are_compared_with_the_submission(row: Path, tmp_path: 
     )
     asked = ("board", "check", str(row), "--records-only", "--json")
     both = ("--weights-file", str(one), "--weights-file", str(two))
-    right = dent(*asked, "--images", str(images), "--lock-file", str(lock), *both)
+    right = dent(*asked, "--images-archive", str(images), "--lock-file", str(lock), *both)
     assert right.code == 3, right.out + right.err  # nothing is wrong, and no batch was submitted
     assert (states(right)["lock"], states(right)["weights"]) == ("passed", "passed")
     assert {"lock", "weights"}.isdisjoint(states(dent(*asked)))
@@ -246,7 +256,7 @@ def test_downloaded_files_are_compared_with_the_submission(row: Path, tmp_path: 
         f"https://example.org/x with SHA-256 {sha256(one)} is not among the given files"
     ]
     edit(row / "submission.json", lambda values: values.update(images=named[lock.name]))
-    other = dent(*asked, "--images", str(images))
+    other = dent(*asked, "--images-archive", str(images))
     assert other.code == 2
     assert f"the submission names images with {sha256(lock)}" in other.err
     assert "gone.pt is missing" in dent(*asked, "--weights-file", "gone.pt").err

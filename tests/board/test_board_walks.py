@@ -169,7 +169,17 @@ def test_maintainer_makes_the_row_from_a_claim(put: Put, tmp_path: Path) -> None
     assert reused.code == 2
     assert f"--from {repository}/submission.json`" in reused.err
     assert dent(*run, "--nonce", "1f", "--out", str(rows)).code == 0
-    check = ("board", "check", str(rows), *CPU, "--allow-code", "--reattack", "1", "--nonce", "2f")
+    check = (
+        "board",
+        "check",
+        str(rows),
+        *CPU,
+        "--allow-code",
+        "--reattack",
+        "1",
+        "--reattack-nonce",
+        "2f",
+    )
     unsubmitted = dent(*check)
     assert unsubmitted.code == 1
     assert "from that of the claim: `dent board submit ROW --from CLAIM" in unsubmitted.out
@@ -193,8 +203,16 @@ def test_maintainer_makes_the_row_from_a_claim(put: Put, tmp_path: Path) -> None
     assert (found.submission.evaluated_by, found.submission.contact) == ("us", "me@example.org")
     assert found.trust.startswith("re-attacked (")
     archive = rows.with_name("mine.images.tar")
-    anybody = ("board", "check", str(repository), *CPU, "--allow-code", "--images", str(archive))
-    assert dent(*anybody, "--reattack", "1", "--nonce", "3f").code == 0
+    anybody = (
+        "board",
+        "check",
+        str(repository),
+        *CPU,
+        "--allow-code",
+        "--images-archive",
+        str(archive),
+    )
+    assert dent(*anybody, "--reattack", "1", "--reattack-nonce", "3f").code == 0
     other = mine.with_name("mine.images.tar")
     assert "the submission names images with" in dent(*anybody[:-1], str(other)).err
     page = tmp_path / "board.html"

@@ -3,35 +3,37 @@
 from collections import defaultdict
 from typing import Any
 
+import pytest
 from rich.emoji import Emoji
 
 from tests.cli.here import commands
 
 OWN_HELP = {
-    "--images": "of a challenge, or the archive of a row of the board",
     "--attack": "evaluate takes several, challenge one instead of images",
     "--out": "a run folder, a folder of weights, a page",
     "--model": "what train makes, and what others take",
-    "--weights": "of the model; to start training from; the folder of the paper's",
+    "--weights": "of the model, which may not need any; to start training from",
     "--dataset": "to evaluate on, to train on, that a served model was trained for",
     "--n": "samples that are attacked, images that are trained on",
     "--defense": "several, or the one that is served",
-    "--batch-size": "members of an evaluated batch, images of a training step",
     "--device": "of train: accelerate takes what it finds",
     "--host": "with or without a warning that there is no authentication",
     "--source": "of datasets, of models",
-    "--nonce": "of verify: draws attacks; of the board: draws samples",
 }
 OWN_DEFAULT = {
     "--out": "of each command",
     "--model": "of each command",
-    "--weights": "the paper's is a folder",
     "--dataset": "of each command",
     "--defense": "several, one, or one that has to be named",
     "--norm": "train's is the recipe's",
     "--batch-size": "train's is the recipe's",
     "--port": "one for each server",
     "--source": "of datasets, of models",
+}
+
+OWN_TYPE = {
+    "--norm": "training does not support l1",
+    "--out": "a folder, or its URL",
 }
 
 
@@ -55,9 +57,30 @@ def test_shared_options_have_one_help_text_default_and_type_except_as_listed() -
     assert helps == OWN_HELP.keys()
     defaults = {name for name, each in shared.items() if len({str(o.default) for o in each}) > 1}
     assert defaults == OWN_DEFAULT.keys()
-    for name in shared.keys() - OWN_HELP.keys() - {"--norm"}:  # training does not support l1
-        types = {str(getattr(one, "type", one.param_type_name)) for one in shared[name]}
-        assert len(types) == 1, name
+    for name, each in shared.items():
+        if name not in OWN_TYPE:
+            types = {str(getattr(one, "type", one.param_type_name)) for one in each}
+            assert len(types) == 1, name
+
+
+@pytest.mark.parametrize(
+    ("command", "former", "present"),
+    [
+        ("paper", "--weights", "--weights-folder"),
+        ("verify", "--nonce", "--reattack-nonce"),
+        ("board check", "--nonce", "--reattack-nonce"),
+        ("board check", "--images", "--images-archive"),
+    ],
+)
+def test_a_former_name_of_an_option_still_works(command: str, former: str, present: str) -> None:
+    """Help does not show it, because it means something else in other commands."""
+    found = commands()[command]
+    assert not any(former in option.opts for option in found.params)
+    (name,) = (option.name for option in found.params if present in option.opts)
+    for given in ([former, "x"], [f"{former}=x"], [present, "x"]):
+        arguments = ["x", *given]
+        context = found.make_context(command, arguments)
+        assert str(context.params[name]) == "x"
 
 
 def test_a_short_option_means_the_same_in_every_command() -> None:

@@ -336,6 +336,16 @@ def test_n_above_the_dataset_size_is_reported(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("dent.cli.runner.announce", end)
-    arguments = ("--model", "mine_for_blame:good", "--n", "100000", "--device", "cpu")
-    assert status(monkeypatch, "evaluate", *arguments) == 130
-    assert "is larger than cifar10-sample: using all 256 images." in capsys.readouterr().err
+    monkeypatch.setattr("dent.cli.runner.announce_sweep", end)
+    arguments = ("--model", "mine_for_blame:good", "--device", "cpu")
+    for asked, said in (
+        (("--n", "100000"), "--n 100000 is"),
+        (("--n", "1024", "--suite", "dynamic"), "--n 1024 is"),
+        (("--sweep", "n=2,300"), "--sweep n=300 is"),
+    ):
+        assert status(monkeypatch, "evaluate", *arguments, *asked) == 130
+        note = f"{said} larger than cifar10-sample: using all 256 images."
+        assert note in capsys.readouterr().err
+    for asked in (("--suite", "dynamic"), ("--n", "256")):
+        assert status(monkeypatch, "evaluate", *arguments, *asked) == 130
+        assert "is larger than" not in capsys.readouterr().err

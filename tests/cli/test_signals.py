@@ -25,6 +25,7 @@ from dent.evaluation.records.shard import Shard
 from dent.storage.lock import FolderLock
 from dent.support import signals
 from dent.support.signals import Terminated, as_interrupts, kept
+from tests.cli import here
 from tests.evaluation.subjects import SMALL, make_subject
 
 URL = "memory://signals/run"
@@ -342,3 +343,16 @@ def test_terminated_process_reports_how_to_resume_and_keeps_its_run(scratch: Pat
     assert process.returncode == 143, said
     assert "Stopped. The records are in run. The same command resumes the run." in said
     assert load_run(Path("run")).run.status == "interrupted"
+
+
+def test_a_second_interrupt_while_the_first_is_reported_gives_no_traceback(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dent.cli.app.app", interrupted)
+    assert here.dent("list").code == 130
+    monkeypatch.setattr("dent.cli.app.app", lambda: sys.exit(130))
+    monkeypatch.setattr("dent.cli.console.note", interrupted)
+    assert here.dent("list").code == 130

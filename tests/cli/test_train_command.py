@@ -51,8 +51,9 @@ def test_trained_model_has_a_card_and_can_be_loaded_and_evaluated(
 
     monkeypatch.chdir(folder)
     monkeypatch.setenv("DENT_DATA", str(folder / "cache"))
-    again = here.dent(*TRAIN)
+    again = here.dent(*TRAIN, "--n", "500")  # the same training: there are fewer images
     assert again.code == 0, again.err
+    assert "--n 500 is larger than imagefolder-c32: using all 50 images." in again.err
     assert "Model card: out/card.json" in again.out
     assert "PGD-20 at linf 8/255:" in again.out
     assert (folder / "out" / "last.safetensors").read_bytes() == before

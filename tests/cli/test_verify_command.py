@@ -33,7 +33,7 @@ def test_verify_status_counts_the_attacks_that_were_rerun(finished: Path) -> Non
     plain = dent("verify", str(finished))
     assert plain.code == 0
     assert "run: records verified, attacks not re-run" in plain.out
-    some = dent("verify", str(finished), "--reattack", "2", "--nonce", "17")
+    some = dent("verify", str(finished), "--reattack", "2", "--reattack-nonce", "17")
     assert some.code == 0, some.out
     assert "run: verified, 2 of 4 attacks re-run" in some.out
     told = json.loads(dent("verify", str(finished), "--reattack", "all", "--json").out)
@@ -45,11 +45,11 @@ def test_verify_status_counts_the_attacks_that_were_rerun(finished: Path) -> Non
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (("--reattack", "2"), "--reattack 2 needs --nonce TEXT"),
-        (("--nonce", "n"), "add --reattack K"),
-        (("--reattack", "all", "--nonce", "n"), "leave out --nonce"),
-        (("--reattack", "few", "--nonce", "n"), "a number or all, got 'few'"),
-        (("--reattack", "0", "--nonce", "n"), "at least 1"),
+        (("--reattack", "2"), "--reattack 2 needs --reattack-nonce TEXT"),
+        (("--reattack-nonce", "n"), "add --reattack K"),
+        (("--reattack", "all", "--reattack-nonce", "n"), "leave out --reattack-nonce"),
+        (("--reattack", "few", "--reattack-nonce", "n"), "a number or all, got 'few'"),
+        (("--reattack", "0", "--reattack-nonce", "n"), "at least 1"),
         (("--reattack", "all", "--records-only"), "leave out --records-only"),
     ],
 )

@@ -295,6 +295,16 @@ def test_error_for_a_folder_without_classes_gives_the_expected_layout(
         opened(tmp_path)
 
 
+def test_error_about_a_folder_names_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"the folder .*nowhere does not exist\. What to do"):
+        opened(tmp_path / "nowhere")
+    (tmp_path / "0.png").touch()
+    with pytest.raises(DataError, match=r"val/CLASS.*or the folders of the classes themselves"):
+        opened(tmp_path)
+    with pytest.raises(DataError, match=r"a subfolder train .*\(train/CLASS/IMAGE\.jpg\)\. What"):
+        opened(tmp_path, split="train")
+
+
 def test_load_and_fetch_without_a_folder_are_refused() -> None:
     for act in (dent.data.load, dent.data.fetch):
         with pytest.raises(DataError, match=r"imagefolder needs a folder\..*--data FOLDER"):

@@ -30,10 +30,12 @@ from dent.evaluation.results.gates import (
     LARGE_STEPS,
     MORE_CLASSES,
     NO_TRANSFERS,
+    NOT_COMPARED,
     OLDER,
     UNDECLARED,
     UNFINISHED,
     Evidence,
+    Further,
     evidence_of,
     gates_of,
     ground_of,
@@ -358,11 +360,53 @@ def test_more_logits_than_classes_open_a_gate() -> None:
 
 
 def test_an_attack_that_breaks_more_than_the_whole_run_opens_a_gate() -> None:
-    (gate,) = gates_of([], evidence(further=(3, 32)))
+    (gate,) = gates_of([], evidence(further=Further(3, 3, 32)))
     assert (gate.name, gate.open) == (FURTHER, True)
-    assert "3 members of 32" in gate.sentence
-    for further in ((2, 32), (1, 8), (-5, 32), None):
-        assert gates_of([], evidence(further=further)) == ()
+    assert "broke 3 members of 32" in gate.sentence
+    for more, members in ((2, 32), (1, 8), (1, 1), (-5, 32)):
+        assert gates_of([], evidence(further=Further(more, more, members))) == ()
+    assert gates_of([], evidence(further=None)) == ()
+
+
+@pytest.mark.parametrize(
+    ("correct", "names"),
+    [(24, []), (23, []), (22, [NOT_COMPARED]), (7, [NOT_COMPARED]), (6, [FURTHER]), (0, [FURTHER])],
+)
+def test_the_attack_toward_every_class_is_compared_with_mixed_batches_by_bounds(
+    spec: EvaluationSpec, correct: int, names: list[str]
+) -> None:
+    """All 8 attacked members are correct in the run; 16 others are clean there."""
+    told = evidence_of(found(), followed_up(scores(8, clean=(True,) * 16), correct), spec, {})
+    gates = gates_of((), told)
+    assert [each.name for each in gates if each.open] == names
+    for gate in gates:
+        text = {NOT_COMPARED: f"up to {min(8, 24 - correct)} more", FURTHER: "at least"}[gate.name]
+        assert text in gate.sentence
+
+
+def test_one_attacked_member_of_a_mixed_batch_shows_nothing() -> None:
+    (gate,) = gates_of([], evidence(further=Further(0, 1, 1, clean=15)))
+    assert (gate.name, gate.open) == (NOT_COMPARED, True)
+    assert gates_of([], evidence(further=Further(0, 0, 1, clean=15))) == ()
+
+
+def test_mixed_batches_gain_only_if_the_attack_toward_every_class_can_be_compared(
+    spec: EvaluationSpec,
+) -> None:
+    clean = (True,) * 8
+    reference = found().model_copy(update={"difference": None})
+    for correct, ruling in ((16, "robust gain"), (12, "inconclusive")):
+        by_name = {
+            # A doubt about the static model does not count: only a claim of a gain needs this.
+            STATIC: followed_up(scores(8, clean=clean), 12),
+            "dent": followed_up(scores(8, clean=clean), correct),
+        }
+        for side, expected in (("above", ruling), ("below", "harmful"), ("level", "no gain")):
+            verdict = judge({STATIC: reference, "dent": found(side=side)}, by_name, spec)[
+                "dent"
+            ].verdict
+            assert verdict is not None
+            assert verdict.ruling == expected
 
 
 def test_noise_that_drowns_the_gradient_keeps_the_gate_of_randomized_defenses_open() -> None:
@@ -379,13 +423,7 @@ def test_the_first_batch_is_compared_with_the_attack_toward_every_class(
     spec: EvaluationSpec,
 ) -> None:
     for correct, opened in ((8, []), (7, []), (4, [FURTHER])):
-        attack = FollowUp(attack="every class", total=8, correct=correct, before=None)
-        attacked = scores(8)
-        assert attacked.probe is not None
-        assert attacked.probe.gradient is not None
-        gradient = attacked.probe.gradient.model_copy(update={"further": attack})
-        probe = attacked.probe.model_copy(update={"gradient": gradient})
-        told = evidence_of(found(), replace(attacked, probe=probe), spec, {})
+        told = evidence_of(found(), followed_up(scores(8), correct), spec, {})
         assert [each.name for each in gates_of((), told)] == opened
 
 
@@ -514,11 +552,27 @@ def scores(batches: int, right: bool = True, clean: Sequence[bool] = ()) -> Scor
             rung="plain",
             points=(point,) * 3,
             classes=2,
-            further=FollowUp(attack="every class", total=8, correct=8 * right, before=None),
+            further=FollowUp(
+                attack="every class",
+                total=8 + len(clean),
+                correct=8 * right + len(clean),
+                before=None,
+            ),
         ),
     )
     submissions = {"natural": dict.fromkeys(pieces, natural), "attack/apgd-ce": pieces}
     return Scores(submissions, {"attack/apgd-ce": attacked}, probe, tuple(range(batches)))
+
+
+def followed_up(attacked: Scores, correct: int) -> Scores:
+    """Return the scores with another number of correct members under the attack on all of them."""
+    assert attacked.probe is not None
+    gradient = attacked.probe.gradient
+    assert gradient is not None
+    assert gradient.further is not None
+    further = gradient.further.model_copy(update={"correct": correct})
+    gradient = gradient.model_copy(update={"further": further})
+    return replace(attacked, probe=attacked.probe.model_copy(update={"gradient": gradient}))
 
 
 def judge(

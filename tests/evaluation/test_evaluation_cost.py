@@ -1,15 +1,17 @@
 """Estimates count the passes that a run makes; a sweep equals its single runs."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from torch import Tensor
+from torch import Tensor, nn
 
 from dent import DENT, Dent
 from dent.attacks import PGD, make
-from dent.errors import ConfigError
+from dent.errors import ConfigError, InputError
 from dent.evaluation import RecordError, Settings, estimate, evaluate, load_run, read_sweep, sweep
 from dent.evaluation.engine import cost
 from dent.evaluation.probe import gradient_check
@@ -60,6 +62,38 @@ def test_an_operation_without_a_derivative_has_no_gradient_to_time() -> None:
     result = evaluate(subject, SMALL).defenses["it"]
     assert result.attack("adaptive-stop-gradient").queries > 0
     assert "zero gradient" in [each.name for each in result.raised]
+
+
+class Answers(Wrapper):
+    """Returns another answer than logits (N, classes)."""
+
+    def __init__(self, model: nn.Module, change: Callable[[Tensor], object]) -> None:
+        super().__init__(model)
+        self._change = change
+
+    def predict(self, x: Tensor, adaptation: object) -> Any:
+        return self._change(super().predict(x, adaptation))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda logits: logits[1:], r"must return logits \(\d+, classes\).* got "),
+        (lambda logits: logits.repeat(2, 1), r"must return logits \(\d+, classes\).* got "),
+        (lambda logits: logits.argmax(dim=1), r"must return logits \(\d+, classes\).* got "),
+        (lambda logits: {"logits": logits}, r"must return logits \(\d+, classes\).* got "),
+        (lambda logits: logits[:, :2], r"returned logits of 2 classes, the dataset has \d+"),
+    ],
+    ids=["fewer rows", "more rows", "classes", "a dict", "fewer classes"],
+)
+def test_an_answer_that_is_not_logits_of_every_class_is_refused(
+    change: Callable[[Tensor], object], says: str
+) -> None:
+    subject = make_subject({"it": Answers(make_model(), change)})
+    with pytest.raises(InputError, match=says):
+        estimate(subject, SMALL)
+    with pytest.raises(InputError, match=says):
+        evaluate(subject, SMALL)
 
 
 def test_the_estimate_of_a_part_counts_only_its_units() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dent.data.dataset import ArrayDataset
 from dent.evaluation import Settings, Subject, evaluate, suite
@@ -145,3 +145,20 @@ def test_no_attack_of_the_suite_breaks_it_but_it_gets_no_gain(
     assert found.verdict is not None
     assert found.verdict.ruling == "inconclusive"
     assert {each.name for each in found.verdict.gates if each.open} == {gate}
+
+
+@pytest.mark.parametrize(
+    ("defense", "ruling", "opened"),
+    [(SHIELDED, "inconclusive", {FURTHER}), (ROBUST, "robust gain", set())],
+    ids=["shield", "robust net"],
+)
+def test_on_mixed_batches_a_shield_gets_no_gain_but_a_robust_net_does(
+    defense: nn.Module, ruling: str, opened: set[str]
+) -> None:
+    attacks = suite("dynamic", "small", mixed=True)
+    subject = Subject(STATIC, dataset(), {"it": defense}, attacks, LINF)
+    result = evaluate(subject, Settings(batch_size=SIZE, mix=0.5, until="end"))
+    found = result.defenses["it"].verdict
+    assert found is not None
+    assert found.ruling == ruling
+    assert {each.name for each in found.gates if each.open} == opened

@@ -106,7 +106,7 @@ def read_all(folder: Path) -> list[tuple[str, ...]]:
         ("show", str(folder), "--sample", "100"),
         ("show", str(folder), "--json"),
         ("verify", str(folder), "--records-only"),
-        ("verify", str(folder), "--allow-code", "--reattack", "1", "--nonce", "n"),
+        ("verify", str(folder), "--allow-code", "--reattack", "1", "--reattack-nonce", "n"),
         *(("report", str(folder), "-o", str(folder.parent / f"p.{s}")) for s in ("html", "md")),
         ("report", str(folder), "-o", str(folder.parent / "p.csv")),
         RESUME,

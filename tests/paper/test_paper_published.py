@@ -115,6 +115,21 @@ def test_published_page_matches_the_published_records(
     assert to_page(plans, results, Links(DOCS / "cpu", DOCS)) == page
 
 
+def test_docs_state_the_sums_of_the_recorded_times() -> None:
+    """A run of the suite copies records of the static model from another: they count once."""
+    seconds: dict[str, dict[str, float]] = {"paper": {}, "suite": {}}
+    for journal in (DOCS / "cpu" / RUNS).glob("*/journal.jsonl"):
+        kind = journal.parent.name.split("-")[-2]
+        for line in map(json.loads, journal.read_text().splitlines()):
+            seconds[kind][line["sha256"]] = line["record"]["timing"]["total"]
+    paper, suite = (round(sum(seconds[kind].values()) / 60) for kind in ("paper", "suite"))
+    text = " ".join((DOCS.parent / "paper.md").read_text().split())
+    assert (
+        f"add up to {paper} minutes for the published runs of the paper's attacks, and to {suite} "
+        "minutes for those of the suite" in text
+    )
+
+
 def test_a_suite_that_stopped_early_gives_upper_bounds(
     published: tuple[list[PaperPlan], list[TableResult]],
 ) -> None:

@@ -171,9 +171,14 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
         run(tmp_path / "b", fast(None, epochs=1), seed=1)
 
 
+def test_n_above_the_size_of_the_dataset_trains_on_all_images(tmp_path: Path) -> None:
+    for n in (None, 500):
+        assert run(tmp_path / "run", fast(None, epochs=1), n=n).spec.used == 192
+
+
 def test_invalid_arguments_leave_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="only 192 images to train on, not 500"):
-        run(tmp_path / "run", n=500)
+    with pytest.raises(ConfigError, match="n must be at least 1, got 0"):
+        run(tmp_path / "run", n=0)
     with pytest.raises(WeightsError, match="no weights file"):
         run(tmp_path / "run", weights=tmp_path / "missing.safetensors")
     assert not (tmp_path / "run").exists()

@@ -356,7 +356,7 @@ def _check_nonces(row: BoardRow, reattack: Reattack | None, recording: Recording
         return
     if reattack is not None and reattack.nonce.strip() == row.nonce.strip():
         raise ConfigError(
-            f"--nonce {reattack.nonce} is the nonce that drew the samples of the row. Its "
+            f"--reattack-nonce {reattack.nonce} is the nonce that drew the samples of the row. Its "
             "submitter knows it, and so knows which attacks it draws: draw another nonce"
         )
 
@@ -383,7 +383,7 @@ def _verified_run(
     if reattack is not None and records_only:
         raise ConfigError(
             "--reattack takes the images of the run, which are not here: give their archive by "
-            "--images"
+            "--images-archive"
         )
     subject = None
     if not records_only:

@@ -27,10 +27,10 @@ from dent.cli.commands.records import (
 )
 from dent.cli.commands.serve import serve_command
 from dent.cli.commands.train import train_command
-from dent.cli.typer_classes import AddressMayBeLeftOut, EndsWithItsReader
+from dent.cli.typer_classes import AddressMayBeLeftOut, EndsWithItsReader, renamed
 from dent.errors import DentError
 from dent.support.blame import place
-from dent.support.signals import Received, as_interrupts
+from dent.support.signals import Received, Terminated, as_interrupts
 
 REFUSED = 2
 """Exit status when a command refused or failed."""
@@ -52,12 +52,12 @@ app.command("evaluate", cls=AddressMayBeLeftOut)(evaluate_command)
 app.command("merge")(merge_command)
 app.command("train")(train_command)
 app.command("serve")(serve_command)
-app.command("paper")(paper_command)
+app.command("paper", cls=renamed({"--weights": "--weights-folder"}))(paper_command)
 app.command("playground")(playground_command)
 app.command("list")(list_command)
 app.command("show")(show_command)
 app.command("report")(report_command)
-app.command("verify")(verify_command)
+app.command("verify", cls=renamed({"--nonce": "--reattack-nonce"}))(verify_command)
 app.command("pack")(pack_command)
 app.add_typer(board_app)
 app.command("challenge")(challenge_command)
@@ -77,6 +77,14 @@ def main() -> None:
 
     SIGTERM and SIGHUP end it like Ctrl-C, with exit status 143 and 129 instead of 130.
     """
+    try:
+        _run()
+    except KeyboardInterrupt as second:  # while the first one was reported
+        number = second.number if isinstance(second, Terminated) else signal.SIGINT
+        sys.exit(128 + number)
+
+
+def _run() -> None:
     with as_interrupts() as received, console.warnings_as_messages():
         try:
             app()

@@ -66,10 +66,12 @@ def reattack() -> Any:
     return typer.Option(help="Also run this many attacks again, or all.", metavar="K|all")
 
 
-def nonce() -> Any:
-    """Return `--nonce` of a check, which draws the attacks that it runs again."""
+def reattack_nonce() -> Any:
+    """Return `--reattack-nonce` of a check, which draws the attacks that it runs again."""
     return typer.Option(
-        help="Random text that selects the K attacks. Choose it after you receive the run."
+        help="Random text that selects the attacks of --reattack. Choose it after you receive "
+        "the run.",
+        metavar="TEXT",
     )
 
 

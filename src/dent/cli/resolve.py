@@ -287,12 +287,25 @@ def check_swept(sweep: str, over: Over, typed: Mapping[str, str]) -> None:
             raise ConfigError(f"--sweep {sweep} and {typed[name]} both {subject}: leave one out")
 
 
-def say_how_many(n: int | None, images: ImageDataset) -> None:
-    """Print a note if the user asked for more samples than the dataset has."""
-    if n is not None and n > len(images):
-        console.note(
-            f"--n {n} is larger than {images.name}: using all {counted(len(images), 'image')}."
-        )
+def say_how_many(
+    n: int | None, images: ImageDataset, swept: tuple[Over, Sequence[Value]] | None = None
+) -> None:
+    """Print a note if the user asked for more samples than the dataset has.
+
+    Args:
+        n: The value of `--n`; None without it.
+        images: The dataset.
+        swept: The setting and the values of a sweep; None if there is only one run.
+    """
+    asked = [] if n is None else [("--n ", n)]
+    if swept is not None and swept[0] == "n":
+        asked = [("--sweep n=", max(int(value or 0) for value in swept[1]))]
+    for option, count in asked:
+        if count > len(images):
+            console.note(
+                f"{option}{count} is larger than {images.name}: using all "
+                f"{counted(len(images), 'image')}."
+            )
 
 
 def reattack(count: str | None, nonce: str | None, *, records_only: bool) -> Reattack | None:
@@ -308,22 +321,21 @@ def reattack(count: str | None, nonce: str | None, *, records_only: bool) -> Rea
     """
     if count is None:
         if nonce is not None:
-            raise ConfigError("--nonce draws attacks to run again: add --reattack K.")
+            raise ConfigError("--reattack-nonce draws attacks to run again: add --reattack K.")
         return None
     if records_only:
         raise ConfigError("--reattack needs the model: leave out --records-only.")
     if count == "all":
         if nonce is not None:
-            raise ConfigError("--reattack all draws nothing: leave out --nonce.")
+            raise ConfigError("--reattack all draws nothing: leave out --reattack-nonce.")
         return Reattack()
     if not count.isdecimal():
         raise ConfigError(f"--reattack expected a number or all, got {count!r}.")
     if not nonce:
         raise ConfigError(
-            f"--reattack {count} needs --nonce TEXT, a random text that selects the attacks. "
-            "Choose it "
-            "after the run is finished, so that its author cannot know which attacks you will "
-            "check. Or use --reattack all."
+            f"--reattack {count} needs --reattack-nonce TEXT, a random text that selects the "
+            "attacks. Choose it after the run is finished, so that its author cannot know which "
+            "attacks you will check. Or use --reattack all."
         )
     return Reattack(int(count), nonce)
 

@@ -1,11 +1,11 @@
-"""What Typer does not support: an optional value of an option, and a quiet end of a pipe.
+"""What Typer does not support: optional values, former names of options, a quiet end of a pipe.
 
 Nobody may read the output of a command any more, as in `dent list | head -1`.
 """
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
@@ -30,6 +30,27 @@ class AddressMayBeLeftOut(TyperCommand):
             if argument == _OPTION and (index + 1 == len(args) or args[index + 1].startswith("-")):
                 completed.append("")
         return super().parse_args(ctx, completed)
+
+
+def renamed(former: Mapping[str, str]) -> type[TyperCommand]:
+    """Return a command that also takes options by their former names.
+
+    Help does not show them, because they have another meaning in other commands.
+
+    Args:
+        former: The present name by the former one, both with dashes.
+    """
+
+    class TakesFormerNames(TyperCommand):
+        def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+            """Replace former names, then parse the arguments."""
+            present = []
+            for argument in args:
+                name, assigned, value = argument.partition("=")
+                present.append(former.get(name, name) + assigned + value)
+            return super().parse_args(ctx, present)
+
+    return TakesFormerNames
 
 
 class EndsWithItsReader(TyperGroup):

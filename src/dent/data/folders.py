@@ -46,7 +46,7 @@ class Folder:
             report: Called with the progress of the digests.
 
         Raises:
-            DataError: The split is missing, lacks a class, or cannot be read.
+            DataError: The folder or the split is missing, lacks a class, or cannot be read.
         """
         folder = self._split(root, split)
         wnids, names = _imagenet() if self.kind == IMAGENET else (None, None)
@@ -77,10 +77,18 @@ class Folder:
         subfolders = " or ".join(_SUBFOLDERS[split])
         licence = " ImageNet may not be redistributed: get it from its authors." if (
             self.kind == IMAGENET) else ""  # fmt: skip
+        if not root.is_dir():
+            raise DataError(
+                f"{self.name}: the folder {root} does not exist. What to do: pass the folder of "
+                f"the images as `root=` (--data FOLDER).{licence}"
+            )
+        directly = ", or the folders of the classes themselves" if split == "test" else ""
         raise DataError(
             f"{self.name}: there is no {split} split in {' or '.join(map(str, bases))}: expected a "
-            f"subfolder {subfolders} with one folder per class (val/CLASS/IMAGE.jpg). What to do: "
-            f"pass the folder as `root=` (--data FOLDER).{licence}"
+            f"subfolder {subfolders} with one folder per class "
+            f"({_SUBFOLDERS[split][0]}/CLASS/IMAGE.jpg){directly}. "
+            "What to do: put each class's images into a folder of its own, or pass another folder "
+            f"as `root=` (--data FOLDER).{licence}"
         )
 
 

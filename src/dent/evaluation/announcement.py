@@ -174,7 +174,7 @@ def _cost_text(costs: Sequence[CostEstimate], units: int, these: str, workers: i
     ]
     for name, defense in largest.defenses.items():
         if name != STATIC:
-            times = f"{defense.relative:.0f} of the static model"
+            times = f"{max(1, round(defense.relative))} of the static model"
             sentences.append(f"One prediction of {name} takes as long as {times}.")
     return " ".join(sentences)
 

@@ -14,7 +14,7 @@ from dent.config import DentConfig
 from dent.data import ImageDataset, OnBytes
 from dent.defenses import registry
 from dent.defenses.dent import Dent
-from dent.errors import ConfigError, UnknownNameError
+from dent.errors import ConfigError, DataError, UnknownNameError
 from dent.evaluation.attack_specs import attack_of, attack_spec, is_ours, named_code
 from dent.evaluation.records.spec import STATIC, AttackSpec, DefenseSpec
 from dent.evaluation.results.recorded_run import RecordedRun
@@ -130,8 +130,16 @@ def checked_model(
     images: ImageDataset,
     device: torch.device,
 ) -> nn.Module:
-    """Return a model in eval mode with the dataset's classes, checked on two of its images."""
+    """Return a model in eval mode with the dataset's classes, checked on two of its images.
+
+    Raises:
+        DataError: The dataset is empty.
+        InputError: The model does not fit the dataset.
+        UnknownNameError, UnsupportedModelError, WeightsError: The model cannot be loaded.
+    """
     path = None if weights is None else os.fspath(weights)
+    if len(images) == 0:
+        raise DataError(f"the dataset {images.name!r} is empty: there is nothing to evaluate")
     loaded = models.load(name, weights=path, num_classes=len(images.classes), device=device)
     sample, _ = images.batch(range(min(2, len(images))))
     models.check_model(loaded, len(images.classes), sample.to(device))

@@ -66,7 +66,7 @@ class Loader:
             if chosen.weights is not None and not chosen.weights.is_file():
                 raise WeightsError(
                     f"{chosen.name} has no weights at {chosen.weights}: make them by\n"
-                    f"  {chosen.made_by}\nor name another folder of weights (--weights)"
+                    f"  {chosen.made_by}\nor name another folder of weights (--weights-folder)"
                 )
             images = self.dataset(chosen.dataset)
             classes = len(images.classes)

@@ -60,9 +60,8 @@ def call_factory(
         except DentError:
             raise
         except Exception as error:
-            raise UnsupportedModelError(
-                f"{spec} raised {_brief(error)}. It is called {called}"
-            ) from error
+            hint = f". It is called {called}" if _is_of_the_call(error) else ""
+            raise UnsupportedModelError(f"{spec} raised {_brief(error)}{hint}") from error
         except SystemExit as error:  # else it would end the command, perhaps with status 0
             raise UnsupportedModelError(
                 f"{spec} called sys.exit() while it was called: return the object, or raise an "
@@ -128,6 +127,12 @@ def _module_of_a_file(spec: str) -> str:
         return ""
     module = path.removesuffix(".py").replace("\\", "/").removeprefix("./").replace("/", ".")
     return f"; for that file write {module}:{name}"
+
+
+def _is_of_the_call(error: Exception) -> bool:
+    """Return whether the arguments do not fit, so that the factory's code did not begin."""
+    begun = error.__traceback__ is not None and error.__traceback__.tb_next is not None
+    return isinstance(error, TypeError) and not begun
 
 
 def _brief(error: BaseException) -> str:

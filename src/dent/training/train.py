@@ -26,7 +26,6 @@ from dent.storage.errors import RecordError, SpecMismatchError
 from dent.storage.lock import HOLDER, LOCK, FolderLock
 from dent.storage.plain_json import parse
 from dent.support.devices import device_of
-from dent.support.plural import counted
 from dent.training.loop import (
     BEST,
     LAST,
@@ -101,7 +100,8 @@ def train(
             the datasets is in the order of its classes, images are drawn instead of first or last.
         folder: the folder of the run, created if missing; it must be empty or hold this same run.
         accelerator: from `engine.accelerator`.
-        n: train only on the first (or drawn) n images; on all by default.
+        n: train only on the first (or drawn) n images, or on all if there are fewer; on all by
+            default.
         weights: file of the weights to start from; by default, they are drawn from the seed.
         watched: number of watched images, limited to the size of `watch`.
         watch_steps: PGD steps of the attack on the watched images.
@@ -115,11 +115,10 @@ def train(
         RecordError: the folder cannot be read or written.
         WeightsError: the weights to start from cannot be read, or do not fit.
     """
-    used = len(data) if n is None else n
-    if not 1 <= used <= len(data):
-        raise ConfigError(
-            f"{data.name} has only {counted(len(data), 'image')} to train on, not {used}."
-        )
+    if len(data) == 0:
+        raise ConfigError(f"{data.name} has no images to train on.")
+    if n is not None and n < 1:
+        raise ConfigError(f"n must be at least 1, got {n}.")
     if data.classes != watch.classes:
         raise ConfigError(
             f"{data.name} has the classes {', '.join(data.classes)}, but the watched {watch.name} "
@@ -137,7 +136,7 @@ def train(
         started_from=None if weights is None else weights.name,
         recipe=recipe.to_dict(),
         train=_identity(data),
-        used=used,
+        used=len(data) if n is None else min(n, len(data)),
         watch=_identity(watch),
         watched=min(watched, len(watch)),
         watch_steps=watch_steps,

@@ -7,6 +7,7 @@ import typer
 
 from dent import names
 from dent.cli import completion, console, options, preflight
+from dent.cli.typer_classes import renamed
 from dent.errors import ConfigError
 from dent.support.plural import counted
 
@@ -285,10 +286,12 @@ def submit_command(
     show_next_steps(done)
 
 
-@board_app.command("check")
+@board_app.command(
+    "check", cls=renamed({"--nonce": "--reattack-nonce", "--images": "--images-archive"})
+)
 def check_command(
     row: _Row,
-    images: Annotated[
+    images_archive: Annotated[
         Path | None, typer.Option(help="Archive of the row's images, as `dent pack` wrote it.")
     ] = None,
     lock_file: Annotated[
@@ -304,7 +307,7 @@ def check_command(
         ),
     ] = None,
     reattack: Annotated[str | None, options.reattack()] = None,
-    nonce: Annotated[str | None, options.nonce()] = None,
+    reattack_nonce: Annotated[str | None, options.reattack_nonce()] = None,
     records_only: Annotated[bool, options.records_only()] = False,
     allow_code: Annotated[bool, options.allow_code()] = False,
     by: Annotated[
@@ -334,12 +337,12 @@ def check_command(
     from dent.cli import resolve, runner
     from dent.cli.output.verification import exit_unless_verified, show_checks
 
-    again = resolve.reattack(reattack, nonce, records_only=records_only)
+    again = resolve.reattack(reattack, reattack_nonce, records_only=records_only)
     verify_options = VerifyOptions(
         root, device, records_only, allow_code, runner.verification_progress
     )
     recorded = _recording(by, nonce_source)
-    files = DownloadedFiles(images, lock_file, tuple(weights_files or ()))
+    files = DownloadedFiles(images_archive, lock_file, tuple(weights_files or ()))
     checked = check(row, files, verify_options, again, recorded)
     if as_json:
         console.print_json(checked.to_json())

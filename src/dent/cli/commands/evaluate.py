@@ -49,7 +49,8 @@ def evaluate_command(
         typer.Option(
             "--n",
             min=1,
-            help="First N samples. Default: 1024 with --suite, otherwise all.",
+            help="First N samples, or all if there are fewer. Default: 1024 with --suite, "
+            "otherwise all.",
             rich_help_panel=_INPUT,
         ),
     ] = None,
@@ -257,6 +258,7 @@ def evaluate_command(
     from dent.evaluation.sweeps import folder_name
     from dent.support import devices, ranges
 
+    asked = n
     if n is not None and ids is not None:
         raise ConfigError("--n and --ids both choose the samples: give one")
     swept = resolve.swept(over, mix)
@@ -305,8 +307,7 @@ def evaluate_command(
         attacks,
         threat,
     )
-    if suite is None or n != SUITE_SAMPLES:
-        resolve.say_how_many(n, images)
+    resolve.say_how_many(asked, images, swept)
     with remote.written(out) as place:
         placement = replace(placement, place=place)
         if swept is not None:

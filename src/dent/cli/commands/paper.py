@@ -45,9 +45,9 @@ def paper_command(
         Path | None,
         typer.Option(help="Page to write. Default: paper.html in the output folder."),
     ] = None,
-    weights: Annotated[Path, typer.Option(help="Folder of weights from `dent train`.")] = Path(
-        "runs/train"
-    ),
+    weights_folder: Annotated[
+        Path, typer.Option(help="Folder of weights from `dent train`.")
+    ] = Path("runs/train"),
     root: Annotated[Path | None, options.data()] = None,
     device: Annotated[str | None, options.device()] = None,
     out: Annotated[
@@ -102,7 +102,9 @@ def paper_command(
     chosen = paper.load_scale(scale)
     folder = out or Path("runs/paper") / scale
     chosen_tables = names.TABLES if every else dict.fromkeys(tables or ())
-    plans = [paper.plan_table(paper.load_table(name), chosen, weights) for name in chosen_tables]
+    plans = [
+        paper.plan_table(paper.load_table(name), chosen, weights_folder) for name in chosen_tables
+    ]
     if no_suite:
         plans = [replace(plan, suites={}) for plan in plans]
     compute_device = usable_device(device)

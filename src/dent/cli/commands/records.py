@@ -104,7 +104,7 @@ def verify_command(
     records_only: Annotated[bool, options.records_only()] = False,
     allow_code: Annotated[bool, options.allow_code()] = False,
     reattack: Annotated[str | None, options.reattack()] = None,
-    nonce: Annotated[str | None, options.nonce()] = None,
+    reattack_nonce: Annotated[str | None, options.reattack_nonce()] = None,
     as_json: _Json = False,
 ) -> None:
     """Check a run independently: digests, bounds, and every batch submitted again.
@@ -116,7 +116,7 @@ def verify_command(
     from dent.cli.output.verification import exit_unless_verified, show_checks
     from dent.evaluation import remote
 
-    attacks_again = resolve.reattack(reattack, nonce, records_only=records_only)
+    attacks_again = resolve.reattack(reattack, reattack_nonce, records_only=records_only)
     with remote.fetched(run) as folder:
         verification = runner.verify(
             folder,

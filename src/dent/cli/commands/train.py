@@ -45,7 +45,8 @@ def train_command(
         typer.Option(
             "--n",
             min=1,
-            help="Use only N training images: the first ones, or random ones of an image folder.",
+            help="Use only N training images, or all if there are fewer: the first ones, or random "
+            "ones of an image folder.",
             rich_help_panel=_WHAT,
         ),
     ] = None,
@@ -73,7 +74,7 @@ def train_command(
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Epochs.", rich_help_panel=_HOW)] = None,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Images per step.", rich_help_panel=_HOW)
+        int | None, typer.Option(min=1, help="Images per batch.", rich_help_panel=_HOW)
     ] = None,
     lr: Annotated[
         float | None, typer.Option(help="Largest learning rate.", rich_help_panel=_HOW)
@@ -176,6 +177,7 @@ def train_command(
     measured = training.Measured(pgd=pgd, autoattack=autoattack)
     training.check_measured(measured, watch, watched)
     if handle.is_main_process:
+        resolve.say_how_many(n, images)
         announce_training(model, chosen, min(n or len(images), len(images)), images.name, folder)
     try:
         with training_progress(chosen) as report:

@@ -31,7 +31,10 @@ def _practice(done: Submitted) -> Iterator[str]:
     yield f"{row.track.name} is {NOT_OF_THE_BOARD}, so open no pull request."
     if row.nonce is not None:
         yield "To check it as a maintainer does:"
-        yield f"  dent board check {row.folder} --reattack 5 --nonce ANOTHER-TEXT --allow-code"
+        yield (
+            f"  dent board check {row.folder} --reattack 5 --reattack-nonce ANOTHER-TEXT "
+            "--allow-code"
+        )
         return
     factory, both = done.submission.factory, f"{row.folder}-row"
     yield "To go on as a maintainer does, draw the other half by any text:"
@@ -55,7 +58,7 @@ def _row(done: Submitted) -> Iterator[str]:
     folder, packed = done.row.folder, done.packed
     yield "A row is void if its submitter chose its nonce. A maintainer who drew it goes on:"
     yield (
-        f"  1. dent board check {folder} --reattack 20 --nonce ANOTHER --allow-code "
+        f"  1. dent board check {folder} --reattack 20 --reattack-nonce ANOTHER --allow-code "
         "--record NAME --nonce-source TEXT"
     )
     yield (

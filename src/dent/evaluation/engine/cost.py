@@ -17,14 +17,13 @@ from dent.attacks.adaptive import Rung, Unavailable
 from dent.attacks.base import isolated_random_state
 from dent.attacks.protocol import taking
 from dent.attacks.querier import NoGradientError, View, derivatives_of
-from dent.errors import InputError
 from dent.evaluation.probe.unit import certificate_passes, probe_passes
 from dent.evaluation.records.plan import APART, Plan, Unit, before_decision, units
 from dent.evaluation.records.spec import Settings
 from dent.evaluation.subject import Prepared, Subject, prepare
 from dent.evaluation.submission.fresh import Origin, reset
 from dent.evaluation.submission.guard import Guard, put_back
-from dent.evaluation.submission.submission import clock
+from dent.evaluation.submission.submission import check_answer, clock
 from dent.evaluation.submission.submitter import submissions_per_batch
 from dent.storage.canonical import Record
 from dent.support.devices import device_of
@@ -163,14 +162,14 @@ def _cost(
 ) -> tuple[DefenseCost, "_Timing"]:
     """Return the cost of the units of a defense, and the slower of two measurements."""
     model, x, y, scale = prepared.subject.model, sample.x, sample.y, sample.scale
-    passes = _passes(prepared, planned)
+    passes, classes = _passes(prepared, planned), len(prepared.spec.dataset.classes)
     with put_back(defense):
         timings = []
         for _ in range(2):
             instance = Origin(defense, model).new()
             defense_copy = instance.defense
-            timed = _time(partial(ask, defense_copy), defense_copy, x, y)
-            exact = _exact(defense_copy, x, y) if passes.unrolled else None
+            timed = _time(partial(ask, defense_copy), defense_copy, x, y, classes)
+            exact = _exact(defense_copy, x, y, classes) if passes.unrolled else None
             timings.append(_Timing(*timed, exact, _static(model, x)))
             guard.check_copy(name, instance, thorough=True)
         guard.check(name)
@@ -226,27 +225,30 @@ def _static(model: nn.Module, x: Tensor) -> float:
         return max(clock(x.device) - start, 1e-9)
 
 
-def _exact(defense: Defense, x: Tensor, y: Tensor) -> float | None:
+def _exact(defense: Defense, x: Tensor, y: Tensor, classes: int) -> float | None:
     """Return the seconds of an answer with its exact gradient; None if it is not available."""
     try:
-        return _time(Rung("unrolled").view(defense), defense, x, y)[1]
+        return _time(Rung("unrolled").view(defense), defense, x, y, classes)[1]
     except Unavailable:
         return None
 
 
-def _time(view: View, defense: Defense, x: Tensor, y: Tensor) -> tuple[float, float | None]:
+def _time(
+    view: View, defense: Defense, x: Tensor, y: Tensor, classes: int
+) -> tuple[float, float | None]:
     """Return the seconds of an answer without and with its gradient.
 
     The second is None if there is no gradient. The call with a gradient runs first and warms up.
+
+    Raises:
+        InputError: The answer is not one row of logits of all classes per image.
     """
     with isolated_random_state(0, x.device):
         reset(defense)
         leaf = x.clone().requires_grad_()
         start = clock(x.device)
         with torch.enable_grad():
-            logits: object = view(leaf)
-            if not isinstance(logits, Tensor) or logits.ndim != 2:
-                raise InputError(f"{type(defense).__name__} must return logits (N, classes)")
+            logits = check_answer(defense, view(leaf), len(x), classes)
             gradient = None
             if logits.requires_grad:
                 loss = F.cross_entropy(logits.float(), y, reduction="sum")

@@ -20,7 +20,7 @@ from dent.evaluation.records.probe_answers import DISTANCE, changed
 from dent.evaluation.records.schema import Comparison
 from dent.evaluation.submission.fresh import Origin, footprint
 from dent.evaluation.submission.shared import differ, marks_of
-from dent.evaluation.submission.submission import Submission, apart, submit
+from dent.evaluation.submission.submission import Submission, apart, check_answer, submit
 from dent.support.devices import wide
 from dent.support.predictions import is_prediction
 
@@ -68,6 +68,14 @@ class Probe:
         self._whole = submit(self.first.defense, x, seed=seed_of(seed, 0))
         self._few = self._ask(x[: self.members])
         self.calls = 0
+
+    def check_classes(self, classes: int) -> None:
+        """Refuse a defense that has fewer logits than the dataset has classes.
+
+        Raises:
+            InputError: It has fewer.
+        """
+        check_answer(self.first.defense, self._whole.logits, len(self._x), classes)
 
     def repeated(self) -> Comparison:
         """Compare the answers to the same few members under two seeds."""

@@ -78,13 +78,15 @@ def probe_record(
         more: Whether to attack again with more iterations, if the settings say so.
 
     Raises:
-        InputError: The defense wrote into the static model, or predicts otherwise if it is called.
+        InputError: The defense wrote into the static model, predicts otherwise if it is called, or
+            lacks logits of some classes.
     """
     x, y = batch
     start = clock(x.device)
     seed = seed_of(spec.settings.seed, "probe")
     probe = Probe(origin, x, y, subject.threat.bounds, seed)
     guard.check_copy(unit.defense, probe.first, thorough=True)
+    probe.check_classes(len(spec.dataset.classes))
     probe.check_call()
     probabilities = probe.probabilities()
     alone, strangers, permuted = probe.alone(), probe.strangers(), probe.permuted()

@@ -39,6 +39,7 @@ FEW_BATCHES: Final = "few batches"
 LARGE_STEPS: Final = "gradient over large steps"
 MORE_CLASSES: Final = "more logits than classes"
 FURTHER: Final = "another attack breaks more"
+NOT_COMPARED: Final = "another attack cannot be compared"
 NO_TRANSFERS: Final = "no transfers"
 UNDECLARED: Final = "undeclared dependence"
 OLDER: Final = "older records"
@@ -48,6 +49,40 @@ _LUCK: Final = 0.05
 _AGREE: Final = 0.1
 """Smallest cosine between two means of gradients of a randomized defense. With less, the noise in a
 mean is at least three times as long as what the means share."""
+
+
+@dataclass(frozen=True)
+class Further:
+    """How many more members of the first batch one more attack broke than the run.
+
+    The attack changes every member. A run on mixed batches changes only some, and the record counts
+    the correct members of the whole batch. So for mixed batches, only bounds are known.
+
+    Attributes:
+        least: How many more of the members that the run attacked it broke, at least.
+        most: The same, at most.
+        members: Number of members that the run attacked.
+        clean: Number of the other members.
+    """
+
+    least: int
+    most: int
+    members: int
+    clean: int = 0
+
+    @property
+    def breaks_more(self) -> bool:
+        """Whether it breaks more than chance explains, however its breaks are distributed."""
+        return self.least > self._luck
+
+    @property
+    def may_break_more(self) -> bool:
+        """Whether it may break more than chance explains. One attacked member shows nothing."""
+        return self.most > (min(self._luck, self.members - 1) if self.clean else self._luck)
+
+    @property
+    def _luck(self) -> int:
+        return math.ceil(_LUCK * self.members)
 
 
 @dataclass(frozen=True)
@@ -64,8 +99,8 @@ class Evidence:
             seeds gave equal answers.
         surplus: Number of logits of the defense beyond the classes of the dataset.
         undetermined: Whether it declares to be batch-independent, but this could not be measured.
-        further: How many more members of the first batch one more attack broke than the run, and
-            the size of the batch; None if it did not run.
+        further: How many more members of the first batch one more attack broke than the run; None
+            if it did not run.
         agreement: The cosine between two means of gradients under other seeds; None if gradients
             are equal, or if that was not measured.
         missing: The checks that the records of an older version lack.
@@ -78,7 +113,7 @@ class Evidence:
     known: bool = False
     surplus: int = 0
     undetermined: bool = False
-    further: tuple[int, int] | None = None
+    further: Further | None = None
     agreement: float | None = None
     missing: tuple[str, ...] = ()
 
@@ -265,15 +300,19 @@ def evidence_of(
     )
 
 
-def _further(scores: Scores, *, samples: bool) -> tuple[int, int] | None:
-    """Return how many more members of the first batch one more attack broke, and their number."""
+def _further(scores: Scores, *, samples: bool) -> Further | None:
+    """Compare one more attack on the first batch with the run; None if it did not run."""
     attack = further_attack(scores.probe)
     if attack is None or 0 not in scores.whole:
         return None
     rights, _ = worst_of_batch(scores.of_batch(0), by_sample=samples)
-    if attack.total != len(rights):  # only some members of the batch were attacked in the run
-        return None
-    return round(sum(rights)) - attack.correct, attack.total
+    left, clean = round(sum(rights)), attack.total - len(rights)
+    return Further(
+        least=left - min(attack.correct, len(rights)),
+        most=left - max(0, attack.correct - clean),
+        members=len(rights),
+        clean=clean,
+    )
 
 
 def _gates(diagnostics: Sequence[Diagnostic], evidence: Evidence) -> Iterator[Gate]:
@@ -289,14 +328,7 @@ def _gates(diagnostics: Sequence[Diagnostic], evidence: Evidence) -> Iterator[Ga
             "Evaluate it again."
         )
         yield Gate(name=OLDER, open=True, sentence=sentence)
-    more, members = evidence.further or (0, 0)
-    if more > math.ceil(_LUCK * members):
-        sentence = (
-            f"An attack toward every class broke {counted(more, 'member')} of {members} in the "
-            "first batch more than all attacks of the run together. Use a larger budget, and look "
-            "for what hides these members from the attacks."
-        )
-        yield Gate(name=FURTHER, open=True, sentence=sentence)
+    yield from _of_further(evidence.further)
     for diagnostic in diagnostics:
         if diagnostic.name == CERTIFICATE:
             yield from _certificate(diagnostic, diagnostics, evidence)
@@ -304,6 +336,29 @@ def _gates(diagnostics: Sequence[Diagnostic], evidence: Evidence) -> Iterator[Ga
             yield from _of_not_run(diagnostic, evidence)
         elif diagnostic.raised and diagnostic.name in GATE_CONDITIONS:
             yield _of_raised(diagnostic, evidence)
+
+
+def _of_further(further: Further | None) -> Iterator[Gate]:
+    """Yield the open gate of one more attack that breaks more than the run, or that may do so."""
+    if further is None:
+        return
+    if further.breaks_more:
+        least = "at least " if further.clean else ""
+        sentence = (
+            f"An attack toward every class broke {least}{counted(further.least, 'member')} of "
+            f"{further.members} in the first batch more than all attacks of the run together. Use "
+            "a larger budget, and look for what hides these members from the attacks."
+        )
+        yield Gate(name=FURTHER, open=True, sentence=sentence)
+    elif further.may_break_more:
+        size = further.members + further.clean
+        sentence = (
+            "A claim of a gain needs that an attack toward every class breaks hardly more members "
+            f"than the run. Here the run attacked {further.members} of {counted(size, 'member')} "
+            f"in the first batch, and this attack all {size}: of the {further.members}, it may "
+            f"have broken up to {further.most} more. Evaluate the defense without mixed batches."
+        )
+        yield Gate(name=NOT_COMPARED, open=True, sentence=sentence)
 
 
 def _of_not_run(diagnostic: Diagnostic, evidence: Evidence) -> Iterator[Gate]:

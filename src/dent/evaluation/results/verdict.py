@@ -18,6 +18,7 @@ from dent.evaluation.results.gates import (
     FURTHER,
     LARGE_STEPS,
     MORE_CLASSES,
+    NOT_COMPARED,
     OLDER,
     UNFINISHED,
     evidence_of,
@@ -59,7 +60,7 @@ _SCORING: Final = ("randomized", "served differs with gradients")
 """Diagnostics that suggest that the numbers of a defense are too low."""
 _ALSO_PREVENT_HARMFUL: Final = (*_SCORING, FEW_BATCHES)
 """Gates of a defense that prevent the verdict *harmful* as well."""
-_ONLY_FOR_A_GAIN: Final = (LARGE_STEPS, MORE_CLASSES, OLDER)
+_ONLY_FOR_A_GAIN: Final = (LARGE_STEPS, MORE_CLASSES, NOT_COMPARED, OLDER)
 """Gates that only a claim of a gain needs, so those of the static model do not count. Nets without
 a defense curve over large steps, too."""
 

@@ -93,8 +93,7 @@ def submit(
         seconds = clock(x.device) - start
         drew = before != (global_draws(x.device), states_of(generators))
     check_plain(logits, type(defense).__name__, x)
-    _check(defense, logits, len(x))
-    logits = logits.detach().float()
+    logits = check_answer(defense, logits, len(x)).detach().float()
     are_predictions = is_prediction(logits).tolist()
     classes = logits.argmax(dim=1).tolist()
     return Submission(
@@ -108,6 +107,35 @@ def submit(
         drew=drew,
         adaptation=adaptation,
     )
+
+
+def check_answer(defense: Defense, logits: object, rows: int, classes: int = 2) -> Tensor:
+    """Return the answer of a defense to a batch, if it has the shape of logits.
+
+    Args:
+        defense: The defense, for the message.
+        logits: Its answer.
+        rows: Number of images.
+        classes: Number of classes of the dataset, if the answer must have a logit for each.
+
+    Raises:
+        InputError: The answer does not have one row of at least two logits per image, or lacks
+            logits of some classes.
+    """
+    name = type(defense).__name__
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[0] != rows:
+        raise InputError(
+            f"{name} must return logits ({rows}, classes) for {counted(rows, 'image')}, "
+            f"got {described(logits)}.{advice(logits)}"
+        )
+    if logits.shape[1] < 2:
+        raise InputError(f"{name} returned logits of a single class")
+    if logits.shape[1] < classes:
+        raise InputError(
+            f"{name} returned logits of {counted(logits.shape[1], 'class')}, the dataset has "
+            f"{classes}: return one logit for every class"
+        )
+    return logits
 
 
 def apart(first: Tensor, second: Tensor, *natural: Tensor) -> float | None:
@@ -242,17 +270,6 @@ def _weighted(values: Sequence[tuple[tuple[float, ...] | None, int]]) -> tuple[f
         sum(x * rows for x, (_, rows) in zip(column, recorded, strict=True)) / total
         for column in columns
     )
-
-
-def _check(defense: Defense, logits: object, rows: int) -> None:
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[0] != rows:
-        raise InputError(
-            f"{type(defense).__name__} must return logits ({rows}, classes) for "
-            f"{counted(rows, 'image')}, "
-            f"got {described(logits)}.{advice(logits)}"
-        )
-    if logits.shape[1] < 2:
-        raise InputError(f"{type(defense).__name__} returned logits of a single class")
 
 
 def _trace(adaptation: Any, logits: Tensor, attacked: int) -> Trace:
