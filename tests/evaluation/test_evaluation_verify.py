@@ -183,7 +183,7 @@ TAMPERING: dict[str, tuple[Callable[[Path], object], str]] = {
     "a line dropped": (drop_line, r"completeness: run.json says that the run is complete, but 1"),
     "the number of units": (
         edit_units,
-        r"completeness: run.json says 28 units, the plan has 29",
+        r"records: .*run.json says 28 units, the plan has 29",
     ),
     "the result": (edit_result, r"result: .*defenses.dent.natural.correct: the folder has"),
     "a label of the plan, digest forged": (edit_plan, r"plan: .*batches.0.labels.0"),

@@ -62,11 +62,7 @@ class Resubmission:
             device_of(subject.model),
             bit_exact=False,
         )
-        # Older versions submitted a batch in one way only, and never ran by attack.
-        self._complete = spec.schedule == "by-attack" or any(
-            isinstance(record, ProbeRecord) and record.calls is not None
-            for record in recorded.records.values()
-        )
+        self._complete = recorded.complete_fields
         self._changes = ChangedAnswers(recorded, same_place=self._same_place)
         self._probes = RepeatedProbes(
             self._run, recorded, self._changes, same_place=self._same_place
@@ -79,7 +75,7 @@ class Resubmission:
         if isinstance(record, ProbeRecord):
             yield from self._probes.probe(unit, record)
         elif isinstance(record, CertificateRecord):
-            yield self._probes.certificate(unit, record)
+            yield from self._probes.certificate(unit, record)
         else:
             yield from self._check_submission(unit, record)
 
@@ -164,7 +160,7 @@ class Resubmission:
             yield Finding("threat model", unit.key, self._outside(unit, record, adversarial))
             if unit.kind == "assembled":
                 yield Finding("tensors", unit.key, self._sources(unit, record))
-            if record.carried is not None:
+            if unit.kind == "attack":
                 yield Finding("tensors", unit.key, self._carried(unit, record, adversarial))
         yield Finding("served", unit.key, self._served(unit, record, adversarial))
         if not self._complete:
@@ -250,10 +246,15 @@ class Resubmission:
 
     def _carried(self, unit: Unit, record: UnitRecord, adversarial: Tensor) -> str | None:
         """Compare the members that an attack left out with the ones that had fallen before it."""
+        if unit.batch is None:  # the published protocol attacks every member
+            return None if record.carried is None else f"{unit.key} leaves out members"
         batch = batches_of(self._run.plan, unit)[0]
         broke = carried(self._run.spec, batch, unit, self._run.store.done)
-        if tuple(source is not None for source in broke) != record.carried:
+        left_out = tuple(source is not None for source in broke)
+        if record.carried != (left_out if any(left_out) else None):
             return f"{unit.key} leaves out other members than those that had fallen before it"
+        if record.carried is None:
+            return None
         try:
             expected = carried_images(self._run, broke, self._run.load(batch)[0].cpu())
         except RecordError as error:
