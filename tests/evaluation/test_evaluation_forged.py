@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 from dent.attacks import Attack, make
@@ -152,6 +153,35 @@ def test_flags_of_a_run_without_a_verdict_cannot_be_hidden(
     assert found.status != "verified"
     if "calls" not in changes:  # a run by batch without it is one of an older version
         assert "probes: probe/0/it/None is answered differently now" in found.problems
+
+
+class TwoFaced(Wrapper):
+    """Its logits differ if gradients are on."""
+
+    def predict(self, x: Tensor, adaptation: Any) -> Tensor:
+        logits = super().predict(x, adaptation)
+        return logits * 1.05 + 0.1 * logits.roll(1, 1) if torch.is_grad_enabled() else logits
+
+
+def test_answers_with_gradients_cannot_be_hidden_by_a_false_machine(tmp_path: Path) -> None:
+    subject = make_subject({"it": TwoFaced(make_model())}, [Push()])
+    evaluate(subject, Settings(n=8, batch_size=8), out=tmp_path / "honest")
+    run = json.loads((tmp_path / "honest" / RUN).read_text())
+    run["sessions"][0]["threads"] += 7
+    (tmp_path / "honest" / RUN).write_text(json.dumps(run))
+    kept = forged(tmp_path / "honest", tmp_path / "kept", lambda record: None)
+    assert verify(kept, subject).status == "verified"
+
+    def hide(record: dict[str, Any]) -> None:
+        if record["defense"] == "it" and record["kind"] != "probe":
+            record.update(apart={}, views={})
+
+    hidden = forged(tmp_path / "honest", tmp_path / "run", hide)
+    flags = {each.name for each in load_run(hidden).result.defenses["it"].raised}
+    assert "served differs with gradients" not in flags
+    found = verify(hidden, subject)
+    assert found.status == "failed"
+    assert any("it: answers lie apart now (with gradients)" in each for each in found.problems)
 
 
 def test_the_name_of_the_checked_gradient_is_compared(tmp_path: Path) -> None:

@@ -68,6 +68,9 @@ class Resubmission:
             self._run, recorded, self._changes, same_place=self._same_place
         )
         self._other_seeds = OtherSeeds(self._run)
+        # By defense: which other answers lie apart now, with a unit; and which do as recorded.
+        self._apart_now: dict[tuple[str, str], str] = {}
+        self._apart_then: set[tuple[str, str]] = set()
 
     def check(self, unit: Unit) -> Iterator[Finding]:
         """Check a recorded unit."""
@@ -174,7 +177,20 @@ class Resubmission:
         return [
             *self._changes.problems(),
             *(Finding("served", None, problem) for problem in self._other_seeds.problems()),
+            *(Finding("served", None, problem) for problem in self._newly_apart()),
         ]
+
+    def _newly_apart(self) -> Iterator[str]:
+        """Yield the defenses that answer a batch in two ways now, and nowhere as recorded.
+
+        In one process on a CPU, equal queries get equal answers, whatever the machine is. On a GPU,
+        a defense that adapts may answer differently by chance.
+        """
+        if device_of(self._run.subject.model).type != "cpu":
+            return
+        for (defense, name), key in self._apart_now.items():
+            if (defense, name) not in self._apart_then:
+                yield f"{defense}: answers lie apart now ({name}), first in {key}, and none did"
 
     def changed_predictions(self) -> list[Finding]:
         """Return the changed predictions that are problems, after the last unit."""
@@ -275,6 +291,10 @@ class Resubmission:
         logits = [submission.logits for submission in submissions]
         self._changes.compare(unit, record, served, logits)
         self._changes.keep(record, {"served": served, **self._fields(answers, record)})
+        self._apart_then |= {(unit.defense, name) for name in record.apart}
+        if self._complete:
+            for name in answer_fields(answers)["apart"]:
+                self._apart_now.setdefault((unit.defense, name), unit.key)
         loss = mean_loss(submissions, batches_of(self._run.plan, unit))
         if record.loss is None:
             unlike = self._complete and loss is not None
