@@ -22,11 +22,13 @@ from dent.evaluation.records.plan import Unit
 from dent.evaluation.records.record_file import dump
 from dent.evaluation.records.schema import FollowUp, GradientPoint, GradientRecord, ProbeRecord
 from dent.evaluation.records.spec import AttackSpec
+from dent.evaluation.results.result import EvaluationResult, OverViews
 from dent.evaluation.verification.probes import _certified_less
+from dent.evaluation.verification.tolerance import result_changes
 from dent.storage.canonical import canonical, digest
 from dent.storage.errors import RecordError
 from dent.threat import ThreatModel
-from tests.evaluation.subjects import Push, Wrapper, make_model, make_subject
+from tests.evaluation.subjects import Noisy, Push, Wrapper, make_model, make_subject
 from tests.evaluation.test_evaluation_by_attack import QUICK
 from tests.evaluation.test_evaluation_by_attack import subject as by_attack
 
@@ -182,6 +184,62 @@ def test_answers_with_gradients_cannot_be_hidden_by_a_false_machine(tmp_path: Pa
     found = verify(hidden, subject)
     assert found.status == "failed"
     assert any("it: answers lie apart now (with gradients)" in each for each in found.problems)
+
+
+def equal_draws(folder: Path) -> Change:
+    """Return a change of natural units: all draws are equal, with the same mean accuracy."""
+    batches = json.loads((folder / "plan.json").read_text())["batches"]
+
+    def change(record: dict[str, Any]) -> None:
+        if not record.get("draws"):
+            return
+        labels, draws = batches[record["batch"]]["labels"], record["draws"]
+        counts = [
+            sum(draw[member] == label for draw in draws) for member, label in enumerate(labels)
+        ]
+        best = sorted(range(len(labels)), key=lambda member: -counts[member])
+        kept = best[: round(sum(counts) / len(draws))]
+        answer = [
+            label if member in kept else (label + 1) % 4 for member, label in enumerate(labels)
+        ]
+        record["draws"] = [answer] * len(draws)
+
+    return change
+
+
+def test_draws_cannot_be_made_equal_with_a_false_machine(tmp_path: Path) -> None:
+    """The mean stays, but nobody would gain by submitting the same image again."""
+    subject = make_subject({"it": Noisy(make_model())}, [])
+    evaluate(subject, Settings(n=40, batch_size=20), out=tmp_path / "honest")
+    run = json.loads((tmp_path / "honest" / RUN).read_text())
+    run["sessions"][0]["threads"] += 7
+    (tmp_path / "honest" / RUN).write_text(json.dumps(run))
+    kept = forged(tmp_path / "honest", tmp_path / "kept", lambda record: None)
+    assert verify(kept, subject).status == "verified"
+    hidden = forged(tmp_path / "honest", tmp_path / "run", equal_draws(kept))
+    then, now = (load_run(each).result.defenses["it"].repeated for each in (kept, hidden))
+    assert then is not None
+    assert now is not None
+    assert abs(then.natural - now.natural) < 0.03
+    assert then.natural_risk[-1] > now.natural_risk[-1] + 0.1
+    problem = "verdict: it: its resubmission risk without an attack is not as recorded"
+    assert problem in verify(hidden, subject).problems
+
+
+def test_difference_to_the_mean_over_views_may_not_move_either() -> None:
+    result = evaluate(make_subject(attacks=[]), Settings(n=20, batch_size=20))
+    ours = result.defenses["dent"]
+    assert ours.difference is not None
+
+    def compared(value: float) -> EvaluationResult:
+        difference = ours.difference.model_copy(update={"value": value})
+        beside = OverViews(baseline="tte", views=6, difference=difference)
+        changed = ours.model_copy(update={"over_views": beside})
+        return result.model_copy(update={"defenses": {**result.defenses, "dent": changed}})
+
+    assert list(result_changes(compared(0.0), compared(0.05))) == []
+    (problem,) = result_changes(compared(0.1), compared(0.0))
+    assert problem.startswith("dent: the difference to the mean over views is +10.00 points")
 
 
 def test_the_name_of_the_checked_gradient_is_compared(tmp_path: Path) -> None:

@@ -164,6 +164,10 @@ TAMPERING: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: relabel(f, lambda r: r["trace"].update(entropy=[0.125]), ATTACK),
         r"served: attack/0/static/nudge: entropy is not as recorded",
     ),
+    "no sigma where nothing smooths, checksum forged": (
+        lambda f: relabel(f, lambda r: r["trace"].update(sigma=[]), ATTACK),
+        r"served: attack/0/static/nudge: sigma has another length",
+    ),
     "sigma where nothing smooths, checksum forged": (
         lambda f: relabel(f, lambda r: r["trace"].update(sigma_by_step=[[0.5]]), ATTACK),
         r"served: attack/0/static/nudge: sigma by step has another length",
