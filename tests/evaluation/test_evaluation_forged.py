@@ -5,13 +5,13 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import pytest
 import torch
 from torch import Tensor
 
-from dent.attacks import Attack, make
+from dent.attacks import Attack, Outcome, Querier, make
 from dent.errors import ConfigError
 from dent.evaluation import Reattack, Settings, describe, evaluate, load_run, verify
 from dent.evaluation.attack_specs import attack_spec
@@ -105,6 +105,19 @@ def test_checks_of_the_certificate_are_not_read_from_a_probe(
 
     with pytest.raises(RecordError, match="are recorded with the probe"):
         load_run(forged(suite_run, tmp_path / "run", add, result=False))
+
+
+def test_attacks_with_more_iterations_cannot_be_removed(tmp_path: Path) -> None:
+    subject = make_subject(attacks=[Push()])
+    settings = Settings(n=8, batch_size=8, diagnostics="full")
+    evaluate(subject, settings, out=tmp_path / "honest")
+
+    def remove(record: dict[str, Any]) -> None:
+        if record["kind"] == "probe":
+            record["more_iterations"] = None
+
+    with pytest.raises(RecordError, match="no attacks with more iterations are recorded"):
+        load_run(forged(tmp_path / "honest", tmp_path / "run", remove, result=False))
 
 
 class Solid(Wrapper):
@@ -229,10 +242,11 @@ def test_draws_cannot_be_made_equal_with_a_false_machine(tmp_path: Path) -> None
 def test_difference_to_the_mean_over_views_may_not_move_either() -> None:
     result = evaluate(make_subject(attacks=[]), Settings(n=20, batch_size=20))
     ours = result.defenses["dent"]
-    assert ours.difference is not None
+    found = ours.difference
+    assert found is not None
 
     def compared(value: float) -> EvaluationResult:
-        difference = ours.difference.model_copy(update={"value": value})
+        difference = found.model_copy(update={"value": value})
         beside = OverViews(baseline="tte", views=6, difference=difference)
         changed = ours.model_copy(update={"over_views": beside})
         return result.model_copy(update={"defenses": {**result.defenses, "dent": changed}})
@@ -272,6 +286,15 @@ def test_certificate_from_which_the_failing_point_was_removed_does_not_pass() ->
     assert list(_certified_less(unit, older, older, newer)) == []
 
 
+@final
+class Square(Attack):
+    """An attack of somebody's own, which has the name of its class by default."""
+
+    def run(self, target: Querier, threat: ThreatModel, seed: int) -> Outcome:
+        del threat, seed
+        return Outcome(target.natural, torch.zeros_like(target.labels, dtype=torch.bool))
+
+
 def described(attack: Attack, name: str) -> AttackSpec:
     return attack_spec(replace(attack, name=name), ThreatModel("linf", "8/255"))
 
@@ -289,6 +312,8 @@ def described(attack: Attack, name: str) -> AttackSpec:
         (make("pgd", iterations=1), "quick", None),
         (make("zero-update"), "zero-update", None),
         (make("square"), "square:of_mine", None),
+        (Square(), "square", None),
+        (Square(), "apgd-ce", "called 'apgd-ce' is .*Square"),
     ],
 )
 def test_attack_with_the_name_of_another_known_attack_is_refused(
@@ -298,7 +323,7 @@ def test_attack_with_the_name_of_another_known_attack_is_refused(
     subject = make_subject(attacks=[replace(attack, name=name)])
     if says is None:
         assert problem is None
-        assert describe(subject, Settings(n=8))
+        describe(subject, Settings(n=8))
         return
     with pytest.raises(ConfigError, match=says):
         describe(subject, Settings(n=8))

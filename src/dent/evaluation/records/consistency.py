@@ -469,7 +469,11 @@ def _of_follow_ups(
     size, full = plan.batches[0].size, spec.settings.diagnostics == "full"
     if record.more_iterations is not None and not full:
         yield "attacks with more iterations are recorded, but the settings do not ask for them"
-    if isinstance(record, CertificateRecord) and full and record.more_iterations is None:
+    asked = full and (
+        isinstance(record, CertificateRecord)
+        or (spec.schedule == "by-batch" and None not in (record.calls, record.zero_gradients))
+    )
+    if asked and record.more_iterations is None:
         yield "no attacks with more iterations are recorded, but the settings ask for them"
     if isinstance(record, ProbeRecord) and spec.schedule == "by-attack":
         found = (record.gradient, record.huge_eps, record.more_iterations)

@@ -49,6 +49,8 @@ def attack_contradiction(spec: AttackSpec, norm: Norm) -> str | None:
     items = [item.partition("=") for item in text.split(",")] if colon else []
     if full_attack(name) not in attacks.names() or not all(equals for _, equals, _ in items):
         return None  # a name of its own, or `module:factory`
+    if spec.attack is None and name == spec.kind.rpartition(".")[2].lower():
+        return None  # the name of its own class, which attacks have by default
     try:
         named = attacks.make_from(spec.name)
     except DentError:
