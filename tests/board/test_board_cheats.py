@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,17 +11,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from dent.attacks import PGD, AttackResult, Defense
+from dent import Dent, data
+from dent.attacks import PGD, Attack, AttackResult, Defense
 from dent.board.listing import read_board_row
 from dent.board.metrics import reason_to_omit
 from dent.board.pack import declared_of
 from dent.board.page import to_page
 from dent.board.row_checks import gain_by_id
 from dent.board.submission import RowSubmission, write_submission
-from dent.board.tracks import HEADLINE
-from dent.evaluation import load_run
+from dent.board.track_rules import attacks_of, check_defenses, departures
+from dent.board.tracks import HEADLINE, VIEWS, Track
+from dent.config import ViewsConfig
+from dent.defenses import registry
+from dent.errors import ConfigError
+from dent.evaluation import Subject, describe, load_run
 from dent.evaluation.engine import adversarial
-from dent.evaluation.records.spec import STATIC
+from dent.evaluation.records.spec import STATIC, EvaluationSpec
+from dent.threat import ThreatModel
 from tests.attacks.known_defenses import Identity
 from tests.board.conftest import Put
 from tests.board.rows import NAME, make_row
@@ -150,6 +156,45 @@ def row(made: Path, put: Put, tmp_path: Path) -> Path:
     """Return a copy of the row that a test may change."""
     put(ONE_BATCH)
     return shutil.copytree(made, tmp_path / "row")
+
+
+class Called(Identity):
+    """A defense that says that it is a mean over views."""
+
+    def describe(self) -> dict[str, str]:
+        return {"name": "tte"}
+
+
+def spec_on(
+    track: Track, defense: Defense, attacks: Sequence[Attack] | None = None
+) -> EvaluationSpec:
+    """Describe an evaluation of one defense on the samples of a track."""
+    if attacks is None:
+        attacks = attacks_of(track, HEADLINE)
+    threat = ThreatModel(track.norm, track.eps)
+    dataset = data.from_factory(track.dataset)
+    subject = Subject(model(), dataset, {"it": defense}, attacks, threat, track.model)
+    return describe(subject, track.settings(HEADLINE))
+
+
+def test_defense_that_is_only_called_a_mean_over_views_is_no_views_run() -> None:
+    """A weak baseline would make the difference to the views look large."""
+    track = toy()
+    check_defenses(track, VIEWS, spec_on(track, registry.make("tte", model())))
+    other = Dent(model(), replace(registry.CONFIGS["tte"], views=ViewsConfig(count=2)))
+    for defense in (Called(model()), other):
+        with pytest.raises(ConfigError, match="the variant views takes a mean over views"):
+            check_defenses(track, VIEWS, spec_on(track, defense))
+
+
+def test_attacks_in_another_order_depart_from_the_track() -> None:
+    """A run that stops early would stop after more attacks, if the weakest ones came first."""
+    track = toy()
+    attacks = attacks_of(track, HEADLINE)
+    for defense in (Identity(model()), registry.make("tte", model())):
+        assert departures(track, HEADLINE, None, spec_on(track, defense)) == ()
+        (said,) = departures(track, HEADLINE, None, spec_on(track, defense, attacks[::-1]))
+        assert said.startswith("the order of the attacks: the run has ")
 
 
 def test_submission_that_names_another_defense_than_its_run_is_refused(

@@ -73,7 +73,22 @@ RECORDS: dict[str, tuple[str, Callable[[dict[str, Any]], object], str]] = {
     "a natural unit that leaves out members": (
         "natural",
         lambda r: r.update(carried=[True] * 8),
-        "members are left out where nothing attacked",
+        "nothing attacked, but there is carried",
+    ),
+    "a transfer that made queries and saw no logits": (
+        "transfer",
+        lambda r: r.update(queries=9, non_finite=3),
+        "nothing attacked, but there is queries, non_finite",
+    ),
+    "a natural unit with a share of eps and a note": (
+        "natural",
+        lambda r: r.update(used=[0.0] * 8, notes=["not available: x"]),
+        "nothing attacked, but there is used, notes",
+    ),
+    "answers apart by nothing": (
+        "natural",
+        lambda r: r.update(apart={"with gradients": 0.0}),
+        "answers lie apart by no more than rounding",
     ),
     "too many fell": (
         "attack",
@@ -132,6 +147,13 @@ RECORDS: dict[str, tuple[str, Callable[[dict[str, Any]], object], str]] = {
         lambda r: r.update(huge_eps={"attack": "a", "total": 4, "correct": 5, "before": None}),
         "a follow-up left more",
     ),
+    "attacks that nobody asked for": (
+        "probe",
+        lambda r: r.update(
+            more_iterations=[{"attack": "push", "total": 8, "correct": 0, "before": 8}]
+        ),
+        "attacks with more iterations are recorded, but the settings do not ask",
+    ),
     "no points": ("probe", points(), "the gradient certificate has no points"),
     "no members": ("probe", points({"members": 0, "errors": [], "coarse": []}), "0 errors for 0"),
     "too few errors": ("probe", points({}, {"members": 2}), "1 error for 2 of 8 members"),
@@ -179,6 +201,18 @@ def move_to_the_last_batch(plan: dict[str, Any]) -> None:
     for name in ("positions", "ids", "labels"):
         last[name].append(first[name].pop())
     first["attacked"], last["attacked"] = first["attacked"] - 1, last["attacked"] + 1
+
+
+def test_another_number_of_units_than_planned_is_refused(folder: Path) -> None:
+    """A run with fewer units than planned looks finished if `run.json` says that these are all."""
+    lines = (folder / JOURNAL).read_text().splitlines()
+    (folder / JOURNAL).write_text("\n".join(lines[:-1]) + "\n")
+    assert load_run(folder).result.status == "partial"
+    edit(folder / "run.json", lambda run: run.update(units=len(lines) - 1))
+    with pytest.raises(
+        RecordError, match=f"says {len(lines) - 1} units, the plan has {len(lines)}"
+    ):
+        load_run(folder)
 
 
 PLANS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {

@@ -181,7 +181,7 @@ def drop_gain(record: dict[str, Any]) -> None:
 
 
 def drop_follow_ups(record: dict[str, Any]) -> None:
-    record["more_iterations"] = None
+    record["more_iterations"] = []
 
 
 def edited(source: Path, folder: Path, change: Any) -> Path:

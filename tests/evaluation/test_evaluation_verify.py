@@ -164,6 +164,10 @@ TAMPERING: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: relabel(f, lambda r: r["trace"].update(entropy=[0.125]), ATTACK),
         r"served: attack/0/static/nudge: entropy is not as recorded",
     ),
+    "no sigma where nothing smooths, checksum forged": (
+        lambda f: relabel(f, lambda r: r["trace"].update(sigma=[]), ATTACK),
+        r"served: attack/0/static/nudge: sigma has another length",
+    ),
     "sigma where nothing smooths, checksum forged": (
         lambda f: relabel(f, lambda r: r["trace"].update(sigma_by_step=[[0.5]]), ATTACK),
         r"served: attack/0/static/nudge: sigma by step has another length",
@@ -183,7 +187,7 @@ TAMPERING: dict[str, tuple[Callable[[Path], object], str]] = {
     "a line dropped": (drop_line, r"completeness: run.json says that the run is complete, but 1"),
     "the number of units": (
         edit_units,
-        r"completeness: run.json says 28 units, the plan has 29",
+        r"records: .*run.json says 28 units, the plan has 29",
     ),
     "the result": (edit_result, r"result: .*defenses.dent.natural.correct: the folder has"),
     "a label of the plan, digest forged": (edit_plan, r"plan: .*batches.0.labels.0"),

@@ -1,20 +1,24 @@
 """The rules of a track: the attacks of a run, and checks that the run follows the track."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from dent.attacks import Attack
 from dent.board.tracks import VIEWS, Track
+from dent.defenses import registry
 from dent.errors import ConfigError, DataError, WeightsError
 from dent.evaluation.attack_specs import attack_spec
-from dent.evaluation.records.spec import STATIC, EvaluationSpec
+from dent.evaluation.records.spec import STATIC, DefenseSpec, EvaluationSpec
 from dent.evaluation.subject import Subject, threat_of
 from dent.evaluation.suite_attacks import name_of
 from dent.evaluation.suites import coverage_of, named_suite, suite
+from dent.kinds import recorded_kind
 from dent.models.weights import weights_digest
 
 _AVERAGES: Final = ("tte", "tte-13")
-"""Names, in the description, of defenses that only average over views."""
+"""Names of the defenses that only average over views."""
+_EARLIER: Final = ("adaptive-transfer", "zero-update", "surrogates")
+"""The attacks with which version 3 of the suite began at first. It has the same attacks."""
 _FREE = ("until", "ids", "n", "tensors")
 """Settings that a row may choose, or that are compared separately."""
 
@@ -63,12 +67,19 @@ def check_defenses(chosen: Track, variant: str, spec: EvaluationSpec) -> None:
             f"a row of {chosen.name} has one defense beside the static model, got "
             f"{', '.join(defense.name for defense in others)}"
         )
-    if variant == VIEWS and not (others and others[0].config.get("name") in _AVERAGES):
+    if variant == VIEWS and not (others and _is_average(others[0])):
         got = others[0].name if others else STATIC
         raise ConfigError(
             f"the variant {VIEWS} takes a mean over views, such as tte or tte-13 (as many views as "
             f"the row's defense costs forwards), got {got}"
         )
+
+
+def _is_average(defense: DefenseSpec) -> bool:
+    """Return whether a defense is one of `_AVERAGES`, not only called so in its description."""
+    return defense.kind == recorded_kind("dent") and any(
+        defense.config.get("settings") == registry.CONFIGS[name].to_dict() for name in _AVERAGES
+    )
 
 
 def departures(
@@ -129,8 +140,13 @@ def _of_suite(chosen: Track, spec: EvaluationSpec) -> Iterator[str]:
     """Yield how the attacks differ from the suite of the track, which fixes them exactly.
 
     Attacks that are longer or added could attack the static model alone, and so raise a difference.
+    In another order, a run that stops early could begin with the weakest attacks: it would stop
+    after more of them, and with a larger upper bound.
     """
     if named_suite(spec) == (name_of(chosen.suite), chosen.budget):
+        order = tuple(attack.name for attack in spec.attacks)
+        if order not in _orders(chosen, spec):
+            yield f"the order of the attacks: the run has {', '.join(order)}"
         return
     wanted = f"the suite: the track says version {chosen.suite}, {chosen.budget}"
     coverage = coverage_of(spec)
@@ -142,6 +158,22 @@ def _of_suite(chosen: Track, spec: EvaluationSpec) -> Iterator[str]:
         yield f"{wanted}, the run has the budget {coverage.budget}"
     else:
         yield f"{wanted}, and the run has other attacks: {', '.join(_other_attacks(chosen, spec))}"
+
+
+def _orders(chosen: Track, spec: EvaluationSpec) -> Iterator[tuple[str, ...]]:
+    """Yield the orders in which a run of the track's suite may have its attacks.
+
+    For defenses without steps, those that run on the static model come first (`scheduled`).
+    """
+    mixed = spec.settings.mix is not None
+    whole = [attack.name for attack in suite(name_of(chosen.suite), chosen.budget, mixed=mixed)]
+    for names in (whole, sorted(whole, key=lambda name: _earlier(name, whole))):
+        yield tuple(names)
+        yield tuple(sorted(names, key=lambda name: name in spec.same_on_static))
+
+
+def _earlier(name: str, whole: Sequence[str]) -> int:
+    return _EARLIER.index(name) if name in _EARLIER else len(_EARLIER) + whole.index(name)
 
 
 def _other_attacks(chosen: Track, spec: EvaluationSpec) -> list[str]:

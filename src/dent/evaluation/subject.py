@@ -16,7 +16,7 @@ from dent.defenses import describe as describe_defense
 from dent.defenses.base import STATIC as UNCHANGING
 from dent.errors import ConfigError, InputError
 from dent.evaluation.attack_specs import attack_spec
-from dent.evaluation.records.naming import contradiction
+from dent.evaluation.records.naming import attack_contradiction, contradiction
 from dent.evaluation.records.plan import Plan, make_plan, units
 from dent.evaluation.records.spec import (
     STATIC,
@@ -138,7 +138,7 @@ def describe(subject: Subject, settings: Settings) -> EvaluationSpec:
         _check_name("attack", name)
         if names.count(name) > 1:
             raise ConfigError(f"two attacks are called {name!r}: give one of them another name")
-    attacks = tuple(attack_spec(attack, subject.threat) for attack in subject.attacks)
+    attacks = _attack_specs(subject)
     if settings.mix not in (None, 1):
         _check_mixed(attacks)
     if settings.randomness == "public":
@@ -175,6 +175,15 @@ def describe(subject: Subject, settings: Settings) -> EvaluationSpec:
         plain_static=not isinstance(lineup.get(STATIC), DynamicDefense),
         no_steps=all(map(takes_no_steps, lineup.values())),
     )
+
+
+def _attack_specs(subject: Subject) -> tuple[AttackSpec, ...]:
+    attacks = tuple(attack_spec(attack, subject.threat) for attack in subject.attacks)
+    for attack in attacks:
+        problem = attack_contradiction(attack, subject.threat.norm)
+        if problem is not None:
+            raise ConfigError(problem)
+    return attacks
 
 
 def _check_mixed(attacks: Sequence[AttackSpec]) -> None:

@@ -20,6 +20,7 @@ from dent.evaluation.records.plan import (
     targets_of,
     tensor_file,
 )
+from dent.evaluation.records.probe_answers import DISTANCE
 from dent.evaluation.records.schema import (
     AttackHistory,
     CertificateRecord,
@@ -51,6 +52,20 @@ _POINTS: Final = 1000
 """Maximum number of points in the history of an attack. This version writes fewer."""
 _TURNED: Final = 4
 """Smallest batch of which a probe asks several members by themselves, also in reverse order."""
+_OF_ATTACKS: Final = (
+    "claimed_after",
+    "carried",
+    "queries",
+    "backwards",
+    "non_finite",
+    "planned",
+    "used",
+    "gradients",
+    "zero_gradients",
+    "history",
+    "notes",
+)
+"""Fields that only an attack can fill, besides its claim. Challenges have `used` as well."""
 _LARGEST_IMAGE: Final = 2**24
 """Maximum number of values in one image."""
 
@@ -148,11 +163,11 @@ def _of_batch(spec: EvaluationSpec, batch: Batch, index: int) -> Iterator[str]:
 def of_record(spec: EvaluationSpec, plan: Plan, record: JournalRecord) -> Iterator[str]:
     """Yield the problems of the record of a planned unit, by itself and with the plan."""
     if isinstance(record, CertificateRecord):
-        yield from _of_follow_ups(plan, record)
+        yield from _of_follow_ups(spec, plan, record)
         timing = record.timing
     elif isinstance(record, ProbeRecord):
         yield from _of_probe(plan, record)
-        yield from _of_follow_ups(plan, record)
+        yield from _of_follow_ups(spec, plan, record)
         timing = record.timing
     else:
         batches = plan.batches if record.batch is None else (plan.batches[record.batch],)
@@ -281,6 +296,8 @@ def _of_other_answers(record: UnitRecord, size: int) -> Iterator[str]:
             yield f"a view or draw has {predictions} for {members}"
     if not _within((each for answer in answers for each in answer if each is not None), _MOST):
         yield "a class in a view or draw is out of range"
+    if any(distance <= DISTANCE for distance in record.apart.values()):
+        yield "answers lie apart by no more than rounding"
     if len(record.draws) == 1:
         yield "there is one draw, which cannot both choose and score"
 
@@ -289,6 +306,10 @@ def _of_attack(spec: EvaluationSpec, record: UnitRecord, attacked: int) -> Itera
     """Yield the problems of what an attack reports about itself."""
     if (record.claimed is not None) != (record.kind == "attack"):
         yield "there is a claim where nothing attacked, or none where something did"
+    if record.kind != "attack":
+        yield from _of_no_attack(record)
+    elif spec.schedule == "by-attack" and None in (record.gradients, record.zero_gradients):
+        yield "it does not say for which members the attack had a gradient"
     yield from _of_carried(record, attacked)
     if record.claimed is not None and len(record.claimed) != attacked:
         yield f"{counted(len(record.claimed), 'claim')} for {counted(attacked, 'attacked member')}"
@@ -305,11 +326,25 @@ def _of_attack(spec: EvaluationSpec, record: UnitRecord, attacked: int) -> Itera
         yield "queries, backwards or non_finite is out of range"
 
 
+def _of_no_attack(record: UnitRecord) -> Iterator[str]:
+    """Yield what a unit says about an attack, although it only submitted images.
+
+    `--reattack` repeats attacks alone, so nothing could check it.
+    """
+    fields = UnitRecord.model_fields
+    allowed = ("used",) if record.kind == "challenge" else ()
+    said = [
+        name
+        for name in _OF_ATTACKS
+        if name not in allowed and getattr(record, name) != fields[name].default
+    ]
+    if said:
+        yield f"nothing attacked, but there is {', '.join(said)}"
+
+
 def _of_carried(record: UnitRecord, attacked: int) -> Iterator[str]:
     if record.carried is None:
         return
-    if record.kind != "attack":
-        yield "members are left out where nothing attacked"
     if len(record.carried) != attacked:
         yield f"{counted(len(record.carried), 'carried image')} for {counted(attacked, 'member')}"
 
@@ -428,8 +463,22 @@ def _of_gradient(gradient: GradientRecord, size: int) -> Iterator[str]:
             )
 
 
-def _of_follow_ups(plan: Plan, record: ProbeRecord | CertificateRecord) -> Iterator[str]:
-    size = plan.batches[0].size
+def _of_follow_ups(
+    spec: EvaluationSpec, plan: Plan, record: ProbeRecord | CertificateRecord
+) -> Iterator[str]:
+    size, full = plan.batches[0].size, spec.settings.diagnostics == "full"
+    if record.more_iterations is not None and not full:
+        yield "attacks with more iterations are recorded, but the settings do not ask for them"
+    asked = full and (
+        isinstance(record, CertificateRecord)
+        or (spec.schedule == "by-batch" and None not in (record.calls, record.zero_gradients))
+    )
+    if asked and record.more_iterations is None:
+        yield "no attacks with more iterations are recorded, but the settings ask for them"
+    if isinstance(record, ProbeRecord) and spec.schedule == "by-attack":
+        found = (record.gradient, record.huge_eps, record.more_iterations)
+        if any(each is not None for each in found):
+            yield "the checks of the certificate are recorded with the probe"
     if record.gradient is not None:
         yield from _of_gradient(record.gradient, size)
     further = None if record.gradient is None else record.gradient.further

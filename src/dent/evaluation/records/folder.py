@@ -41,7 +41,7 @@ from dent.storage.disk import (
 )
 from dent.storage.errors import RecordError, SpecMismatchError
 from dent.storage.lock import HOLDER, LOCK, FolderLock
-from dent.support.plural import listed
+from dent.support.plural import counted, listed
 
 RUN: Final = "run.json"
 PLAN: Final = "plan.json"
@@ -224,6 +224,11 @@ def read_records(path: Path, run: RunRecord, plan: Plan) -> dict[str, JournalRec
     key, times = planned.most_common(1)[0]
     if times > 1:
         raise RecordError(f"{path / RUN}: {key} is planned twice: names are ambiguous")
+    if run.units != planned.total():
+        raise RecordError(
+            f"{path / RUN} says {counted(run.units, 'unit')}, the plan has {planned.total()}; "
+            "nothing was changed"
+        )
     records: dict[str, JournalRecord] = {}
     for record in read_journal(path / JOURNAL):
         location = f"{path / JOURNAL}: {record.key}"

@@ -1,10 +1,17 @@
-"""Check that a defense is what its name says. Tables show the name, and users choose it freely."""
+"""Check that defenses and attacks are what their names say.
+
+Tables show the names, and users choose them freely.
+"""
 
 from typing import Final
 
+from dent import attacks
 from dent.defenses import registry
-from dent.evaluation.records.spec import STATIC, DefenseSpec
+from dent.errors import DentError
+from dent.evaluation.records.spec import STATIC, AttackSpec, DefenseSpec
 from dent.kinds import recorded_kind
+from dent.names import full_attack
+from dent.threat import Norm
 
 _DENT: Final = recorded_kind("dent")
 
@@ -26,6 +33,36 @@ def contradiction(spec: DefenseSpec) -> str | None:
         f"the defense called {spec.name!r} is {actual}: give it a name that is not another "
         f"defense's, or evaluate {spec.name!r}"
     )
+
+
+def attack_contradiction(spec: AttackSpec, norm: Norm) -> str | None:
+    """Return an error message if an attack has the name of another one; None if it may have it.
+
+    The names of `dent.attacks.names()` are reserved for these attacks. A name with settings, such
+    as `pgd:iterations=30`, is reserved for the attack with these settings.
+
+    Args:
+        spec: The attack.
+        norm: Norm of the threat model.
+    """
+    name, colon, text = "".join(spec.name.split()).partition(":")
+    items = [item.partition("=") for item in text.split(",")] if colon else []
+    if full_attack(name) not in attacks.names() or not all(equals for _, equals, _ in items):
+        return None  # a name of its own, or `module:factory`
+    if spec.attack is None and name == spec.kind.rpartition(".")[2].lower():
+        return None  # the name of its own class, which attacks have by default
+    try:
+        named = attacks.make_from(spec.name)
+    except DentError:
+        return None  # the name of settings that this version does not know
+    settings = named.settings(norm)
+    unlike = [key for key, _, _ in items if spec.settings.get(key) != settings.get(key)]
+    if spec.attack == named.registered and not unlike:
+        return None
+    actual = spec.attack or spec.kind
+    if unlike:
+        actual += f" with {', '.join(f'{key}={spec.settings.get(key)}' for key in unlike)}"
+    return f"the attack called {spec.name!r} is {actual}: give it a name that says what it is"
 
 
 def is_as_named(spec: DefenseSpec) -> bool:

@@ -14,6 +14,7 @@ from dent.evaluation.records.plan import Batch, Plan
 from dent.evaluation.records.schema import (
     ChallengeRecord,
     JournalRecord,
+    ProbeRecord,
     RunRecord,
     TensorRef,
     UnitRecord,
@@ -77,6 +78,17 @@ class RecordedRun:
         run = self.run
         return summarize(
             run.spec, self.plan, self.records, run.units, run.sessions, self.challenges
+        )
+
+    @property
+    def complete_fields(self) -> bool:
+        """Whether the records have all fields of this version, so that a missing one was removed.
+
+        Older versions submitted a batch in one way only, and never ran by attack.
+        """
+        return self.run.spec.schedule == "by-attack" or any(
+            isinstance(record, ProbeRecord) and record.calls is not None
+            for record in self.records.values()
         )
 
     def units(self) -> tuple[UnitRecord, ...]:

@@ -1,7 +1,7 @@
 """Repeat the probes of the defenses of a run, and compare what verdicts depend on."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from dent.errors import InputError
@@ -9,7 +9,12 @@ from dent.evaluation.engine.context import RunContext
 from dent.evaluation.engine.execute import certify
 from dent.evaluation.probe.unit import probe_record
 from dent.evaluation.records.plan import Unit
-from dent.evaluation.records.probe_answers import depends_on_batch, randomized, stateful
+from dent.evaluation.records.probe_answers import (
+    DISTANCE,
+    depends_on_batch,
+    randomized,
+    stateful,
+)
 from dent.evaluation.records.schema import CertificateRecord, FollowUp, ProbeRecord
 from dent.evaluation.results.certificate import (
     certificate_of,
@@ -43,6 +48,9 @@ _PROBED: Final = (
 _OLDER_PROBE: Final = "an older version recorded only some fields of the probes"
 _UNSEARCHED: Final = (
     "an older version did not look for memory that copies share, and there is some now"
+)
+_FEWER_POINTS: Final = (
+    "an older version compared the gradient less often, and it is certified otherwise now"
 )
 
 
@@ -92,11 +100,14 @@ class RepeatedProbes:
         if older or (record.shares is None and repeated.shares):
             reason = _OLDER_PROBE if older else _UNSEARCHED
             yield Finding("probes", unit.key, reason, skipped=True)
+        yield from _certified_less(unit, record, record, repeated)
 
     def _probe_problem(
         self, unit: Unit, record: ProbeRecord, repeated: ProbeRecord, *, older: bool
     ) -> str | None:
-        readings = (depends_on_batch, randomized, stateful)
+        readings: list[Callable[[ProbeRecord], object]] = [depends_on_batch, randomized, stateful]
+        if not older:
+            readings += [_copied, _turns]
         if any(reading(repeated) != reading(record) for reading in readings) or any(
             getattr(repeated, name) != getattr(record, name) for name in _COUNTED
         ):
@@ -105,16 +116,18 @@ class RepeatedProbes:
             return f"{unit.key}: copies share a memory now, recorded as none"
         return self._checks_problem(unit, record, record, repeated, older=older)
 
-    def certificate(self, unit: Unit, record: CertificateRecord) -> Finding:
+    def certificate(self, unit: Unit, record: CertificateRecord) -> Iterator[Finding]:
         """Repeat the certificate of a defense, which its run made after the attacks."""
         probed = self._recorded.records.get(Unit("probe", unit.defense, None, 0).key)
         if not isinstance(probed, ProbeRecord):
             problem = f"{unit.key} comes before the probe of its defense"
-            return Finding("probes", unit.key, problem)
+            yield Finding("probes", unit.key, problem)
+            return
         repeated = certify(self._run, unit, more=False)
         gradient = comparable(record.gradient, repeated.gradient)
         self._changes.keep(record, {"gradient": gradient, "huge_eps": repeated.huge_eps})
-        return Finding("probes", unit.key, self._checks_problem(unit, probed, record, repeated))
+        yield Finding("probes", unit.key, self._checks_problem(unit, probed, record, repeated))
+        yield from _certified_less(unit, probed, record, repeated)
 
     def _checks_problem(
         self,
@@ -132,6 +145,8 @@ class RepeatedProbes:
         )
         if certificate_of(then).state != certificate_of(now).state:
             return f"{unit.key} has another gradient certificate now"
+        if _rung(then) != _rung(now):
+            return f"{unit.key}: the checked gradient is {_rung(now)}, recorded as {_rung(then)}"
         if over_large_steps(then) != over_large_steps(now):
             return f"{unit.key}: over large steps, the gradient has other errors than recorded"
         further = further_attack(then)
@@ -151,3 +166,38 @@ class RepeatedProbes:
         allowed = 0 if self._same_place else max(1, math.floor(TOLERATED * repeated.total))
         same = recorded.total == repeated.total
         return same and abs(recorded.correct - repeated.correct) <= allowed
+
+
+def _copied(probe: ProbeRecord) -> tuple[bool, bool]:
+    """Return whether a copy of the defense was queried, and whether it could be copied."""
+    return probe.calls is not None, probe.uncopied is None
+
+
+def _turns(probe: ProbeRecord) -> bool | None:
+    """Return whether the gradient changes after queries; None if it was not compared."""
+    return None if probe.again_gradient is None else probe.again_gradient > DISTANCE
+
+
+def _rung(probe: ProbeRecord) -> str | None:
+    """Return the name of the checked gradient; None if none was checked."""
+    return None if probe.gradient is None else probe.gradient.rung
+
+
+def _certified_less(
+    unit: Unit,
+    probed: ProbeRecord,
+    record: ProbeRecord | CertificateRecord,
+    repeated: ProbeRecord | CertificateRecord,
+) -> Iterator[Finding]:
+    """Yield that the recorded gradient check is smaller than today's, if that changes its outcome.
+
+    An older version, or somebody who removed what fails, leaves such a record.
+    """
+    if record.gradient is None or repeated.gradient is None:
+        return
+    whole, compared = (
+        probed.model_copy(update={"gradient": gradient})
+        for gradient in (repeated.gradient, comparable(record.gradient, repeated.gradient))
+    )
+    if certificate_of(whole).state != certificate_of(compared).state:
+        yield Finding("probes", unit.key, _FEWER_POINTS, skipped=True)

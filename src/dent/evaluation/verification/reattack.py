@@ -37,7 +37,7 @@ from dent.support.plural import agreeing, counted
 LEVEL: Final = 0.001
 """Significance level of the paired test, over all defenses together."""
 _ALWAYS: Final = frozenset({"claimed", "claimed_after", "tensor"})
-"""Optional fields that every attack's record has had."""
+"""Optional fields that every attack's record has had, also in runs of older versions."""
 
 
 @dataclass(frozen=True)
@@ -165,6 +165,7 @@ class Attacker:
         self._same_place = same_platform(
             recorded.run.sessions, device_of(subject.model), bit_exact=True
         )
+        self._complete = recorded.complete_fields
         self._others: dict[str, list[tuple[bool, bool]]] = {}
         self._symptoms: dict[tuple[str, str, str | None], _Symptom] = {}
         self._unlike: list[str] = []
@@ -211,7 +212,7 @@ class Attacker:
             symptom.members += len(repeated.claimed or ())
             symptom.then += count(unit, recorded)
             symptom.now += count(unit, repeated)
-        differing = _differing_fields(recorded, repeated)
+        differing = _differing_fields(recorded, repeated, older=not self._complete)
         if differing:
             self._unlike.append(
                 f"{unit.key}: {', '.join(differing)} not the same when attacked again"
@@ -378,14 +379,21 @@ def _lot(nonce: str, identity: str, key: str) -> bytes:
     return hashlib.sha256("\n".join((nonce, identity, key)).encode()).digest()
 
 
-def _differing_fields(recorded: UnitRecord, repeated: UnitRecord) -> list[str]:
-    """Return the names of the fields that differ, without fields that older records lack."""
+def _differing_fields(recorded: UnitRecord, repeated: UnitRecord, *, older: bool) -> list[str]:
+    """Return the names of the fields that differ, without fields that older records lack.
+
+    Args:
+        recorded: The record of an attack.
+        repeated: The record of the same attack when it ran again.
+        older: Whether an older version, which recorded fewer fields, may have made the run.
+    """
     old_fields, new_fields = (without_timing(record.to_json()) for record in (recorded, repeated))
+    differing = [name for name, value in new_fields.items() if old_fields[name] != value]
+    if not older:
+        return differing
     optional = {name for name, field in UnitRecord.model_fields.items() if not field.is_required()}
     later = {name for name in optional - _ALWAYS if old_fields[name] is None}
-    return [
-        name for name in new_fields if old_fields[name] != new_fields[name] and name not in later
-    ]
+    return [name for name in differing if name not in later]
 
 
 def _paired(defense: str, pairs: Sequence[tuple[bool, bool]]) -> Paired:

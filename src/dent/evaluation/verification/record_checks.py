@@ -6,7 +6,7 @@ from typing import Final
 
 from dent.evaluation.engine.context import unit_seed
 from dent.evaluation.records.folder import RESULT
-from dent.evaluation.records.naming import contradiction
+from dent.evaluation.records.naming import attack_contradiction, contradiction
 from dent.evaluation.records.plan import APART, Unit, seed_of, units
 from dent.evaluation.records.record_file import read_record
 from dent.evaluation.records.spec import EvaluationSpec, differences
@@ -27,10 +27,11 @@ DROPPED: Final = "the tensors were not kept (settings.tensors is 'drop')"
 
 def check_records(recorded: RecordedRun) -> list[Check]:
     """Check that the records of a run agree with each other, and that its result follows."""
+    spec = recorded.run.spec
     return [
         outcome_of("records", len(recorded.records) + 2, []),  # reading them has checked them
         outcome_of("identity", 1, list(_identity(recorded))),
-        outcome_of("names", len(recorded.run.spec.defenses), list(_names(recorded))),
+        outcome_of("names", len(spec.defenses) + len(spec.attacks), list(_names(recorded))),
         outcome_of("seeds", len(recorded.records), list(_seeds(recorded))),
         outcome_of("completeness", recorded.run.units, list(_completeness(recorded))),
         _result(recorded),
@@ -45,10 +46,12 @@ def expected_seed(spec: EvaluationSpec, unit: Unit) -> int:
 
 
 def _names(recorded: RecordedRun) -> Iterator[str]:
-    for defense in recorded.run.spec.defenses:
-        problem = contradiction(defense)
-        if problem is not None:
-            yield problem
+    spec = recorded.run.spec
+    found = (
+        *map(contradiction, spec.defenses),
+        *(attack_contradiction(attack, spec.threat.norm) for attack in spec.attacks),
+    )
+    yield from (problem for problem in found if problem is not None)
 
 
 def _identity(recorded: RecordedRun) -> Iterator[str]:

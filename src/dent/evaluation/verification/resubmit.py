@@ -62,16 +62,15 @@ class Resubmission:
             device_of(subject.model),
             bit_exact=False,
         )
-        # Older versions submitted a batch in one way only, and never ran by attack.
-        self._complete = spec.schedule == "by-attack" or any(
-            isinstance(record, ProbeRecord) and record.calls is not None
-            for record in recorded.records.values()
-        )
+        self._complete = recorded.complete_fields
         self._changes = ChangedAnswers(recorded, same_place=self._same_place)
         self._probes = RepeatedProbes(
             self._run, recorded, self._changes, same_place=self._same_place
         )
         self._other_seeds = OtherSeeds(self._run)
+        # By defense: which other answers lie apart now, with a unit; and which do as recorded.
+        self._apart_now: dict[tuple[str, str], str] = {}
+        self._apart_then: set[tuple[str, str]] = set()
 
     def check(self, unit: Unit) -> Iterator[Finding]:
         """Check a recorded unit."""
@@ -79,7 +78,7 @@ class Resubmission:
         if isinstance(record, ProbeRecord):
             yield from self._probes.probe(unit, record)
         elif isinstance(record, CertificateRecord):
-            yield self._probes.certificate(unit, record)
+            yield from self._probes.certificate(unit, record)
         else:
             yield from self._check_submission(unit, record)
 
@@ -164,7 +163,7 @@ class Resubmission:
             yield Finding("threat model", unit.key, self._outside(unit, record, adversarial))
             if unit.kind == "assembled":
                 yield Finding("tensors", unit.key, self._sources(unit, record))
-            if record.carried is not None:
+            if unit.kind == "attack":
                 yield Finding("tensors", unit.key, self._carried(unit, record, adversarial))
         yield Finding("served", unit.key, self._served(unit, record, adversarial))
         if not self._complete:
@@ -178,7 +177,20 @@ class Resubmission:
         return [
             *self._changes.problems(),
             *(Finding("served", None, problem) for problem in self._other_seeds.problems()),
+            *(Finding("served", None, problem) for problem in self._newly_apart()),
         ]
+
+    def _newly_apart(self) -> Iterator[str]:
+        """Yield the defenses that answer a batch in two ways now, and nowhere as recorded.
+
+        In one process on a CPU, equal queries get equal answers, whatever the machine is. On a GPU,
+        a defense that adapts may answer differently by chance.
+        """
+        if device_of(self._run.subject.model).type != "cpu":
+            return
+        for (defense, name), key in self._apart_now.items():
+            if (defense, name) not in self._apart_then:
+                yield f"{defense}: answers lie apart now ({name}), first in {key}, and none did"
 
     def changed_predictions(self) -> list[Finding]:
         """Return the changed predictions that are problems, after the last unit."""
@@ -250,10 +262,15 @@ class Resubmission:
 
     def _carried(self, unit: Unit, record: UnitRecord, adversarial: Tensor) -> str | None:
         """Compare the members that an attack left out with the ones that had fallen before it."""
+        if unit.batch is None:  # the published protocol attacks every member
+            return None if record.carried is None else f"{unit.key} leaves out members"
         batch = batches_of(self._run.plan, unit)[0]
         broke = carried(self._run.spec, batch, unit, self._run.store.done)
-        if tuple(source is not None for source in broke) != record.carried:
+        left_out = tuple(source is not None for source in broke)
+        if record.carried != (left_out if any(left_out) else None):
             return f"{unit.key} leaves out other members than those that had fallen before it"
+        if record.carried is None:
+            return None
         try:
             expected = carried_images(self._run, broke, self._run.load(batch)[0].cpu())
         except RecordError as error:
@@ -274,6 +291,10 @@ class Resubmission:
         logits = [submission.logits for submission in submissions]
         self._changes.compare(unit, record, served, logits)
         self._changes.keep(record, {"served": served, **self._fields(answers, record)})
+        self._apart_then |= {(unit.defense, name) for name in record.apart}
+        if self._complete:
+            for name in answer_fields(answers)["apart"]:
+                self._apart_now.setdefault((unit.defense, name), unit.key)
         loss = mean_loss(submissions, batches_of(self._run.plan, unit))
         if record.loss is None:
             unlike = self._complete and loss is not None

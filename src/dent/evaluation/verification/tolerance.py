@@ -13,7 +13,7 @@ from torch import Tensor
 from dent.evaluation.records.plan import Unit
 from dent.evaluation.records.schema import FollowUp, GradientRecord, Trace
 from dent.evaluation.records.spec import STATIC
-from dent.evaluation.results.result import DefenseResult, EvaluationResult
+from dent.evaluation.results.result import DefenseResult, Difference, EvaluationResult
 from dent.evaluation.submission.repeated import CLOSE, TOLERATED, close
 from dent.evaluation.submission.submission import Submission, merge_traces
 from dent.support.plural import agreeing, counted
@@ -45,27 +45,55 @@ def result_changes(recorded: EvaluationResult, again: EvaluationResult) -> Itera
                     f"{agreeing(before.correct, 'are')} correct {where} as recorded, "
                     f"{after.correct} of {after.total} as submitted again"
                 )
-        moved = _moved(then, now)
-        if moved is not None:
-            yield f"{name}: {moved}"
+        moves = (
+            _moved("the static model", then.difference, now.difference),
+            _moved("the mean over views", _over_views(then), _over_views(now)),
+        )
+        yield from (f"{name}: {moved}" for moved in moves if moved is not None)
+        yield from (f"{name}: {problem}" for problem in _other_draws(then, now))
         ruling, ruling_now = (_ruling(each, ruled=ruled) for each in (then, now))
         if ruling != ruling_now:
             yield f"{name}: {ruling} as recorded, {ruling_now} as submitted again"
 
 
-def _moved(then: DefenseResult, now: DefenseResult) -> str | None:
-    """Return a message if the difference to the static model changes by more than is tolerated.
+def _over_views(result: DefenseResult) -> Difference | None:
+    return None if result.over_views is None else result.over_views.difference
+
+
+def _other_draws(then: DefenseResult, now: DefenseResult) -> Iterator[str]:
+    """Yield how the results over several draws of a randomized defense change.
+
+    Each draw may change as much as an accuracy. Draws that were made equal keep their mean, but the
+    resubmission risk falls.
+    """
+    before, after = then.repeated, now.repeated
+    if before is None or after is None:
+        if before is not after:
+            yield "it has several draws, or has none, only as recorded"
+        return
+    rounding = 1 / max(before.natural_always.total, 1)
+    for where, risks, risks_now in (
+        ("under attack", before.risk, after.risk),
+        ("without an attack", before.natural_risk, after.natural_risk),
+    ):
+        pairs = enumerate(zip(risks, risks_now, strict=False), start=1)
+        off = [n for n, (a, b) in pairs if abs(a - b) > n * TOLERATED + rounding + CLOSE]
+        if off or len(risks) != len(risks_now):
+            yield f"its resubmission risk {where} is not as recorded"
+
+
+def _moved(what: str, before: Difference | None, after: Difference | None) -> str | None:
+    """Return a message if a difference changes by more than is tolerated.
 
     Each accuracy may change as well, but not so that their changes add up.
     """
-    before, after = then.difference, now.difference
     if before is None or after is None or before.value is None or after.value is None:
         return None
     allowed = max(1, math.floor(TOLERATED * before.total))
     if abs(after.value - before.value) * before.total <= allowed + CLOSE:
         return None
     return (
-        f"the difference to the static model is {100 * before.value:+.2f} points as recorded, "
+        f"the difference to {what} is {100 * before.value:+.2f} points as recorded, "
         f"{100 * after.value:+.2f} as submitted again, which is more than "
         f"{counted(allowed, 'member')} of {before.total} apart"
     )
@@ -143,14 +171,15 @@ def trace_problem(unit: Unit, answers: list[Submission], recorded: Trace) -> str
     trace = merge_traces([answer.trace for answer in answers])
     if (trace.rows, trace.status) != (recorded.rows, recorded.status):
         return f"{unit.key}: rows or statuses of the adaptation are not those recorded"
-    for name, values, recorded_values in (
-        ("entropy", _flat(trace.entropy), _flat(recorded.entropy)),
-        ("sigma", _flat(trace.sigma), _flat(recorded.sigma)),
-        ("sigma by step", _flat(trace.sigma_by_step), _flat(recorded.sigma_by_step)),
+    for name, now, then in (
+        ("entropy", trace.entropy, recorded.entropy),
+        ("sigma", trace.sigma, recorded.sigma),
+        ("sigma by step", trace.sigma_by_step, recorded.sigma_by_step),
     ):
-        if name == "sigma by step" and recorded.sigma_by_step is None:
+        if name == "sigma by step" and then is None:
             continue  # recorded before defenses reported it
-        if len(values) != len(recorded_values):
+        values, recorded_values = _flat(now), _flat(then)
+        if len(values) != len(recorded_values) or (now is None) != (then is None):
             return f"{unit.key}: {name} has another length than recorded"
         pairs = zip(values, recorded_values, strict=True)
         if not all(close(a, b) for a, b in pairs):
