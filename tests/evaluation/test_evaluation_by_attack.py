@@ -609,3 +609,18 @@ def test_the_suite_with_an_additional_attack_still_runs_by_attack() -> None:
     spec = describe(Subject(linear(), dataset(), {}, made, ThreatModel("linf", EPS)), QUICK)
     assert spec.schedule == "by-attack"
     assert "pgd" not in spec.same_on_static.values()
+
+
+def test_a_run_with_the_order_of_attacks_of_an_older_version_is_verified(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [attack.name for attack in spec_of().attacks]
+    with monkeypatch.context() as older:
+        older.setattr("dent.evaluation.subject.takes_no_steps", lambda _: True)
+        evaluate(subject(), QUICK, out=tmp_path)
+    then = [attack.name for attack in load_run(tmp_path).run.spec.attacks]
+    assert then != now
+    assert sorted(then) == sorted(now)
+    checked = verify(tmp_path, subject())
+    assert [each.name for each in checked.checks if each.state == "failed"] == []
+    assert next(each for each in checked.checks if each.name == "subject").state == "passed"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dent.errors import DentError
 from dent.evaluation.records.plan import Unit, make_plan, units
-from dent.evaluation.records.spec import differences
+from dent.evaluation.records.spec import EvaluationSpec, differences
 from dent.evaluation.results.recorded_run import RecordedRun, load_run
 from dent.evaluation.subject import Subject, describe
 from dent.evaluation.verification.findings import RESUBMITTED, FindingTally
@@ -149,7 +149,15 @@ def _subject(recorded: RecordedRun, subject: Subject) -> list[str]:
         described = describe(subject, spec.settings)
     except DentError as error:
         return [str(error)]
+    described = _in_order(described, [attack.name for attack in spec.attacks])
     return list(differences(spec.newest.to_json(), described.to_json()))
+
+
+def _in_order(spec: EvaluationSpec, names: Sequence[str]) -> EvaluationSpec:
+    """Return an evaluation with its attacks in this order, which older versions chose otherwise."""
+    places = {name: place for place, name in enumerate(names)}
+    attacks = sorted(spec.attacks, key=lambda attack: places.get(attack.name, len(places)))
+    return spec.model_copy(update={"attacks": tuple(attacks)})
 
 
 def _plan(recorded: RecordedRun, subject: Subject) -> list[str]:
