@@ -26,11 +26,11 @@ from dent.evaluation.results.diagnostics import HUGE_EPS, SIGHTED, of_run
 from dent.evaluation.results.gates import (
     FEW_BATCHES,
     FURTHER,
-    NOT_IN_FIRST,
     GATE_CONDITIONS,
     LARGE_STEPS,
     MORE_CLASSES,
     NO_TRANSFERS,
+    NOT_IN_FIRST,
     OLDER,
     UNDECLARED,
     UNFINISHED,
