@@ -320,7 +320,8 @@ def _with_other_slopes(
         draws = torch.Generator().manual_seed(seed_of(seed, "other slopes", index))
         changes: dict[str, tuple[None, ...]] = {}
         targets = every_target(native.served(reached.x).nan_to_num(), reached.y)
-        if not _exact_for(finer, reached, targets, draws):
+        exact = all(each is not None and each < THRESHOLD[finer.dtype] for each in point.errors)
+        if exact and not _exact_for(finer, reached, targets, draws):
             changes["errors"] = (None,) * point.members
         if not _coarse_for(native, reached, targets, standing, threat, draws):
             changes["coarse"] = (None,) * point.members
