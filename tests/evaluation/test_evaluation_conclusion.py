@@ -31,12 +31,14 @@ from dent.evaluation.results.gates import (
     MORE_CLASSES,
     NO_TRANSFERS,
     NOT_COMPARED,
+    NOT_IN_FIRST,
     OLDER,
     UNDECLARED,
     UNFINISHED,
     Evidence,
     Further,
     evidence_of,
+    gain_gates,
     gates_of,
     ground_of,
 )
@@ -398,7 +400,7 @@ def test_mixed_batches_gain_only_if_the_attack_toward_every_class_can_be_compare
     for correct, ruling in ((16, "robust gain"), (12, "inconclusive")):
         by_name = {
             # A doubt about the static model does not count: only a claim of a gain needs this.
-            STATIC: followed_up(scores(8, clean=clean), 12),
+            STATIC: followed_up(scores(8, clean=clean, robust=False), 12),
             "dent": followed_up(scores(8, clean=clean), correct),
         }
         for side, expected in (("above", ruling), ("below", "harmful"), ("level", "no gain")):
@@ -407,6 +409,43 @@ def test_mixed_batches_gain_only_if_the_attack_toward_every_class_can_be_compare
             ].verdict
             assert verdict is not None
             assert verdict.ruling == expected
+
+
+@pytest.mark.parametrize(
+    ("correct", "of_static", "gain", "opened"),
+    [
+        (7, 0, 0.3, []),
+        (7, 0, 0.2, [FURTHER]),
+        (7, -1, 0.2, []),  # the attack also breaks one more member of the static model
+        (7, 3, 0.2, [FURTHER]),
+        (8, 0, 0.02, []),
+        (7, 0, -0.2, []),
+    ],
+)
+def test_an_attack_that_breaks_half_of_the_gain_in_the_first_batch_opens_a_gate(
+    spec: EvaluationSpec, correct: int, of_static: int, gain: float, opened: list[str]
+) -> None:
+    differs = difference("above").model_copy(update={"value": gain})
+    result = found().model_copy(update={"difference": differs})
+    static = scores(8, robust=False)
+
+    def told(scored: Scores, left: int) -> tuple[Evidence, Scores]:
+        return replace(
+            evidence_of(result, scored, spec, {}), further=Further(left, left, 8)
+        ), scored
+
+    gates = gain_gates(result, told(scores(8), 8 - correct), told(static, -of_static))
+    assert [each.name for each in gates] == opened
+
+
+def test_a_gain_must_be_in_the_first_batch() -> None:
+    result = found()
+    for robust, opened in ((False, []), (True, [NOT_IN_FIRST])):
+        own = evidence(further=Further(0, 0, 8)), scores(8)
+        static = evidence(further=Further(0, 0, 8)), scores(8, robust=robust)
+        assert [each.name for each in gain_gates(result, own, static)] == opened
+    unchecked = evidence(further=None), scores(8)
+    assert gain_gates(result, unchecked, static) == ()
 
 
 def test_noise_that_drowns_the_gradient_keeps_the_gate_of_randomized_defenses_open() -> None:
@@ -523,7 +562,9 @@ def found(
     )
 
 
-def scores(batches: int, right: bool = True, clean: Sequence[bool] = ()) -> Scores:
+def scores(
+    batches: int, right: bool = True, clean: Sequence[bool] = (), *, robust: bool = True
+) -> Scores:
     """Return the scores of a defense with a certified gradient, as far as verdicts use them.
 
     Args:
@@ -531,9 +572,11 @@ def scores(batches: int, right: bool = True, clean: Sequence[bool] = ()) -> Scor
         right: Whether every member is correct in every submission.
         clean: Whether each clean member is correct in the attacked batches. In the natural ones,
             all are correct.
+        robust: Whether the members that are right stay so under attack.
     """
     piece = Piece(attacked=(right,) * 8, clean=tuple(clean), missing=0)
-    pieces = dict.fromkeys(range(batches), piece)
+    attacked_piece = replace(piece, attacked=(right and robust,) * 8)
+    pieces = dict.fromkeys(range(batches), attacked_piece)
     natural = replace(piece, clean=(True,) * len(clean))
     attacked = tuple(
         UnitRecord.model_construct(
@@ -593,6 +636,10 @@ def judge(
     )
 
 
+def gained(result: DefenseResult) -> bool:
+    return result.difference is not None and (result.difference.value or 0.0) > 0
+
+
 def ruled(
     spec: EvaluationSpec,
     defended: DefenseResult,
@@ -606,7 +653,7 @@ def ruled(
     reference = (static or found()).model_copy(update={"difference": None})
     results = {STATIC: reference, "dent": defended}
     by_name = {
-        STATIC: scores(batches, clean=[True] * len(clean)),
+        STATIC: scores(batches, clean=[True] * len(clean), robust=not gained(defended)),
         "dent": scores(batches, right, clean),
     }
     judged = judge(results, by_name, spec, complete=complete)

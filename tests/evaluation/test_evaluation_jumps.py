@@ -112,9 +112,9 @@ def test_scores_that_jump_for_the_few_members_that_attacks_leave_do_not_hold(
     wide = linear(0, template=0.25)
     partly = Partly(wide, Voted(wide, THIRD, vote=20.0, scale=0.1))
     assert holds(partly, LINF, images) is False
-    rule = jumps._too_many
+    rule = jumps.too_many
     monkeypatch.setattr(
-        jumps, "_too_many", lambda jumped, of, standing: rule(jumped, of, ~of & standing)
+        jumps, "too_many", lambda jumped, of, standing: rule(jumped, of, ~of & standing)
     )
     assert holds(partly, LINF, images) is True  # less than a quarter of all members jump
 

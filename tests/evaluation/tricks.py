@@ -17,8 +17,12 @@ from, or like a net that is hidden inside it, whatever it shows to an attack.
 | `Blended` | the net | the scores of another net, plus the saturated probabilities of the net |
 | `Recognizes` | the net, on 8-bit images | the hidden net on all others, and its gradient on all |
 | `Shielded` | the net | one wrong class that comes close and never wins |
+| `Flattened` | the net, shielded | no slope of any class but the likeliest two |
+| `Faint` | the net and a few pixels | only the slope of the few pixels |
 | `Sized` | the net, in some sizes of batches | another net in batches of all other sizes |
 | `Drowned` | the net, on average | new noise in every query, with a steep slope |
+| `Quiet` | the net, on average | such noise, but only for images that someone moved |
+| `VotedIfClear` | the net | a vote as above, but no jump where classes meet |
 | `Partly` | the net of the trick, on some images | the trick on these, the net on all others |
 | `Keyed` | wrong on images with a secret pattern | a robust net |
 | `OwnNoise` | the net, on average | logits with noise from its own generator |
@@ -315,6 +319,38 @@ class Shielded(Trick):
         return pairs.repeat_interleave(2, dim=1) + self.scale * within
 
 
+class Flattened(Shielded):
+    """All classes but the likeliest two show the slope of the likeliest one.
+
+    So the slope of their margins is zero. The logits are those of `Shielded`.
+    """
+
+    def predict(self, x: Tensor, adaptation: Any) -> Tensor:
+        logits = super().predict(x, adaptation)
+        first, second = logits.topk(2, dim=1).values.unbind(dim=1)
+        shown = logits.detach() + (first - first.detach())[:, None]
+        return torch.where(logits >= second[:, None], logits, shown)
+
+
+class Faint(Trick):
+    """Adds a net that sees a few pixels, and hides the slope of the net on all pixels.
+
+    Args:
+        net: The net on all pixels.
+        loud: The net on a few pixels, whose slope is far steeper.
+        hides: Returns for a batch whether to hide the slope.
+    """
+
+    def __init__(self, net: nn.Module, loud: nn.Module, hides: Callable[[Tensor], bool]) -> None:
+        super().__init__(net)
+        self.loud, self.hides = loud.eval(), hides
+
+    def predict(self, x: Tensor, adaptation: Any) -> Tensor:
+        shown: Tensor = self.loud(x)
+        hidden = super().predict(x.detach() if self.hides(x) else x, adaptation)
+        return shown + hidden
+
+
 class Sized(Trick):
     """The net for batches of some sizes, and another net for all others."""
 
@@ -344,6 +380,58 @@ class Drowned(Trick):
         waves = torch.sin(100 * x).flatten(1) / 100
         noise = torch.randn(len(x), waves.shape[1], logits.shape[1]).to(waves)
         return logits + self.volume * torch.einsum("np,npc->nc", waves, noise)
+
+
+class Quiet(Drowned):
+    """Adds the noise only to images that have other than natural details.
+
+    Args:
+        net: The net.
+        volume: Size of the noise.
+        details: Returns for a batch (N, C, H, W) the size of its details, (N,).
+        least: With fewer details, there is no noise.
+        most: From this on, the noise is full.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        volume: float,
+        details: Callable[[Tensor], Tensor],
+        least: float,
+        most: float,
+    ) -> None:
+        super().__init__(net, volume)
+        self.details, self.least, self.most = details, least, most
+
+    def predict(self, x: Tensor, adaptation: Any) -> Tensor:
+        logits: Tensor = self.net(x)
+        share = ((self.details(x) - self.least) / (self.most - self.least)).clamp(0, 1)
+        return logits + share[:, None] * (super().predict(x, adaptation) - logits)
+
+
+class VotedIfClear(Voted):
+    """Votes only for clear images of a class, so the scores do not jump between natural images.
+
+    Args:
+        clear: Returns for a batch how clear each image is, (N,), at most 1.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        scores: nn.Module,
+        vote: float,
+        scale: float,
+        clear: Callable[[Tensor], Tensor],
+    ) -> None:
+        super().__init__(net, scores, vote, scale)
+        self.clear = clear
+
+    def predict(self, x: Tensor, adaptation: Any) -> Tensor:
+        shown: Tensor = self.scores(x)
+        voted = super().predict(x, adaptation) - self.scale * shown
+        return self.scale * shown + self.clear(x)[:, None] * voted
 
 
 class Partly(Trick):

@@ -57,8 +57,7 @@ def attack_every_class(
     """
     logits = served(x).nan_to_num()
     images, standing = x, torch.ones_like(y, dtype=torch.bool)
-    for rank in range(1, min(CLASSES, logits.shape[1] - 1) + 1):
-        targets = runner_up(logits, y, rank)
+    for targets in every_target(logits, y):
         found = apgd(
             lambda images, targets=targets: ascent(images, targets),  # type: ignore[misc]
             x,
@@ -73,3 +72,14 @@ def attack_every_class(
         if right.sum() <= standing.sum():
             images, standing = found, right
     return images
+
+
+def every_target(logits: Tensor, y: Tensor) -> list[Tensor]:
+    """Return the wrong classes to aim at, likeliest first, each (N,).
+
+    Args:
+        logits: Finite logits (N, classes).
+        y: Labels (N,).
+    """
+    ranks = range(1, min(CLASSES, logits.shape[1] - 1) + 1)
+    return [runner_up(logits, y, rank) for rank in ranks]

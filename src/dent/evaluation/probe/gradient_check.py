@@ -12,6 +12,8 @@ compares the change of the served answers with the change that the gradient pred
               pass. An exact gradient may fail: if the answers have a small ripple, its gradient
               hides the slope over larger steps. It also fails if the scores jump (`jumps`).
 
+Both are also made for another wrong class, and for pixels with a faint slope (`other_slopes`).
+
 Every query goes to a fresh copy, so a defense cannot tell the check from an attack.
 
 This is the certificate of the suite's verdict. `dent.attacks.adaptive.certificate` is a simpler
@@ -34,9 +36,9 @@ from dent.attacks.adaptive.apgd import Evaluation, random_start, steepest
 from dent.attacks.losses import runner_up
 from dent.attacks.querier import NoGradientError
 from dent.attacks.steps import enlarged
-from dent.evaluation.probe import jumps
+from dent.evaluation.probe import jumps, other_slopes
 from dent.evaluation.probe.defense_view import DefenseView, best_gradient, margin
-from dent.evaluation.probe.every_class import PASSES, attack_every_class
+from dent.evaluation.probe.every_class import CLASSES, PASSES, attack_every_class, every_target
 from dent.evaluation.records.plan import seed_of
 from dent.evaluation.records.probe_answers import DISTANCE
 from dent.evaluation.records.schema import FollowUp, GradientPoint, GradientRecord
@@ -75,6 +77,9 @@ def passes(size: int) -> Queries:
     coarse = sum(_MEMBERS) * (1 + 2 * _LINES) * 2
     small = jumps.AT_BOUNDARIES + jumps.OVER_TINY_MOVES.times(2)
     points = len(_MEMBERS)
+    exact_for = Queries(2 * (CLASSES + _LINES * 2 * 2), CLASSES * 2)
+    coarse_for = Queries(1 + CLASSES + 2 * len(_SHARES) * 2 * _LINES * 2, CLASSES)
+    small = small + (exact_for + coarse_for).times(points - 1)
     own = Queries(2 * (exact * 2 + points) + coarse + _SHORT + 3, points * 3 + _SHORT)
     return small + PASSES + own
 
@@ -102,9 +107,10 @@ def check_gradient(
     try:
         natural = _attack_point(native, x, y)
         reached = _short_attack(native, natural, threat, seed)
-        agreement = _agreement(native, natural, draws)
-        seeds = 1 if agreement is None else draws
+        agreements = [_agreement(native, point, draws) for point in (natural, reached)]
+        seeds = 1 if agreements == [None, None] else draws
         ended, rights = _attack_every_class(native, natural, threat, seed, seeds)
+        agreements.append(_agreement(native, ended, draws))
     except NoGradientError as missing:  # at the natural images, or during an attack
         return GradientRecord(rung=rung, missing=str(missing))
     finer = _in_double(native, natural)
@@ -118,6 +124,8 @@ def check_gradient(
         points = tuple(
             point.model_copy(update={"coarse": (None,) * point.members}) for point in points
         )
+    others = (native, finer, attacked[1:], points[1:], rights > 0.5, threat, seed)
+    points = (points[0], *_with_other_slopes(*others))
     return GradientRecord(
         rung=rung,
         dtype=str(finer.dtype).removeprefix("torch."),
@@ -125,7 +133,7 @@ def check_gradient(
         points=points,
         classes=native.served(x).shape[1],
         further=FollowUp(attack="every class", total=len(x), correct=correct, before=None),
-        agreement=agreement,
+        agreement=min((each for each in agreements if each is not None), default=None),
     )
 
 
@@ -287,6 +295,100 @@ def _check_point(
     )
 
 
+def _with_other_slopes(
+    native: DefenseView,
+    finer: DefenseView,
+    attacked: Sequence[_AttackPoint],
+    points: Sequence[GradientPoint],
+    standing: Tensor,
+    threat: ThreatModel,
+    seed: int,
+) -> tuple[GradientPoint, ...]:
+    """Return the comparisons, without the errors of those that fail for other slopes.
+
+    Args:
+        native: The defense in its own precision.
+        finer: The defense in the precision in which differences are exact enough.
+        attacked: Images that attacks reached.
+        points: The comparisons at these images.
+        standing: bool (N,), the members that an attack left correct.
+        threat: The threat model.
+        seed: Seed of the directions.
+    """
+    checked = []
+    for index, (reached, point) in enumerate(zip(attacked, points, strict=True)):
+        draws = torch.Generator().manual_seed(seed_of(seed, "other slopes", index))
+        changes: dict[str, tuple[None, ...]] = {}
+        targets = every_target(native.served(reached.x).nan_to_num(), reached.y)
+        exact = all(each is not None and each < THRESHOLD[finer.dtype] for each in point.errors)
+        if exact and not _exact_for(finer, reached, targets, draws):
+            changes["errors"] = (None,) * point.members
+        if not _coarse_for(native, reached, targets, standing, threat, draws):
+            changes["coarse"] = (None,) * point.members
+        checked.append(point.model_copy(update=changes))
+    return tuple(checked)
+
+
+def _exact_for(
+    view: DefenseView, point: _AttackPoint, targets: Sequence[Tensor], draws: torch.Generator
+) -> bool:
+    """Return whether the gradients of the margins of all these classes are exact."""
+    x, y, limit = point.x.to(view.dtype), point.y, THRESHOLD[view.dtype]
+    gradients = [_or_zero(view.gradient(x, y, each), x) for each in targets]
+    least = torch.tensor(math.inf)
+    for step in _STEPS[view.dtype]:
+        moves = _lengths(x, draws, step)[1:]
+        least = least.minimum(
+            other_slopes.errors_over(
+                view.served, gradients, x, y, targets, moves, together=view.dependent
+            )
+        )
+        if bool((least < limit).all()):
+            return True
+    return False
+
+
+def _coarse_for(
+    view: DefenseView,
+    point: _AttackPoint,
+    targets: Sequence[Tensor],
+    standing: Tensor,
+    threat: ThreatModel,
+    draws: torch.Generator,
+) -> bool:
+    """Return whether gradients predict large steps for all these classes, and for faint pixels."""
+    x, y = point.x, point.y
+    gradients = [_or_zero(view.gradient(x, y, each), x) for each in targets]
+    lengths = [_strides(point.gradient, draws, threat, share)[1:] for share in _SHARES]
+    kinds = [lengths]
+    if threat.norm == "linf":
+        kinds.append([other_slopes.leveled(gradients, moves) for moves in lengths])
+    for kind in kinds:
+        least = torch.tensor(math.inf)
+        for moves in kind:
+            least = least.minimum(
+                other_slopes.errors_over(
+                    view.served,
+                    gradients,
+                    x,
+                    y,
+                    targets,
+                    moves,
+                    together=view.dependent,
+                    bounds=threat.bounds,
+                )
+            )
+        wrong = (least > COARSE).any(dim=0)
+        every = torch.ones_like(wrong)
+        if jumps.too_many(wrong, every, every if view.dependent else standing.cpu()):
+            return False
+    return True
+
+
+def _or_zero(gradient: Tensor | None, like: Tensor) -> Tensor:
+    return torch.zeros_like(like) if gradient is None else gradient
+
+
 def _scores_jump(
     view: DefenseView,
     natural: _AttackPoint,
@@ -299,8 +401,7 @@ def _scores_jump(
     draws = torch.Generator().manual_seed(seed_of(seed, "jumps"))
 
     def promise(x: Tensor, y: Tensor, targets: Tensor) -> Tensor:
-        gradient = view.gradient(x, y, targets)
-        gradient = torch.zeros_like(x) if gradient is None else gradient
+        gradient = _or_zero(view.gradient(x, y, targets), x)
         return _promised(_AttackPoint(x, y, targets, gradient), threat)
 
     promised = _promised(natural, threat)

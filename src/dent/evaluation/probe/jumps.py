@@ -92,7 +92,7 @@ def at_boundaries(
         unit = torch.maximum(promised, _LINE * boundary.whole)
         there = promise(boundary.images, *boundary.classes.clamp(min=0).unbind(dim=1))
         jumped = ~(boundary.change <= _STEEP * unit) | ~(there <= _STEEPER * unit)
-        if _too_many(boundary.found & jumped, boundary.found, standing):
+        if too_many(boundary.found & jumped, boundary.found, standing):
             return True
     return False
 
@@ -132,7 +132,7 @@ def over_tiny_moves(
         near = (threat.distance(images, x) <= threat.eps / 2).to(x.device)
         expected = wide(gradient * (images - x)).flatten(1).sum(dim=1)
         change = (margin(served(images)) - before - expected).abs()
-        jumps.append(_too_many(near & ~(change <= _JUMP * promised), near, standing))
+        jumps.append(too_many(near & ~(change <= _JUMP * promised), near, standing))
     return any(jumps)
 
 
@@ -211,10 +211,15 @@ def _classes(logits: Tensor) -> Tensor:
     return torch.where(is_prediction(logits), logits.nan_to_num().argmax(dim=1), -1)
 
 
-def _too_many(jumped: Tensor, measured: Tensor, standing: Tensor) -> bool:
+def too_many(jumped: Tensor, measured: Tensor, standing: Tensor) -> bool:
     """Return whether too many members jump: of all, or of the standing ones, which make a gain.
 
     A single standing member is not enough.
+
+    Args:
+        jumped: bool (N,), the members that jump.
+        measured: bool (N,), the members for which this was measured.
+        standing: bool (N,), the members that an attack left correct.
     """
     share = int(jumped.sum()) > _MOST * int(measured.sum())
     of_standing, count = int((jumped & standing).sum()), int((measured & standing).sum())

@@ -22,7 +22,7 @@ from dent.evaluation.records.schema import (
     Session,
 )
 from dent.evaluation.records.spec import STATIC, EvaluationSpec
-from dent.evaluation.results.certificate import CERTIFICATE, certificate_of
+from dent.evaluation.results.certificate import CERTIFICATE, agreement_of, certificate_of
 from dent.evaluation.results.gradient_comparison import GradientComparison, square_gains
 from dent.evaluation.results.result import AttackSummary, Dependence, Diagnostic
 from dent.evaluation.submission.submitter import EXPERIENCED, NATURAL_AFTER, WITH_GRADIENTS
@@ -193,7 +193,10 @@ def _of_probe(
 
 
 def _randomized(probe: ProbeRecord) -> float:
-    return _distance(probe.repeated) if randomized(probe) else 0.0
+    if randomized(probe):
+        return _distance(probe.repeated)
+    # Some defenses draw random numbers only for images that an attack moved.
+    return 0.0 if agreement_of(probe) is None or stateful(probe) else 1.0
 
 
 def _state(defense: _DefenseRecords) -> float | str:

@@ -40,12 +40,15 @@ LARGE_STEPS: Final = "gradient over large steps"
 MORE_CLASSES: Final = "more logits than classes"
 FURTHER: Final = "another attack breaks more"
 NOT_COMPARED: Final = "another attack cannot be compared"
+NOT_IN_FIRST: Final = "no gain in the first batch"
 NO_TRANSFERS: Final = "no transfers"
 UNDECLARED: Final = "undeclared dependence"
 OLDER: Final = "older records"
 
 _LUCK: Final = 0.05
 """Share of the first batch that one more attack may break beyond the run, rounded up."""
+_OF_GAIN: Final = 0.5
+"""Share of the gain that one more attack may break beyond the run, in the first batch."""
 _AGREE: Final = 0.1
 """Smallest cosine between two means of gradients of a randomized defense. With less, the noise in a
 mean is at least three times as long as what the means share."""
@@ -343,13 +346,7 @@ def _of_further(further: Further | None) -> Iterator[Gate]:
     if further is None:
         return
     if further.breaks_more:
-        least = "at least " if further.clean else ""
-        sentence = (
-            f"An attack toward every class broke {least}{counted(further.least, 'member')} of "
-            f"{further.members} in the first batch more than all attacks of the run together. Use "
-            "a larger budget, and look for what hides these members from the attacks."
-        )
-        yield Gate(name=FURTHER, open=True, sentence=sentence)
+        yield _further_gate(further)
     elif further.may_break_more:
         size = further.members + further.clean
         sentence = (
@@ -359,6 +356,16 @@ def _of_further(further: Further | None) -> Iterator[Gate]:
             f"have broken up to {further.most} more. Evaluate the defense without mixed batches."
         )
         yield Gate(name=NOT_COMPARED, open=True, sentence=sentence)
+
+
+def _further_gate(further: Further) -> Gate:
+    least = "at least " if further.clean else ""
+    sentence = (
+        f"An attack toward every class broke {least}{counted(further.least, 'member')} of "
+        f"{further.members} in the first batch more than all attacks of the run together. Use a "
+        "larger budget, and look for what hides these members from the attacks."
+    )
+    return Gate(name=FURTHER, open=True, sentence=sentence)
 
 
 def _of_not_run(diagnostic: Diagnostic, evidence: Evidence) -> Iterator[Gate]:
@@ -416,6 +423,38 @@ def run_gates(spec: EvaluationSpec) -> tuple[Gate, ...]:
         gates.append(Gate(name=NO_TRANSFERS, open=True, sentence=sentence))
     if static_is_another(spec):
         gates.append(Gate(name=ANOTHER_STATIC, open=True, sentence=ANOTHER_STATIC_SENTENCE))
+    return tuple(gates)
+
+
+def gain_gates(
+    result: DefenseResult,
+    own: tuple[Evidence, Scores],
+    static: tuple[Evidence, Scores],
+) -> tuple[Gate, ...]:
+    """Return the open gates of a gain that the checks on the first batch do not support.
+
+    Args:
+        result: The result of the defense.
+        own: The evidence about the defense, and its scores.
+        static: The same of the static model.
+    """
+    gain = None if result.difference is None else result.difference.value
+    (evidence, scores), (of_static, static_scores) = own, static
+    if gain is None or gain <= 0 or evidence.further is None:
+        return ()
+    gates = []
+    further = evidence.further
+    lead = further.least - max(0, of_static.further.least if of_static.further is not None else 0)
+    if lead > _OF_GAIN * gain * further.members and not further.breaks_more:
+        gates.append(_further_gate(further))
+    rights, _ = worst_of_batch(scores.of_batch(0), by_sample=by_sample(result.dependence))
+    static_rights, _ = worst_of_batch(static_scores.of_batch(0), by_sample=True)
+    if not any(right > other for right, other in zip(rights, static_rights, strict=True)):
+        sentence = (
+            "The gradient is checked in the first batch, but there the defense is correct on no "
+            "sample that the static model gets wrong. Use larger batches, or another order."
+        )
+        gates.append(Gate(name=NOT_IN_FIRST, open=True, sentence=sentence))
     return tuple(gates)
 
 

@@ -23,6 +23,7 @@ from dent.evaluation.results.gates import (
     UNFINISHED,
     evidence_of,
     few_batches_gates,
+    gain_gates,
     gates_of,
     ground_of,
     run_gates,
@@ -299,6 +300,8 @@ def with_verdicts(
             continue
         own_gates = gates_of(result.diagnostics, evidence[name])
         own_gates += few_batches_gates(result, len(scores[name].whole)) + of_run
+        own, static = ((evidence[each], scores[each]) for each in (name, STATIC))
+        own_gates += gain_gates(result, own, static)
         doubts = static_gates
         if result.decided is not None:  # checks that only a claim of a gain needs did not run
             own_gates = tuple(gate for gate in own_gates if gate.name in _ALSO_PREVENT_HARMFUL)
