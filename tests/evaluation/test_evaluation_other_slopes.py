@@ -100,7 +100,7 @@ def test_slopes_that_attacks_cannot_see_do_not_hold(
 ) -> None:
     assert states(checked(trick)) == open_
     monkeypatch.setattr(
-        gradient_check, "_with_other_slopes", lambda _, __, ___, points, *____: points
+        gradient_check, "with_other_slopes", lambda _, __, ___, points, *____: points
     )
     assert states(checked(trick))[0] == ("raised" if trick is FAINT else "passed")
 

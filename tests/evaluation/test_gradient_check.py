@@ -13,7 +13,8 @@ from dent.attacks.adaptive import NOT_AVAILABLE
 from dent.attacks.querier import NoGradientError
 from dent.config import ViewsConfig
 from dent.evaluation.probe.follow_ups import huge_eps, more_iterations
-from dent.evaluation.probe.gradient_check import _strides, check_gradient
+from dent.evaluation.probe.gradient_check import check_gradient
+from dent.evaluation.probe.moves import long_moves
 from dent.evaluation.probe.questions import Probe
 from dent.evaluation.records.schema import ProbeRecord
 from dent.evaluation.results.certificate import (
@@ -122,7 +123,7 @@ def test_coarse_steps_have_a_share_of_eps_in_the_norm_of_the_threat_model(
 ) -> None:
     draws = torch.Generator().manual_seed(0)
     gradient = 1e-3 * torch.randn(4, 3, 5, 5, generator=draws)
-    steps = _strides(gradient, draws, ThreatModel(norm, 0.75), share=0.5)
+    steps = long_moves(gradient, draws, ThreatModel(norm, 0.75), share=0.5)
     for step in steps:
         lengths = step.flatten(1).norm(p=order, dim=1)
         torch.testing.assert_close(lengths, torch.full((4,), 0.375))

@@ -11,6 +11,7 @@ from dent.attacks import Defense, DynamicDefense, answer
 from dent.attacks.adaptive import Rung
 from dent.attacks.adaptive.capabilities import adapt_accepts
 from dent.attacks.base import isolated_random_state
+from dent.attacks.losses import runner_up
 from dent.attacks.protocol import as_queried, query
 from dent.attacks.querier import NoGradientError, View, derivatives_of
 from dent.evaluation.records.plan import seed_of
@@ -99,3 +100,33 @@ def margin(logits: Tensor, y: Tensor, targets: Tensor) -> Tensor:
     picked = logits.gather(1, torch.stack([targets, y], dim=1))
     picked = picked.masked_fill(picked.isneginf(), 0.0)
     return picked[:, 0] - picked[:, 1]
+
+
+@dataclass(frozen=True)
+class AttackPoint:
+    """A point that an attack reaches, with the gradient there."""
+
+    x: Tensor
+    y: Tensor
+    targets: Tensor
+    gradient: Tensor
+
+
+def attack_point(view: DefenseView, x: Tensor, y: Tensor) -> AttackPoint:
+    """Return these images as a point of an attack toward the likeliest wrong classes.
+
+    Raises:
+        NoGradientError: The defense answers without a gradient.
+    """
+    logits = view.served(x).nan_to_num()
+    targets = runner_up(logits, y, 1)
+    gradient = view.gradient(x, y, targets)
+    if gradient is None:
+        name = type(view.origin.defense).__name__
+        raise NoGradientError(f"{name} answers without a gradient to the images")
+    return AttackPoint(x, y, targets, gradient)
+
+
+def or_zero(gradient: Tensor | None, like: Tensor) -> Tensor:
+    """Return a gradient, or zeros like the images if there is none."""
+    return torch.zeros_like(like) if gradient is None else gradient

@@ -21,9 +21,6 @@ check for use by hand: of one rung, at one batch, for the summed loss.
 """
 
 import copy
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
@@ -33,12 +30,29 @@ from torch import Tensor, nn
 
 from dent.attacks import DynamicDefense, Queries
 from dent.attacks.adaptive.apgd import Evaluation, random_start, steepest
-from dent.attacks.losses import runner_up
 from dent.attacks.querier import NoGradientError
-from dent.attacks.steps import enlarged
-from dent.evaluation.probe import jumps, other_slopes
-from dent.evaluation.probe.defense_view import DefenseView, best_gradient, margin
-from dent.evaluation.probe.every_class import CLASSES, PASSES, attack_every_class, every_target
+from dent.evaluation.probe import jumps
+from dent.evaluation.probe.defense_view import (
+    AttackPoint,
+    DefenseView,
+    attack_point,
+    best_gradient,
+    margin,
+    or_zero,
+)
+from dent.evaluation.probe.every_class import CLASSES, PASSES, attack_every_class
+from dent.evaluation.probe.moves import (
+    COARSE,
+    LINES,
+    SHARES,
+    STEPS,
+    THRESHOLD,
+    errors_of,
+    finite,
+    long_moves,
+    short_moves,
+)
+from dent.evaluation.probe.other_slopes import with_other_slopes
 from dent.evaluation.records.plan import seed_of
 from dent.evaluation.records.probe_answers import DISTANCE
 from dent.evaluation.records.schema import FollowUp, GradientPoint, GradientRecord
@@ -47,20 +61,9 @@ from dent.evaluation.submission.submission import apart
 from dent.support.devices import has_float64, wide
 from dent.threat import ThreatModel
 
-THRESHOLD: Final = {torch.float64: 1e-3, torch.float32: 5e-2}
-"""The relative error of a member must stay below this."""
-_STEPS: Final = {torch.float64: (1e-7, 1e-8, 1e-6, 1e-9), torch.float32: (0.1, 0.3, 0.03)}
-"""Lengths in l2 by which a member moves. The first length passes most often."""
-COARSE: Final = 0.6
-"""A gradient with a relative error below this over large steps is useful to an attack. The gradient
-of a wrong model has an error of about 1."""
-_SHARES: Final = (0.5, 0.25)
-"""Lengths of coarse steps, as shares of eps. They exceed rounding to 8 bits."""
 _MEMBERS: Final = (2, 4, 4)
 """Number of members to move if the defense is batch-dependent: at the natural images, at the point
 of the short attack, and at that of the long one."""
-_LINES: Final = 2
-"""Number of random directions besides that of the gradient; twice as many for coarse steps."""
 _SHORT: Final = 3
 """Maximum number of steps of the short attack."""
 DRAWS: Final = 3
@@ -73,12 +76,12 @@ def passes(size: int) -> Queries:
 
     If the defense is randomized, an attack in the check takes several times as many.
     """
-    exact = sum(_MEMBERS) * (1 + _LINES) * 2
-    coarse = sum(_MEMBERS) * (1 + 2 * _LINES) * 2
+    exact = sum(_MEMBERS) * (1 + LINES) * 2
+    coarse = sum(_MEMBERS) * (1 + 2 * LINES) * 2
     small = jumps.AT_BOUNDARIES + jumps.OVER_TINY_MOVES.times(2)
     points = len(_MEMBERS)
-    exact_for = Queries(2 * (CLASSES + _LINES * 2 * 2), CLASSES * 2)
-    coarse_for = Queries(1 + CLASSES + 2 * len(_SHARES) * 2 * _LINES * 2, CLASSES)
+    exact_for = Queries(2 * (CLASSES + LINES * 2 * 2), CLASSES * 2)
+    coarse_for = Queries(1 + CLASSES + 2 * len(SHARES) * 2 * LINES * 2, CLASSES)
     small = small + (exact_for + coarse_for).times(points - 1)
     own = Queries(2 * (exact * 2 + points) + coarse + _SHORT + 3, points * 3 + _SHORT)
     return small + PASSES + own
@@ -105,7 +108,7 @@ def check_gradient(
     native = DefenseView(origin, x.dtype, dependent, seed)
     rung, _ = best_gradient(defense)
     try:
-        natural = _attack_point(native, x, y)
+        natural = attack_point(native, x, y)
         reached = _short_attack(native, natural, threat, seed)
         agreements = [_agreement(native, point, draws) for point in (natural, reached)]
         seeds = 1 if agreements == [None, None] else draws
@@ -125,7 +128,7 @@ def check_gradient(
             point.model_copy(update={"coarse": (None,) * point.members}) for point in points
         )
     others = (native, finer, attacked[1:], points[1:], rights > 0.5, threat, seed)
-    points = (points[0], *_with_other_slopes(*others))
+    points = (points[0], *with_other_slopes(*others))
     return GradientRecord(
         rung=rung,
         dtype=str(finer.dtype).removeprefix("torch."),
@@ -137,46 +140,26 @@ def check_gradient(
     )
 
 
-@dataclass(frozen=True)
-class _AttackPoint:
-    """A point that an attack reaches, with the gradient there."""
-
-    x: Tensor
-    y: Tensor
-    targets: Tensor
-    gradient: Tensor
-
-
-def _attack_point(view: DefenseView, x: Tensor, y: Tensor) -> _AttackPoint:
-    logits = view.served(x).nan_to_num()
-    targets = runner_up(logits, y, 1)
-    gradient = view.gradient(x, y, targets)
-    if gradient is None:
-        name = type(view.origin.defense).__name__
-        raise NoGradientError(f"{name} answers without a gradient to the images")
-    return _AttackPoint(x, y, targets, gradient)
-
-
 def _short_attack(
-    view: DefenseView, natural: _AttackPoint, threat: ThreatModel, seed: int
-) -> _AttackPoint:
+    view: DefenseView, natural: AttackPoint, threat: ThreatModel, seed: int
+) -> AttackPoint:
     """Return the point that an attack reaches after one to three steps from a random start."""
     draws = torch.Generator().manual_seed(seed_of(seed, "short attack"))
     steps = int(torch.randint(1, _SHORT + 1, (), generator=draws))
     start = random_start(natural.x, threat, draws)
-    point = _attack_point(view, start, natural.y)
+    point = attack_point(view, start, natural.y)
     for _ in range(steps):
         if threat.norm == "l1" or threat.eps == 0:
             break  # a step in l1 moves few pixels: the random start is as good
         length = threat.eps / 2
         moved = point.x + length * steepest(point.gradient.nan_to_num(), threat.norm)
-        point = _attack_point(view, threat.project(moved, natural.x), natural.y)
+        point = attack_point(view, threat.project(moved, natural.x), natural.y)
     return point
 
 
 def _attack_every_class(
-    view: DefenseView, natural: _AttackPoint, threat: ThreatModel, seed: int, draws: int
-) -> tuple[_AttackPoint, Tensor]:
+    view: DefenseView, natural: AttackPoint, threat: ThreatModel, seed: int, draws: int
+) -> tuple[AttackPoint, Tensor]:
     """Attack toward every class by means of gradients under several seeds.
 
     Returns:
@@ -195,10 +178,10 @@ def _attack_every_class(
     images = attack_every_class(view.served, ascent, x, y, threat, start, dependent=view.dependent)
     scored = [each.served(images).nan_to_num() for each in view.under("score", draws)]
     rights = torch.stack([logits.argmax(dim=1) == y for logits in scored]).float().mean(dim=0)
-    return _attack_point(view, images, y), rights
+    return attack_point(view, images, y), rights
 
 
-def _agreement(view: DefenseView, point: _AttackPoint, draws: int) -> float | None:
+def _agreement(view: DefenseView, point: AttackPoint, draws: int) -> float | None:
     """Return how alike two means of gradients are, each over other seeds; None if all are equal.
 
     It is the median cosine over the members.
@@ -222,7 +205,7 @@ def _agreement(view: DefenseView, point: _AttackPoint, draws: int) -> float | No
     return float(F.cosine_similarity(first, second).median())
 
 
-def _in_double(native: DefenseView, point: _AttackPoint) -> DefenseView:
+def _in_double(native: DefenseView, point: AttackPoint) -> DefenseView:
     """Return the defense in float64; unchanged if it or its gradient does not run in float64."""
     x, y, targets = point.x[:2], point.y[:2], point.targets[:2]
     finer = DefenseView(native.origin, torch.float64, native.dependent, native.seed)
@@ -242,7 +225,7 @@ def _in_double(native: DefenseView, point: _AttackPoint) -> DefenseView:
 def _check_point(
     native: DefenseView,
     finer: DefenseView,
-    point: _AttackPoint,
+    point: AttackPoint,
     threat: ThreatModel,
     members: int,
     seed: int,
@@ -266,133 +249,39 @@ def _check_point(
     same = native.served(x).argmax(dim=1) == finer.served(x).argmax(dim=1)
     order = torch.randperm(len(x), generator=draws)
     moved = order[:members] if native.dependent else order
-    exact = _errors(
+    exact = errors_of(
         lambda images: finer.loss(images, y, targets),
         fine,
         x.to(finer.dtype),
         moved.to(x.device),
-        [_lengths(fine, draws, step) for step in _STEPS[finer.dtype]],
+        [short_moves(fine, draws, step) for step in STEPS[finer.dtype]],
         THRESHOLD[finer.dtype],
         together=not native.dependent,
     )
-    coarse = _errors(
+    coarse = errors_of(
         lambda images: native.loss(images, y, targets),
         point.gradient,
         x,
         moved.to(x.device),
-        [_strides(point.gradient, draws, threat, share) for share in _SHARES],
+        [long_moves(point.gradient, draws, threat, share) for share in SHARES],
         COARSE,
         together=not native.dependent,
         bounds=threat.bounds,
     )
     return GradientPoint(
         members=len(moved),
-        errors=tuple(_finite(error) for error in exact),
+        errors=tuple(finite(error) for error in exact),
         alike=float(alike.nan_to_num(nan=0.0).min()),
         same=int(same.sum()),
         of=len(x),
-        coarse=tuple(_finite(error) for error in coarse),
+        coarse=tuple(finite(error) for error in coarse),
     )
-
-
-def _with_other_slopes(
-    native: DefenseView,
-    finer: DefenseView,
-    attacked: Sequence[_AttackPoint],
-    points: Sequence[GradientPoint],
-    standing: Tensor,
-    threat: ThreatModel,
-    seed: int,
-) -> tuple[GradientPoint, ...]:
-    """Return the comparisons, without the errors of those that fail for other slopes.
-
-    Args:
-        native: The defense in its own precision.
-        finer: The defense in the precision in which differences are exact enough.
-        attacked: Images that attacks reached.
-        points: The comparisons at these images.
-        standing: bool (N,), the members that an attack left correct.
-        threat: The threat model.
-        seed: Seed of the directions.
-    """
-    checked = []
-    for index, (reached, point) in enumerate(zip(attacked, points, strict=True)):
-        draws = torch.Generator().manual_seed(seed_of(seed, "other slopes", index))
-        changes: dict[str, tuple[None, ...]] = {}
-        targets = every_target(native.served(reached.x).nan_to_num(), reached.y)
-        exact = all(each is not None and each < THRESHOLD[finer.dtype] for each in point.errors)
-        if exact and not _exact_for(finer, reached, targets, draws):
-            changes["errors"] = (None,) * point.members
-        if not _coarse_for(native, reached, targets, standing, threat, draws):
-            changes["coarse"] = (None,) * point.members
-        checked.append(point.model_copy(update=changes))
-    return tuple(checked)
-
-
-def _exact_for(
-    view: DefenseView, point: _AttackPoint, targets: Sequence[Tensor], draws: torch.Generator
-) -> bool:
-    """Return whether the gradients of the margins of all these classes are exact."""
-    x, y, limit = point.x.to(view.dtype), point.y, THRESHOLD[view.dtype]
-    gradients = [_or_zero(view.gradient(x, y, each), x) for each in targets]
-    least = torch.tensor(math.inf)
-    for step in _STEPS[view.dtype]:
-        moves = _lengths(x, draws, step)[1:]
-        least = least.minimum(
-            other_slopes.errors_over(
-                view.served, gradients, x, y, targets, moves, together=view.dependent
-            )
-        )
-        if bool((least < limit).all()):
-            return True
-    return False
-
-
-def _coarse_for(
-    view: DefenseView,
-    point: _AttackPoint,
-    targets: Sequence[Tensor],
-    standing: Tensor,
-    threat: ThreatModel,
-    draws: torch.Generator,
-) -> bool:
-    """Return whether gradients predict large steps for all these classes, and for faint pixels."""
-    x, y = point.x, point.y
-    gradients = [_or_zero(view.gradient(x, y, each), x) for each in targets]
-    lengths = [_strides(point.gradient, draws, threat, share)[1:] for share in _SHARES]
-    kinds = [lengths]
-    if threat.norm == "linf":
-        kinds.append([other_slopes.leveled(gradients, moves) for moves in lengths])
-    for kind in kinds:
-        least = torch.tensor(math.inf)
-        for moves in kind:
-            least = least.minimum(
-                other_slopes.errors_over(
-                    view.served,
-                    gradients,
-                    x,
-                    y,
-                    targets,
-                    moves,
-                    together=view.dependent,
-                    bounds=threat.bounds,
-                )
-            )
-        wrong = (least > COARSE).any(dim=0)
-        every = torch.ones_like(wrong)
-        if jumps.too_many(wrong, every, every if view.dependent else standing.cpu()):
-            return False
-    return True
-
-
-def _or_zero(gradient: Tensor | None, like: Tensor) -> Tensor:
-    return torch.zeros_like(like) if gradient is None else gradient
 
 
 def _scores_jump(
     view: DefenseView,
-    natural: _AttackPoint,
-    reached: _AttackPoint,
+    natural: AttackPoint,
+    reached: AttackPoint,
     standing: Tensor,
     threat: ThreatModel,
     seed: int,
@@ -401,8 +290,8 @@ def _scores_jump(
     draws = torch.Generator().manual_seed(seed_of(seed, "jumps"))
 
     def promise(x: Tensor, y: Tensor, targets: Tensor) -> Tensor:
-        gradient = _or_zero(view.gradient(x, y, targets), x)
-        return _promised(_AttackPoint(x, y, targets, gradient), threat)
+        gradient = or_zero(view.gradient(x, y, targets), x)
+        return _promised(AttackPoint(x, y, targets, gradient), threat)
 
     promised = _promised(natural, threat)
     if jumps.at_boundaries(view.served, promise, natural.x, promised, threat, draws, standing):
@@ -422,9 +311,9 @@ def _scores_jump(
     )
 
 
-def _promised(point: _AttackPoint, threat: ThreatModel) -> Tensor:
+def _promised(point: AttackPoint, threat: ThreatModel) -> Tensor:
     """Return how far the gradient says that each margin changes over the largest coarse step."""
-    move = _strides(point.gradient, torch.Generator(), threat, _SHARES[0])[0]
+    move = long_moves(point.gradient, torch.Generator(), threat, SHARES[0])[0]
     low, high = threat.bounds
     moved = (point.x + move).clamp(low, high) - (point.x - move).clamp(low, high)
     return wide(point.gradient * moved).flatten(1).sum(dim=1).abs()
@@ -432,105 +321,3 @@ def _promised(point: _AttackPoint, threat: ThreatModel) -> Tensor:
 
 ALIKE: Final = 0.9
 """Smallest cosine, for every member, between an attack's own gradient and the checked one."""
-
-
-def _errors(
-    loss: Callable[[Tensor], Tensor],
-    gradient: Tensor,
-    x: Tensor,
-    members: Tensor,
-    tried: Sequence[Sequence[Tensor]],
-    threshold: float,
-    *,
-    together: bool,
-    bounds: tuple[float, float] | None = None,
-) -> list[float]:
-    """Return for each moved member the smallest relative error of the gradient over all lengths.
-
-    Args:
-        loss: The loss of the served logits, by member.
-        gradient: The gradient of the summed loss.
-        x: The images at which the gradient was computed.
-        members: Indices of the members to move.
-        tried: For each length, moves of all members (N, ...). The first move is along the gradient.
-        threshold: Stop at the first length at which all errors so far are below this.
-        together: Whether to move all members at once, because they do not affect each other.
-        bounds: The range to which moved images are clamped; None does not clamp.
-    """
-    least = [math.inf] * len(members)
-    for moves in tried:
-        slopes, changes = [], []
-        for move in moves:
-            groups = [members] if together else list(members.reshape(-1, 1))
-            slope, change = [], []
-            for group in groups:
-                step = torch.zeros_like(x).index_copy(0, group, move[group])
-                up, down = x + step, x - step
-                if bounds is not None:
-                    up, down = up.clamp(*bounds), down.clamp(*bounds)
-                after, before = loss(up), loss(down)
-                predicted = wide(gradient * (up - down)).flatten(1).sum(dim=1)
-                if together:
-                    slope += predicted.cpu()[group.cpu()].tolist()
-                    change += (after - before).cpu()[group.cpu()].tolist()
-                else:  # a member may change the answers to all others
-                    slope.append(float(predicted.cpu()[group.cpu()].sum()))
-                    change.append(float((after - before).sum()))
-            slopes.append(slope)
-            changes.append(change)
-        errors = [
-            _relative([row[index] for row in slopes], [row[index] for row in changes])
-            for index in range(len(members))
-        ]
-        least = list(map(min, least, errors))
-        if max(least) < threshold:
-            break
-    return least
-
-
-def _relative(slopes: Sequence[float], changes: Sequence[float]) -> float:
-    """Return the larger of two errors: along the gradient, and over all random directions."""
-    if not all(map(math.isfinite, (*slopes, *changes))):
-        return math.inf
-    along = abs(slopes[0] - changes[0]) / abs(changes[0]) if changes[0] else math.inf
-    size = math.hypot(*changes[1:])
-    across = math.inf
-    if size:
-        across = math.hypot(*(s - c for s, c in zip(slopes[1:], changes[1:], strict=True))) / size
-    return max(along, across)
-
-
-def _lengths(gradient: Tensor, draws: torch.Generator, length: float) -> list[Tensor]:
-    """Return moves of a length in l2: along the sign of the gradient, and in random directions."""
-    lines = [gradient.sign()]
-    lines += [_random(gradient, draws) for _ in range(_LINES)]
-    return [length * _unit(line) for line in lines]
-
-
-def _strides(
-    gradient: Tensor, draws: torch.Generator, threat: ThreatModel, share: float
-) -> list[Tensor]:
-    """Return moves by a share of eps: along the gradient, and in random directions.
-
-    They have this length in the norm of the threat model. For linf, they go along the signs.
-    """
-    lines = [gradient, *(_random(gradient, draws) for _ in range(2 * _LINES))]
-    length = share * threat.eps
-    if threat.norm == "linf":
-        return [length * line.sign() for line in lines]
-    return [length * _unit(line, order=1 if threat.norm == "l1" else 2) for line in lines]
-
-
-def _random(like: Tensor, draws: torch.Generator) -> Tensor:
-    return torch.randn(like.shape, generator=draws, dtype=torch.float64).to(like)
-
-
-def _unit(rows: Tensor, order: int = 2) -> Tensor:
-    flat = enlarged(rows).flatten(1)
-    length = flat.norm(p=order, dim=1, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny)
-    unit: Tensor = flat / length
-    return unit.reshape(rows.shape)
-
-
-def _finite(error: float) -> float | None:
-    return error if math.isfinite(error) else None

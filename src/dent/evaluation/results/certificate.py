@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import Final
 
-from dent.evaluation.probe.gradient_check import ALIKE, COARSE
+from dent.evaluation.probe.gradient_check import ALIKE
+from dent.evaluation.probe.moves import COARSE
 from dent.evaluation.records.probe_answers import randomized
 from dent.evaluation.records.schema import FollowUp, GradientCheck, GradientPoint, ProbeRecord
 from dent.evaluation.results.result import Diagnostic
