@@ -10,7 +10,7 @@ from torch import nn
 
 from dent import data, models
 from dent.attacks import Attack, Outcome, Querier, make
-from dent.errors import UnknownNameError
+from dent.errors import ConfigError, UnknownNameError
 from dent.evaluation import Settings, Subject, describe, evaluate, suite
 from dent.evaluation.attack_kinds import has_exact_attack, kind_of_attack
 from dent.evaluation.records.spec import Budget
@@ -154,7 +154,15 @@ def test_missing_or_weaker_attacks_are_no_suite_and_stronger_attacks_are() -> No
     assert found([*others, short]) == (None, None)
     assert found([*others, long]) == ("small", None)
     # A custom attack covers no attack of the suite, even with the name and settings of one.
-    assert found([*others, Impostor()]) == (None, None)
+    assert found([*others, Impostor(name="mine")]) == (None, None)
+    with pytest.raises(ConfigError, match="give it a name that says what it is"):
+        found([*others, Impostor()])
+    mine = describe(make_subject(attacks=[*others, Impostor(name="mine")]), Settings(n=8))
+    renamed = tuple(
+        attack.model_copy(update={"name": "rays" if attack.name == "mine" else attack.name})
+        for attack in mine.attacks
+    )
+    assert coverage_of(mine.model_copy(update={"attacks": renamed})) is None
     others = [attack for attack in whole if attack.name != "adaptive-bpda"]
     less, more = (make("adaptive-bpda", iterations=20, losses=each) for each in ("ce", ALL_LOSSES))
     assert found([*others, less]) == (None, None)

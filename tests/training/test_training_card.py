@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from dent import data, models
-from dent.attacks import PGD
+from dent.attacks import PGD, make
 from dent.errors import ConfigError
 from dent.training import Measured, TrainingResult, write_card
 from dent.training.card_page import page
@@ -71,12 +71,11 @@ def test_autoattack_and_pgd_are_reported_on_the_same_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     result = run(tmp_path / "run", fast(epochs=1))
-    cheap = {"pgd": lambda **_: PGD(iterations=1), "standard": lambda **_: quick("standard")}
-
-    def quick(name: str) -> PGD:
-        return PGD(iterations=2, name=name)
-
-    monkeypatch.setattr("dent.training.card.make", lambda name, **_: cheap[name]())
+    cheap = {
+        "pgd": PGD(iterations=1),
+        "standard": make("standard", iterations=1, targets=1, square_iterations=1),
+    }
+    monkeypatch.setattr("dent.training.card.make", lambda name, **_: cheap[name])
     measured = Measured(pgd=12, autoattack=6, batch_size=4)
     card = json.loads(write_card(result, halves()[1], CPU, measured).read_text())
     shown = [(one["total"], one["attack"]) for one in card["accuracies"]]
