@@ -31,7 +31,7 @@ from dent.errors import (
     UnsupportedModelError,
 )
 from dent.performance import Performance
-from dent.support.devices import EMULATED, multiplies_in_bfloat16
+from dent.support.devices import emulation_of_bfloat16
 from dent.support.warned import are_own_batches, warn
 
 _LOCK: Final = threading.RLock()
@@ -89,8 +89,8 @@ class FirstBatchChecks:
         if self.warned_of_precision or performance.precision != "bfloat16":
             return
         self.warned_of_precision = True
-        if multiplies_in_bfloat16(x.device.type) is False:
-            emulated = EMULATED.format(kind="CPU" if x.device.type == "cpu" else "GPU")
+        emulated = emulation_of_bfloat16(x.device.type)
+        if emulated is not None:
             warn(f"{emulated} Leave Performance(precision='bfloat16') out.", SlowPrecisionWarning)
 
     @untraced

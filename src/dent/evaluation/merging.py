@@ -14,7 +14,7 @@ from torch import Tensor
 from dent.errors import ConfigError
 from dent.evaluation.records.folder import RESULT, RunFolder
 from dent.evaluation.records.plan import groups, units
-from dent.evaluation.records.probe_answers import DISTANCE, changed
+from dent.evaluation.records.probe_answers import changed, turns
 from dent.evaluation.records.schema import (
     ChallengeRecord,
     JournalRecord,
@@ -220,8 +220,7 @@ def _read(probe: ProbeRecord) -> dict[str, Any]:
     for name in ("repeated", "again", "alone", "strangers", "permuted"):
         comparison = getattr(probe, name)
         plain[name] = None if comparison is None else changed(comparison)
-    gradient = probe.again_gradient
-    plain["again_gradient"] = None if gradient is None else gradient > DISTANCE
+    plain["again_gradient"] = turns(probe)
     plain["gradient"] = (certificate_of(probe).state, over_large_steps(probe))
     return plain
 

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import platform
 from functools import cache
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dent.errors import ConfigError
-
-EMULATED: Final = (
-    "This {kind} has no bfloat16 instructions. It emulates them, and is slower than with float32 "
-    "(10 to 20 times on a CPU with only AVX2)."
-)
-"""What a warning says of a CPU or GPU without them."""
 
 
 @cache
@@ -47,6 +41,20 @@ def multiplies_in_bfloat16(kind: str) -> bool | None:
     if kind == "cpu" and platform.machine().lower() in ("x86_64", "amd64"):
         return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     return None
+
+
+def emulation_of_bfloat16(kind: str) -> str | None:
+    """Return what a warning says of a device that emulates bfloat16; None if it does not.
+
+    Args:
+        kind: The type of the device.
+    """
+    if multiplies_in_bfloat16(kind) is not False:
+        return None
+    return (
+        f"This {'CPU' if kind == 'cpu' else 'GPU'} has no bfloat16 instructions. It emulates them, "
+        "and is slower than with float32 (10 to 20 times on a CPU with only AVX2)."
+    )
 
 
 def widest(device: torch.device) -> torch.dtype:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 import torch
 
 from dent.errors import ConfigError, SlowPrecisionWarning
-from dent.support.devices import EMULATED, multiplies_in_bfloat16
+from dent.support.devices import emulation_of_bfloat16, multiplies_in_bfloat16
 from dent.support.extras import require
 from dent.support.warned import warn
 
@@ -39,14 +39,12 @@ def accelerator(device: str | None = None, precision: Precision = "auto") -> Acc
             f"device {device!r} cannot be chosen here: leave it out, and choose a GPU by "
             "CUDA_VISIBLE_DEVICES."
         )
-    fast = multiplies_in_bfloat16("cpu" if cpu else "cuda")
+    kind = "cpu" if cpu else "cuda"
+    emulated = emulation_of_bfloat16(kind)
     if precision == "auto":
-        precision = "bf16" if fast else "no"
-    elif precision == "bf16" and fast is False:
-        warn(
-            f"{EMULATED.format(kind='CPU' if cpu else 'GPU')} Train with precision='auto'.",
-            SlowPrecisionWarning,
-        )
+        precision = "bf16" if multiplies_in_bfloat16(kind) else "no"
+    elif precision == "bf16" and emulated is not None:
+        warn(f"{emulated} Train with precision='auto'.", SlowPrecisionWarning)
     if precision == "fp16" and cpu:
         raise ConfigError("precision 'fp16' cannot be used here: it needs a GPU. Take auto or no.")
     # Each process keeps its own statistics. A broadcast between the two forward passes of a TRADES

@@ -12,7 +12,8 @@ compares the change of the served answers with the change that the gradient pred
               pass. An exact gradient may fail: if the answers have a small ripple, its gradient
               hides the slope over larger steps. It also fails if the scores jump (`jumps`).
 
-Both are also made for another wrong class, and for pixels with a faint slope (`other_slopes`).
+Both are also made for the other likely wrong classes, and for pixels with a faint slope
+(`other_slopes`).
 
 Every query goes to a fresh copy, so a defense cannot tell the check from an attack.
 
@@ -127,13 +128,12 @@ def check_gradient(
         points = tuple(
             point.model_copy(update={"coarse": (None,) * point.members}) for point in points
         )
-    others = (native, finer, attacked[1:], points[1:], rights > 0.5, threat, seed)
-    points = (points[0], *with_other_slopes(*others))
+    others = with_other_slopes(native, finer, attacked[1:], points[1:], rights > 0.5, threat, seed)
     return GradientRecord(
         rung=rung,
         dtype=str(finer.dtype).removeprefix("torch."),
         threshold=THRESHOLD[finer.dtype],
-        points=points,
+        points=(points[0], *others),
         classes=native.served(x).shape[1],
         further=FollowUp(attack="every class", total=len(x), correct=correct, before=None),
         agreement=min((each for each in agreements if each is not None), default=None),

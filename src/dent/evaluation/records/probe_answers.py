@@ -19,6 +19,11 @@ def stateful(probe: ProbeRecord) -> bool:
     return changed(probe.again)
 
 
+def turns(probe: ProbeRecord) -> bool | None:
+    """Return whether the gradient changed after other queries; None if it was not compared."""
+    return None if probe.again_gradient is None else probe.again_gradient > DISTANCE
+
+
 def randomized(probe: ProbeRecord) -> bool:
     """Return whether another seed changed the answer, and the same seed did not."""
     return changed(probe.repeated) and not stateful(probe)

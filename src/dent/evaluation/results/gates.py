@@ -327,8 +327,9 @@ def _gates(diagnostics: Sequence[Diagnostic], evidence: Evidence) -> Iterator[Ga
         yield Gate(name=MORE_CLASSES, open=True, sentence=sentence)
     if evidence.missing:
         sentence = (
-            f"Its records are from an older version, and lack: {', '.join(evidence.missing)}. "
-            "Evaluate it again."
+            "Its records do not say what a claim of a gain needs: "
+            f"{', '.join(evidence.missing)}. An older version may have made them: evaluate it "
+            "again."
         )
         yield Gate(name=OLDER, open=True, sentence=sentence)
     yield from _of_further(evidence.further)

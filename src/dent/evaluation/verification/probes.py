@@ -10,10 +10,10 @@ from dent.evaluation.engine.execute import certify
 from dent.evaluation.probe.unit import probe_record
 from dent.evaluation.records.plan import Unit
 from dent.evaluation.records.probe_answers import (
-    DISTANCE,
     depends_on_batch,
     randomized,
     stateful,
+    turns,
 )
 from dent.evaluation.records.schema import CertificateRecord, FollowUp, ProbeRecord
 from dent.evaluation.results.certificate import (
@@ -107,7 +107,7 @@ class RepeatedProbes:
     ) -> str | None:
         readings: list[Callable[[ProbeRecord], object]] = [depends_on_batch, randomized, stateful]
         if not older:
-            readings += [_copied, _turns]
+            readings += [_copied, turns]
         if any(reading(repeated) != reading(record) for reading in readings) or any(
             getattr(repeated, name) != getattr(record, name) for name in _COUNTED
         ):
@@ -171,11 +171,6 @@ class RepeatedProbes:
 def _copied(probe: ProbeRecord) -> tuple[bool, bool]:
     """Return whether a copy of the defense was queried, and whether it could be copied."""
     return probe.calls is not None, probe.uncopied is None
-
-
-def _turns(probe: ProbeRecord) -> bool | None:
-    """Return whether the gradient changes after queries; None if it was not compared."""
-    return None if probe.again_gradient is None else probe.again_gradient > DISTANCE
 
 
 def _rung(probe: ProbeRecord) -> str | None:
