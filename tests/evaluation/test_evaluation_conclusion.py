@@ -21,22 +21,20 @@ from dent.evaluation.records.schema import (
     UnitRecord,
 )
 from dent.evaluation.records.spec import STATIC, Budget, EvaluationSpec
+from dent.evaluation.results.another_attack import BREAKS_MORE, NOT_COMPARED, AnotherAttack
 from dent.evaluation.results.certificate import CERTIFICATE
 from dent.evaluation.results.diagnostics import HUGE_EPS, SIGHTED, of_run
 from dent.evaluation.results.gates import (
     FEW_BATCHES,
-    FURTHER,
     GATE_CONDITIONS,
     LARGE_STEPS,
     MORE_CLASSES,
     NO_TRANSFERS,
-    NOT_COMPARED,
     NOT_IN_FIRST,
     OLDER,
     UNDECLARED,
     UNFINISHED,
     Evidence,
-    Further,
     evidence_of,
     gain_gates,
     gates_of,
@@ -362,17 +360,24 @@ def test_more_logits_than_classes_open_a_gate() -> None:
 
 
 def test_an_attack_that_breaks_more_than_the_whole_run_opens_a_gate() -> None:
-    (gate,) = gates_of([], evidence(further=Further(3, 3, 32)))
-    assert (gate.name, gate.open) == (FURTHER, True)
+    (gate,) = gates_of([], evidence(another=AnotherAttack(3, 3, 32)))
+    assert (gate.name, gate.open) == (BREAKS_MORE, True)
     assert "broke 3 members of 32" in gate.sentence
     for more, members in ((2, 32), (1, 8), (1, 1), (-5, 32)):
-        assert gates_of([], evidence(further=Further(more, more, members))) == ()
-    assert gates_of([], evidence(further=None)) == ()
+        assert gates_of([], evidence(another=AnotherAttack(more, more, members))) == ()
+    assert gates_of([], evidence(another=None)) == ()
 
 
 @pytest.mark.parametrize(
     ("correct", "names"),
-    [(24, []), (23, []), (22, [NOT_COMPARED]), (7, [NOT_COMPARED]), (6, [FURTHER]), (0, [FURTHER])],
+    [
+        (24, []),
+        (23, []),
+        (22, [NOT_COMPARED]),
+        (7, [NOT_COMPARED]),
+        (6, [BREAKS_MORE]),
+        (0, [BREAKS_MORE]),
+    ],
 )
 def test_the_attack_toward_every_class_is_compared_with_mixed_batches_by_bounds(
     spec: EvaluationSpec, correct: int, names: list[str]
@@ -382,14 +387,16 @@ def test_the_attack_toward_every_class_is_compared_with_mixed_batches_by_bounds(
     gates = gates_of((), told)
     assert [each.name for each in gates if each.open] == names
     for gate in gates:
-        text = {NOT_COMPARED: f"up to {min(8, 24 - correct)} more", FURTHER: "at least"}[gate.name]
+        text = {NOT_COMPARED: f"up to {min(8, 24 - correct)} more", BREAKS_MORE: "at least"}[
+            gate.name
+        ]
         assert text in gate.sentence
 
 
 def test_one_attacked_member_of_a_mixed_batch_shows_nothing() -> None:
-    (gate,) = gates_of([], evidence(further=Further(0, 1, 1, clean=15)))
+    (gate,) = gates_of([], evidence(another=AnotherAttack(0, 1, 1, clean=15)))
     assert (gate.name, gate.open) == (NOT_COMPARED, True)
-    assert gates_of([], evidence(further=Further(0, 0, 1, clean=15))) == ()
+    assert gates_of([], evidence(another=AnotherAttack(0, 0, 1, clean=15))) == ()
 
 
 def test_mixed_batches_gain_only_if_the_attack_toward_every_class_can_be_compared(
@@ -415,9 +422,9 @@ def test_mixed_batches_gain_only_if_the_attack_toward_every_class_can_be_compare
     ("correct", "of_static", "gain", "opened"),
     [
         (7, 0, 0.3, []),
-        (7, 0, 0.2, [FURTHER]),
+        (7, 0, 0.2, [BREAKS_MORE]),
         (7, -1, 0.2, []),  # the attack also breaks one more member of the static model
-        (7, 3, 0.2, [FURTHER]),
+        (7, 3, 0.2, [BREAKS_MORE]),
         (8, 0, 0.02, []),
         (7, 0, -0.2, []),
     ],
@@ -431,7 +438,7 @@ def test_an_attack_that_breaks_half_of_the_gain_in_the_first_batch_opens_a_gate(
 
     def told(scored: Scores, left: int) -> tuple[Evidence, Scores]:
         return replace(
-            evidence_of(result, scored, spec, {}), further=Further(left, left, 8)
+            evidence_of(result, scored, spec, {}), another=AnotherAttack(left, left, 8)
         ), scored
 
     gates = gain_gates(result, told(scores(8), 8 - correct), told(static, -of_static))
@@ -441,10 +448,10 @@ def test_an_attack_that_breaks_half_of_the_gain_in_the_first_batch_opens_a_gate(
 def test_a_gain_must_be_in_the_first_batch() -> None:
     result = found()
     for robust, opened in ((False, []), (True, [NOT_IN_FIRST])):
-        own = evidence(further=Further(0, 0, 8)), scores(8)
-        static = evidence(further=Further(0, 0, 8)), scores(8, robust=robust)
+        own = evidence(another=AnotherAttack(0, 0, 8)), scores(8)
+        static = evidence(another=AnotherAttack(0, 0, 8)), scores(8, robust=robust)
         assert [each.name for each in gain_gates(result, own, static)] == opened
-    unchecked = evidence(further=None), scores(8)
+    unchecked = evidence(another=None), scores(8)
     assert gain_gates(result, unchecked, static) == ()
 
 
@@ -461,7 +468,7 @@ def test_noise_that_drowns_the_gradient_keeps_the_gate_of_randomized_defenses_op
 def test_the_first_batch_is_compared_with_the_attack_toward_every_class(
     spec: EvaluationSpec,
 ) -> None:
-    for correct, opened in ((8, []), (7, []), (4, [FURTHER])):
+    for correct, opened in ((8, []), (7, []), (4, [BREAKS_MORE])):
         told = evidence_of(found(), followed_up(scores(8), correct), spec, {})
         assert [each.name for each in gates_of((), told)] == opened
 

@@ -15,8 +15,8 @@ from dent.data.dataset import ArrayDataset
 from dent.evaluation import Settings, Subject, evaluate, suite
 from dent.evaluation.probe.gradient_check import check_gradient
 from dent.evaluation.records.schema import GradientRecord, ProbeRecord
+from dent.evaluation.results.another_attack import BREAKS_MORE
 from dent.evaluation.results.certificate import certificate_of, over_large_steps
-from dent.evaluation.results.gates import FURTHER
 from dent.evaluation.submission.fresh import Origin
 from dent.evaluation.verification.tolerance import comparable
 from tests.attacks.known_defenses import withstands
@@ -128,8 +128,8 @@ def test_a_planted_pattern_is_not_found() -> None:
 @pytest.mark.parametrize(
     ("trick", "data", "size", "gate"),
     [
-        (SHIELDED, dataset(), SIZE, FURTHER),
-        (SIZED, mislabeled(), SIZE, FURTHER),
+        (SHIELDED, dataset(), SIZE, BREAKS_MORE),
+        (SIZED, mislabeled(), SIZE, BREAKS_MORE),
         pytest.param(DROWNED, dataset(), 4, "randomized", marks=pytest.mark.slow),
     ],
     ids=["shield", "sizes", "noise"],
@@ -149,7 +149,7 @@ def test_no_attack_of_the_suite_breaks_it_but_it_gets_no_gain(
 
 @pytest.mark.parametrize(
     ("defense", "ruling", "opened"),
-    [(SHIELDED, "inconclusive", {FURTHER}), (ROBUST, "robust gain", set())],
+    [(SHIELDED, "inconclusive", {BREAKS_MORE}), (ROBUST, "robust gain", set())],
     ids=["shield", "robust net"],
 )
 def test_on_mixed_batches_a_shield_gets_no_gain_but_a_robust_net_does(

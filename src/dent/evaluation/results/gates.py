@@ -3,17 +3,21 @@
 Every doubt about the numbers opens a gate, which stays open until its cause is gone.
 """
 
-import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from dent.evaluation.records.spec import EvaluationSpec
+from dent.evaluation.results.another_attack import (
+    AnotherAttack,
+    another_attack_gates,
+    compare_another_attack,
+    gain_over_another_attack,
+)
 from dent.evaluation.results.certificate import (
     CERTIFICATE,
     agreement_of,
     answered_classes,
-    further_attack,
     missing_checks,
     over_large_steps,
 )
@@ -38,54 +42,14 @@ UNFINISHED: Final = "unfinished"
 FEW_BATCHES: Final = "few batches"
 LARGE_STEPS: Final = "gradient over large steps"
 MORE_CLASSES: Final = "more logits than classes"
-FURTHER: Final = "another attack breaks more"
-NOT_COMPARED: Final = "another attack cannot be compared"
 NOT_IN_FIRST: Final = "no gain in the first batch"
 NO_TRANSFERS: Final = "no transfers"
 UNDECLARED: Final = "undeclared dependence"
 OLDER: Final = "older records"
 
-_LUCK: Final = 0.05
-"""Share of the first batch that one more attack may break beyond the run, rounded up."""
-_OF_GAIN: Final = 0.5
-"""Share of the gain that one more attack may break beyond the run, in the first batch."""
 _AGREE: Final = 0.1
 """Smallest cosine between two means of gradients of a randomized defense. With less, the noise in a
 mean is at least three times as long as what the means share."""
-
-
-@dataclass(frozen=True)
-class Further:
-    """How many more members of the first batch one more attack broke than the run.
-
-    The attack changes every member. A run on mixed batches changes only some, and the record counts
-    the correct members of the whole batch. So for mixed batches, only bounds are known.
-
-    Attributes:
-        least: How many more of the members that the run attacked it broke, at least.
-        most: The same, at most.
-        members: Number of members that the run attacked.
-        clean: Number of the other members.
-    """
-
-    least: int
-    most: int
-    members: int
-    clean: int = 0
-
-    @property
-    def breaks_more(self) -> bool:
-        """Whether it breaks more than chance explains, however its breaks are distributed."""
-        return self.least > self._luck
-
-    @property
-    def may_break_more(self) -> bool:
-        """Whether it may break more than chance explains. One attacked member shows nothing."""
-        return self.most > (min(self._luck, self.members - 1) if self.clean else self._luck)
-
-    @property
-    def _luck(self) -> int:
-        return math.ceil(_LUCK * self.members)
 
 
 @dataclass(frozen=True)
@@ -102,7 +66,7 @@ class Evidence:
             seeds gave equal answers.
         surplus: Number of logits of the defense beyond the classes of the dataset.
         undetermined: Whether it declares to be batch-independent, but this could not be measured.
-        further: How many more members of the first batch one more attack broke than the run; None
+        another: How many more members of the first batch one more attack broke than the run; None
             if it did not run.
         agreement: The cosine between two means of gradients under other seeds; None if gradients
             are equal, or if that was not measured.
@@ -116,7 +80,7 @@ class Evidence:
     known: bool = False
     surplus: int = 0
     undetermined: bool = False
-    further: Further | None = None
+    another: AnotherAttack | None = None
     agreement: float | None = None
     missing: tuple[str, ...] = ()
 
@@ -297,24 +261,9 @@ def evidence_of(
         surplus=max(0, (answered_classes(scores.probe) or 0) - len(spec.dataset.classes)),
         large_steps=over_large_steps(scores.probe),
         undetermined=result.dependence.undetermined,
-        further=_further(scores, samples=by_sample(result.dependence)),
+        another=compare_another_attack(scores, samples=by_sample(result.dependence)),
         agreement=agreement_of(scores.probe),
         missing=missing_checks(scores.probe),
-    )
-
-
-def _further(scores: Scores, *, samples: bool) -> Further | None:
-    """Compare one more attack on the first batch with the run; None if it did not run."""
-    attack = further_attack(scores.probe)
-    if attack is None or 0 not in scores.whole:
-        return None
-    rights, _ = worst_of_batch(scores.of_batch(0), by_sample=samples)
-    left, clean = round(sum(rights)), attack.total - len(rights)
-    return Further(
-        least=left - min(attack.correct, len(rights)),
-        most=left - max(0, attack.correct - clean),
-        members=len(rights),
-        clean=clean,
     )
 
 
@@ -332,7 +281,7 @@ def _gates(diagnostics: Sequence[Diagnostic], evidence: Evidence) -> Iterator[Ga
             "again."
         )
         yield Gate(name=OLDER, open=True, sentence=sentence)
-    yield from _of_further(evidence.further)
+    yield from another_attack_gates(evidence.another)
     for diagnostic in diagnostics:
         if diagnostic.name == CERTIFICATE:
             yield from _certificate(diagnostic, diagnostics, evidence)
@@ -340,33 +289,6 @@ def _gates(diagnostics: Sequence[Diagnostic], evidence: Evidence) -> Iterator[Ga
             yield from _of_not_run(diagnostic, evidence)
         elif diagnostic.raised and diagnostic.name in GATE_CONDITIONS:
             yield _of_raised(diagnostic, evidence)
-
-
-def _of_further(further: Further | None) -> Iterator[Gate]:
-    """Yield the open gate of one more attack that breaks more than the run, or that may do so."""
-    if further is None:
-        return
-    if further.breaks_more:
-        yield _further_gate(further)
-    elif further.may_break_more:
-        size = further.members + further.clean
-        sentence = (
-            "A claim of a gain needs that an attack toward every class breaks hardly more members "
-            f"than the run. Here the run attacked {further.members} of {counted(size, 'member')} "
-            f"in the first batch, and this attack all {size}: of the {further.members}, it may "
-            f"have broken up to {further.most} more. Evaluate the defense without mixed batches."
-        )
-        yield Gate(name=NOT_COMPARED, open=True, sentence=sentence)
-
-
-def _further_gate(further: Further) -> Gate:
-    least = "at least " if further.clean else ""
-    sentence = (
-        f"An attack toward every class broke {least}{counted(further.least, 'member')} of "
-        f"{further.members} in the first batch more than all attacks of the run together. Use a "
-        "larger budget, and look for what hides these members from the attacks."
-    )
-    return Gate(name=FURTHER, open=True, sentence=sentence)
 
 
 def _of_not_run(diagnostic: Diagnostic, evidence: Evidence) -> Iterator[Gate]:
@@ -441,13 +363,9 @@ def gain_gates(
     """
     gain = None if result.difference is None else result.difference.value
     (evidence, scores), (of_static, static_scores) = own, static
-    if gain is None or gain <= 0 or evidence.further is None:
+    if gain is None or gain <= 0 or evidence.another is None:
         return ()
-    gates = []
-    further = evidence.further
-    lead = further.least - max(0, of_static.further.least if of_static.further is not None else 0)
-    if lead > _OF_GAIN * gain * further.members and not further.breaks_more:
-        gates.append(_further_gate(further))
+    gates = list(gain_over_another_attack(evidence.another, of_static.another, gain))
     rights, _ = worst_of_batch(scores.of_batch(0), by_sample=by_sample(result.dependence))
     static_rights, _ = worst_of_batch(static_scores.of_batch(0), by_sample=True)
     if not any(right > other for right, other in zip(rights, static_rights, strict=True)):

@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from dent.evaluation.records.spec import STATIC, Budget, EvaluationSpec
+from dent.evaluation.results.another_attack import BREAKS_MORE, NOT_COMPARED
 from dent.evaluation.results.certificate import CERTIFICATE
 from dent.evaluation.results.diagnostics import HUGE_EPS
 from dent.evaluation.results.gates import (
     FEW_BATCHES,
-    FURTHER,
     LARGE_STEPS,
     MORE_CLASSES,
-    NOT_COMPARED,
     OLDER,
     UNFINISHED,
     evidence_of,
@@ -66,7 +65,7 @@ _ONLY_FOR_A_GAIN: Final = (LARGE_STEPS, MORE_CLASSES, NOT_COMPARED, OLDER)
 a defense curve over large steps, too."""
 
 
-_LAST: Final = (CERTIFICATE, HUGE_EPS, FURTHER, UNFINISHED)
+_LAST: Final = (CERTIFICATE, HUGE_EPS, BREAKS_MORE, UNFINISHED)
 """Gates of checks that may not have run on the static model if every defense was decided early."""
 
 
