@@ -11,6 +11,7 @@ from scipy.stats import multinomial
 from dent.attacks.adaptive import NOT_AVAILABLE
 from dent.evaluation import Settings, describe, suite
 from dent.evaluation.attack_kinds import kind_of_attack
+from dent.evaluation.probe.gradient_check import CHECKS
 from dent.evaluation.records.plan import Batch
 from dent.evaluation.records.schema import (
     Comparison,
@@ -481,6 +482,8 @@ UNCHECKED: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("no queries to the copy", {"calls": None}, {}, "whether it can be copied"),
     ("no search for memory", {"shares": None}, {}, "whether copies share a memory"),
     ("no second gradient", {"again_gradient": None}, {}, "gradients change after queries"),
+    ("no version of the checks", {}, {"checks": None}, "today's checks"),
+    ("an older version of the checks", {}, {"checks": CHECKS - 1}, "today's checks"),
     ("no number of logits", {}, {"classes": None}, "the number of logits"),
     ("no further attack", {}, {"further": None}, "toward every class"),
     ("noise, no agreement", {"repeated": OTHER}, {}, "gradients under other seeds"),
@@ -602,6 +605,7 @@ def scores(
             rung="plain",
             points=(point,) * 3,
             classes=2,
+            checks=CHECKS,
             further=FollowUp(
                 attack="every class",
                 total=8 + len(clean),

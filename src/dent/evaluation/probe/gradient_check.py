@@ -62,6 +62,9 @@ from dent.evaluation.submission.submission import apart
 from dent.support.devices import has_float64, wide
 from dent.threat import ThreatModel
 
+CHECKS: Final = 1
+"""Version of the checks in this module and those that it calls. Increase it with every check that
+is added or made stricter: then records without that check support no claim of a gain."""
 _MEMBERS: Final = (2, 4, 4)
 """Number of members to move if the defense is batch-dependent: at the natural images, at the point
 of the short attack, and at that of the long one."""
@@ -137,6 +140,7 @@ def check_gradient(
         classes=native.served(x).shape[1],
         further=FollowUp(attack="every class", total=len(x), correct=correct, before=None),
         agreement=min((each for each in agreements if each is not None), default=None),
+        checks=CHECKS,
     )
 
 

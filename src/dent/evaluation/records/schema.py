@@ -245,6 +245,9 @@ class GradientRecord(Record):
     agreement: Annotated[float, Field(ge=-1.001, le=1.001)] | None = None
     """For a randomized defense, the median cosine, over members, between two means of gradients
     under other seeds. Null if it is not randomized, and in older versions."""
+    checks: _Count | None = None
+    """Version of the checks of the gradient. A claim of a gain needs the newest. Null if there is
+    no gradient, and in older versions."""
 
 
 class ProbeRecord(Record):

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Final
 
-from dent.evaluation.probe.gradient_check import ALIKE
+from dent.evaluation.probe.gradient_check import ALIKE, CHECKS
 from dent.evaluation.probe.moves import COARSE
 from dent.evaluation.records.probe_answers import randomized
 from dent.evaluation.records.schema import FollowUp, GradientCheck, GradientPoint, ProbeRecord
@@ -89,6 +89,7 @@ def missing_checks(probe: ProbeRecord | None) -> tuple[str, ...]:
     if check is not None and check.missing is None:
         found |= {
             "whether gradients change after queries": probe.again_gradient is not None,
+            "whether the gradient passes today's checks": (check.checks or 0) >= CHECKS,
             "the number of logits": check.classes is not None,
             "one more attack, toward every class": check.further is not None,
             "the gradient at the images of that attack": len(check.points) >= _POINTS,
