@@ -185,6 +185,13 @@ def test_a_drain_that_fails_for_another_reason_is_reported() -> None:
         launch._drain(cast("Any", Replicas(None, KeyError("a bug"))))
 
 
+def test_replicas_that_need_more_gpus_than_there_are_do_not_wait_for_them() -> None:
+    two = ServerOptions(shape=(3, 8, 8), replicas=2, num_gpus=0.5)
+    launch._check_gpus(two, 1.0)
+    with pytest.raises(ConfigError, match=r"2 replicas with --num-gpus 0\.5 need 1 .* finds 0"):
+        launch._check_gpus(two, 0.0)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_stop_signals_set_the_event_and_their_handlers_are_restored(number: int) -> None:
     before = signal.getsignal(number)
