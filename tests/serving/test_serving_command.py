@@ -43,6 +43,7 @@ STATIC = {"model": "resnet-14-2-linf", "defense": "static", "device": "cpu"}
         (["--host", "203.0.113.9"], ConfigError, "cannot listen at 203.0.113.9.*choose a --host"),
         (["--host", "nosuch.invalid"], ConfigError, "cannot listen at nosuch.*choose a --host"),
         (["--host", ""], ConfigError, "^--host is empty"),
+        (["--allowed-host", "http://x"], ConfigError, "^--allowed-host .* got 'http://x'"),
         (["--device", "bogus"], ConfigError, "^device 'bogus' cannot be used here"),
         (["--device", "meta"], ConfigError, "^device 'meta' computes no values"),
     ],
