@@ -102,6 +102,16 @@ class Unlabelled(Reading):
 
 class Strange(Reading):
     classes = ("a",)
+
+
+class Single(Reading):
+    def batch(self, indices):
+        return super().batch(indices)[0]
+
+
+class Burning(Reading):
+    def batch(self, indices):
+        raise OSError("disk on fire")
 """
 EVALUATE = ("evaluate", "--model", "own_things:small", "--device", "cpu", "--defense", "static")
 EVALUATE += ("--n", "6", "--batch-size", "4", "--eps", "0.1", "--json")
@@ -224,6 +234,8 @@ def test_custom_dataset_class_gets_the_factory_name_and_a_content_digest() -> No
     [
         ("Bright", r"images 0 to 8: expected pixels in \[0, 1\], got 0(\.\d+)? to 2\.\d+"),
         ("Unlabelled", r"expected int64 labels \(9,\), got builtins\.NoneType"),
+        ("Single", "images 0 to 8: batch must return images and labels, got torch.Tensor"),
+        ("Burning", "images 0 to 8: batch raised OSError: disk on fire"),
         ("Strange", r"expected labels in 0 to 0, one of 1 class, got 0 to 2"),
         ("small", r"must return a dataset .*, got torch\.nn"),
     ],

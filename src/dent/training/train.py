@@ -14,6 +14,7 @@ import torch
 from dent import models
 from dent.data import ImageDataset
 from dent.data.class_order import is_in_class_order
+from dent.data.dataset import check_attributes
 from dent.errors import ConfigError
 from dent.evaluation.records.plan import seed_of
 from dent.evaluation.records.provenance import new_session
@@ -168,6 +169,7 @@ def _check_types(
 
     Raises:
         ConfigError: there is such an object; the message says how to make the right one.
+        InputError: a dataset lacks an attribute.
     """
     if not isinstance(architecture, str):
         raise ConfigError(
@@ -185,6 +187,7 @@ def _check_types(
                 f"{name} must be a dent.data.ImageDataset, such as dent.data.load('cifar10', "
                 f"'train') or a dent.data.ArrayDataset, got {type_name(dataset)}"
             )
+        check_attributes(dataset)
     if not hasattr(accelerator, "mixed_precision"):
         raise ConfigError(
             f"accelerator must be dent.training.accelerator(), got {type_name(accelerator)}"
