@@ -426,6 +426,10 @@ def test_imagenet_with_missing_or_unknown_classes_is_refused(imagenet: Path) -> 
 def test_error_for_missing_imagenet_says_where_to_put_it(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"val/CLASS/IMAGE\.jpg.*get it from its authors"):
         dent.data.load("imagenet", root=tmp_path)
+    for other in ("digests", "cifar-10-batches-py"):  # of other datasets in the default folder
+        (tmp_path / other).mkdir()
+        with pytest.raises(DataError, match=r"val/CLASS/IMAGE\.jpg.*get it from its authors"):
+            dent.data.load("imagenet", root=tmp_path)
 
 
 def test_writing_to_a_batch_does_not_change_the_dataset(folder: Path) -> None:

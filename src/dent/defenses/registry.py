@@ -190,7 +190,7 @@ def load_config(path: str | Path) -> DentConfig:
         raise ConfigError(f"load_config takes the path of a JSON file, got {type_name(given)}.")
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # editors on Windows write a mark first
     except FileNotFoundError:
         raise ConfigError(
             f"There is no configuration file {path} (looked in {path.absolute().parent})."
