@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from dent import data
 from dent.cli.app import app
-from dent.errors import ConfigError, DentError, MissingExtraError, UnknownNameError
+from dent.errors import ConfigError, DataError, DentError, MissingExtraError, UnknownNameError
 from dent.serving import launch, loading
 from dent.serving.app import STATUSES
 from dent.serving.deployment import application, merge
@@ -110,6 +110,18 @@ def test_a_server_takes_a_dataset_factory() -> None:
     server = loading.load_server(ServerOptions(**STATIC, dataset=dataset, threads=1))
     assert server.classes[0] == "kind 0"
     assert server.about()["shape"] == [3, 8, 8]
+
+
+def test_a_server_refuses_an_empty_dataset_by_its_name() -> None:
+    dataset = "tests.serving.test_serving_command:nothing"
+    with pytest.raises(DataError, match=r"command:nothing' is empty: .* pass --shape"):
+        loading.load_server(ServerOptions(**STATIC, dataset=dataset, threads=1))
+
+
+def nothing() -> data.ImageDataset:
+    return data.ArrayDataset(
+        "nothing", "test", ("a", "b"), np.zeros((0, 8, 8, 3), np.uint8), np.zeros(0, np.int64)
+    )
 
 
 def pictures() -> data.ImageDataset:
