@@ -14,6 +14,7 @@ complete there is not run again. If the environment variable OUT names a folder,
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -96,6 +97,14 @@ def _parts(*, small: bool) -> list[str]:
     return [part for part in MINUTES if part != "train"]
 
 
+def positive(text: str) -> float:
+    """Read a number above 0."""
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
+    return number
+
+
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").splitlines()[0],
@@ -109,10 +118,10 @@ def _options() -> argparse.Namespace:
         choices=MINUTES,
         help="default: all, in order, and train if there is a training set",
     )
-    parser.add_argument("--minutes", type=float, help="for each part, in place of its own")
+    parser.add_argument("--minutes", type=positive, help="for each part, in place of its own")
     parser.add_argument(
         "--total",
-        type=float,
+        type=positive,
         metavar="MINUTES",
         help=f"for all parts together (default: no limit; {TOTAL:g} if OUT is set)",
     )
@@ -122,7 +131,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--pack", action="store_true", help="training set into .sheets/")
     parser.add_argument(
         "--carried",
-        type=float,
+        type=positive,
         default=CARRIED,
         metavar="MIB",
         help="with --pack: what one copy of checkout, wheels and a part may have (default: 64)",

@@ -239,6 +239,12 @@ def test_invalid_json_is_refused(text: str) -> None:
         DentConfig.from_json(text)
 
 
+@pytest.mark.parametrize("given", [{"steps": 3}, None, 3])
+def test_json_that_is_no_text_is_refused(given: Any) -> None:
+    with pytest.raises(ConfigError, match=r"from_json expected text, got .*: for a mapping"):
+        DentConfig.from_json(given)
+
+
 @pytest.mark.parametrize("text", ["[]", "3", "null", '"adam"'])
 def test_json_that_is_not_an_object_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="expected a mapping"):

@@ -349,3 +349,11 @@ def test_the_size_of_the_checkout_is_that_of_the_files_git_does_not_ignore() -> 
     paths = module("gpu")._travelling()
     assert ROOT / "benchmarks/gpu.py" in paths
     assert not any(".venv" in path.parts for path in paths)
+
+
+@pytest.mark.parametrize("arguments", [("--minutes", "-1"), ("--total", "0"), ("--minutes", "nan")])
+def test_a_limit_that_is_no_time_is_refused(tmp_path: Path, arguments: tuple[str, str]) -> None:
+    ran = run(tmp_path / "out", *arguments)
+    assert ran.returncode == 2
+    assert f"argument {arguments[0]}: expected a number above 0" in ran.stderr
+    assert not (tmp_path / "out").exists()

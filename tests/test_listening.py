@@ -35,6 +35,14 @@ def test_ipv4_and_ipv6_hosts_get_the_right_socket_family_and_url(
 
 
 @pytest.mark.parametrize(
+    "name", ["http://demo.example", "demo.example:443", "demo.example/", "*.example", "", "a b"]
+)
+def test_a_name_that_no_host_header_can_match_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"--allowed-host expected a name .* without scheme"):
+        listening.Hosts("127.0.0.1", ["demo.example", name])
+
+
+@pytest.mark.parametrize(
     ("host", "allowed", "header", "permitted"),
     [
         *(("127.0.0.1", (), each, True) for each in ("127.0.0.1:80", "localhost", "[::1]:8000")),
@@ -52,6 +60,8 @@ def test_ipv4_and_ipv6_hosts_get_the_right_socket_family_and_url(
         ),
         *(("192.0.2.1", ("demo.example",), each, False) for each in ("evil.example", "192.0.2.2")),
         ("myhost", (), "evil.example", True),
+        ("127.0.0.1", ("[2001:db8::1]", "192.0.2.2"), "[2001:db8::1]:8000", True),
+        ("127.0.0.1", ("2001:db8::1",), "[2001:db8::1]", True),
     ],
 )
 def test_a_loopback_server_permits_only_local_or_allowed_host_headers(

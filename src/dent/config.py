@@ -54,8 +54,14 @@ class JSONConfig:
         """Build from JSON text, as `from_dict` does.
 
         Raises:
-            ConfigError: the text is not JSON, or `from_dict` refuses its content.
+            ConfigError: it is not text or not JSON, or `from_dict` refuses its content.
         """
+        given: object = text
+        if not isinstance(given, str | bytes | bytearray):
+            raise ConfigError(
+                f"{cls.__name__}.from_json expected text, got {type(given).__name__}: for a "
+                "mapping, there is from_dict"
+            )
         try:
             values = json.loads(text)
         except json.JSONDecodeError as error:

@@ -61,6 +61,10 @@ class DataWarning(DentWarning):
     """Part of a folder of images was skipped: the message says what and why."""
 
 
+class SmallImagesWarning(DentWarning):
+    """Images of a folder are smaller than its preprocessing makes them: enlarged, or padded."""
+
+
 class FewClassesWarning(DentWarning):
     """The chosen images lack classes of their dataset, which is in the order of its classes."""
 

@@ -1,6 +1,7 @@
 """Test user-defined attacks and datasets (`module:factory`) in evaluate and verify."""
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ import torch.nn.functional as F
 from torch import nn
 from dent.attacks import PGD, Attack, Outcome
 from dent.data import ArrayDataset, ImageDataset
+from dent.defenses import ReferenceDefense
 
 
 def small():
@@ -102,6 +104,34 @@ class Unlabelled(Reading):
 
 class Strange(Reading):
     classes = ("a",)
+
+
+class Nameless(ReferenceDefense):
+    batch_dependent, settings = False, {}
+
+    def adapt(self, x, *, differentiable=False):
+        return None
+
+    def predict(self, x, adaptation):
+        return self.classifier(x)
+
+
+class WithoutGradient(Nameless):
+    name = "without-gradient"
+
+    def adapt(self, x, *, differentiable=False):
+        change = torch.zeros_like(x, requires_grad=True)
+        return torch.autograd.grad(self.classifier(x + change).sum(), change)
+
+
+class Single(Reading):
+    def batch(self, indices):
+        return super().batch(indices)[0]
+
+
+class Burning(Reading):
+    def batch(self, indices):
+        raise OSError("disk on fire")
 """
 EVALUATE = ("evaluate", "--model", "own_things:small", "--device", "cpu", "--defense", "static")
 EVALUATE += ("--n", "6", "--batch-size", "4", "--eps", "0.1", "--json")
@@ -220,10 +250,31 @@ def test_custom_dataset_class_gets_the_factory_name_and_a_content_digest() -> No
 
 
 @pytest.mark.parametrize(
+    ("defense", "says"),
+    [
+        (
+            "Nameless",
+            r"dent: the defense Nameless has no name: add a line such as .name = 'nameless'",
+        ),
+        ("WithoutGradient", r"does not require grad .* in .with torch\.enable_grad"),
+    ],
+)
+def test_a_defense_with_a_common_mistake_is_refused_with_the_remedy(
+    defense: str, says: str
+) -> None:
+    ran = dent(*EVALUATE, "--defense", f"own_things:{defense}", "--dataset", "own_things:arrays")
+    assert ran.code == 2
+    assert re.search(says, ran.err)
+    assert "Traceback" not in ran.err
+
+
+@pytest.mark.parametrize(
     ("factory", "says"),
     [
         ("Bright", r"images 0 to 8: expected pixels in \[0, 1\], got 0(\.\d+)? to 2\.\d+"),
         ("Unlabelled", r"expected int64 labels \(9,\), got builtins\.NoneType"),
+        ("Single", "images 0 to 8: batch must return images and labels, got torch.Tensor"),
+        ("Burning", "images 0 to 8: batch raised OSError: disk on fire"),
         ("Strange", r"expected labels in 0 to 0, one of 1 class, got 0 to 2"),
         ("small", r"must return a dataset .*, got torch\.nn"),
     ],

@@ -1,6 +1,7 @@
 """End-to-end tests of `dent train` on a folder of real images."""
 
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -94,6 +95,19 @@ def test_invalid_training_options_are_refused(
     assert message in " ".join(capsys.readouterr().err.split())
     assert not (folder / "o2").exists()
     assert not (folder / "o3").exists()
+
+
+def test_a_folder_whose_splits_have_the_same_images_is_refused(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for split in ("train", "val"):
+        shutil.copytree(folder / "images" / "val", tmp_path / "images" / split)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DENT_DATA", str(tmp_path / "cache"))
+    ran = here.dent(*TRAIN)
+    assert ran.code == 2
+    assert "train split and the test split of imagefolder-c32 have the same images" in ran.err
+    assert not (tmp_path / "out").exists()
 
 
 FACTORIES = """

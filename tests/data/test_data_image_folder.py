@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,13 @@ from torchvision.transforms import CenterCrop, Compose, PILToTensor, Resize
 import dent.data
 from dent.data import file_digests, image_folder
 from dent.data.image_folder import ImageFolderDataset
-from dent.errors import DataError, DataWarning, InputError, UnknownNameError
+from dent.errors import (
+    DataError,
+    DataWarning,
+    InputError,
+    SmallImagesWarning,
+    UnknownNameError,
+)
 from tests.unlisted import deny
 
 from .images import CLASSES, lay_images, picture
@@ -330,6 +337,51 @@ def test_images_have_224_or_288_pixels_depending_on_the_name(tmp_path: Path) -> 
     assert opened(tmp_path, "imagefolder-288").batch([0])[0].shape == (1, 3, 288, 288)
 
 
+def folder_of_sizes(root: Path, *sizes: tuple[int, int]) -> Path:
+    for name in CLASSES:
+        (root / name).mkdir(parents=True)
+    for index, size in enumerate(sizes):
+        Image.new("RGB", size).save(root / CLASSES[index % len(CLASSES)] / f"{index}.png")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("imagefolder", "imagefolder enlarges small images to 224 × 224: of 6 images"),
+        ("imagefolder-s64", "imagefolder-s64 enlarges small images to 64 × 64: of 6 images"),
+        ("imagefolder-288", "imagefolder-288 pads with black small images to 288 × 288: of 6"),
+    ],
+)
+def test_a_folder_of_small_images_warns_and_names_what_keeps_their_size(
+    tmp_path: Path, name: str, text: str
+) -> None:
+    folder_of_sizes(tmp_path, (40, 32), (300, 300), (300, 300), (33, 34), (300, 300), (50, 900))
+    with pytest.warns(SmallImagesWarning) as caught:
+        opened(tmp_path, name)
+    (warning,) = (each for each in caught if each.category is SmallImagesWarning)
+    assert text in str(warning.message)
+    assert "checked, 3 are smaller" in str(warning.message)
+    assert "0.png: 40 × 32)" in str(warning.message)
+    kept = str(warning.message).rpartition(" ")[2]
+    assert opened(tmp_path, kept).batch([0])[0].shape == (1, 3, 32, 32)
+
+
+@pytest.mark.parametrize("name", ["imagefolder", "imagefolder-c32", "imagefolder-s32"])
+def test_a_folder_does_not_warn_if_few_images_are_small(tmp_path: Path, name: str) -> None:
+    folder_of_sizes(tmp_path, (224, 224), (300, 300), (300, 300), (224, 900), (300, 300), (31, 40))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", SmallImagesWarning)
+        opened(tmp_path, name)
+
+
+def test_a_file_that_is_no_image_does_not_hide_the_warning_of_small_images(tmp_path: Path) -> None:
+    folder_of_sizes(tmp_path, *[(32, 32)] * 6)
+    (tmp_path / CLASSES[0] / "0.png").write_bytes(b"no image")
+    with pytest.warns(SmallImagesWarning, match="of 5 images checked, 5 are smaller"):
+        opened(tmp_path, "imagefolder")
+
+
 def test_fetch_reports_the_path_and_the_digest(tmp_path: Path) -> None:
     lay_images(tmp_path / "val")
     found = dent.data.fetch(NAME, root=tmp_path)
@@ -374,6 +426,10 @@ def test_imagenet_with_missing_or_unknown_classes_is_refused(imagenet: Path) -> 
 def test_error_for_missing_imagenet_says_where_to_put_it(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"val/CLASS/IMAGE\.jpg.*get it from its authors"):
         dent.data.load("imagenet", root=tmp_path)
+    for other in ("digests", "cifar-10-batches-py"):  # of other datasets in the default folder
+        (tmp_path / other).mkdir()
+        with pytest.raises(DataError, match=r"val/CLASS/IMAGE\.jpg.*get it from its authors"):
+            dent.data.load("imagenet", root=tmp_path)
 
 
 def test_writing_to_a_batch_does_not_change_the_dataset(folder: Path) -> None:

@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from dent import DENT_PLUS, Dent, DentConfig, Status, entropy, models
+from dent import DENT_PLUS, Dent, DentConfig, Status, data, entropy, models
+from dent.serving.loading import load_server
+from dent.serving.options import ServerOptions
+from dent.serving.responses import respond
 from tests.cli.here import dent
 from tests.small_models import make_tiny_cnn
 
@@ -78,6 +81,23 @@ def test_the_request_on_the_page_is_adapted_to_but_a_single_image_is_not(
         with defended.disabled():
             static = defended(images)
         assert (float((adapted - static).abs().max()) > 0.1) is moves
+
+
+def test_the_response_on_the_page_is_the_third_of_its_batch() -> None:
+    page = (ROOT / "docs" / "serving.md").read_text()
+    block = re.search(r"^```json\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert block is not None
+    shown = json.loads(block[1])
+    batch, _ = data.load("cifar10-sample").batch(range(16))
+    server = load_server(ServerOptions(dataset="cifar10-sample", threads=1))
+    answer = server.engine.run(batch)
+    response = respond(
+        answer, classes=server.classes, configured=6, late=False, seconds=1.0, logits=False
+    )
+    third, (first,) = response.model_dump()["predictions"][2], shown["predictions"]
+    assert third == pytest.approx(first, abs=0.01)
+    assert shown.keys() == response.model_dump().keys()
+    assert shown["steps"] == shown["steps_configured"] == response.steps
 
 
 def test_the_code_of_the_defend_tutorial_does_what_its_text_says(

@@ -1,15 +1,17 @@
 """The plan: the samples of each batch, and the order of the units."""
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
-from dent.data import ArrayDataset
-from dent.errors import ConfigError, FewClassesWarning
+from dent.data import ArrayDataset, ImageDataset
+from dent.errors import ConfigError, DataError, FewClassesWarning, InputError
 from dent.evaluation import Settings, describe, evaluate
 from dent.evaluation.records.plan import make_plan, seed_of, units
 from dent.evaluation.records.spec import Order
@@ -192,3 +194,33 @@ def test_a_run_does_not_warn_of_classes_that_were_chosen(
     with warnings.catch_warnings():
         warnings.simplefilter("error", FewClassesWarning)
         evaluate(replace(make_subject(), dataset=dataset), settings)
+
+
+class _Own(ImageDataset):
+    """The toy images, as a class that sets no digest and may add a number to the labels."""
+
+    name, split, classes, sample_ids = "own", "test", DATA.classes, DATA.sample_ids
+
+    def __init__(self, labels: int = 0) -> None:
+        self.offset = labels
+
+    def __len__(self) -> int:
+        return len(DATA)
+
+    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        images, labels = DATA.batch(indices)
+        return images, labels + self.offset
+
+
+def test_a_dataset_without_a_digest_is_refused_with_the_way_to_get_one() -> None:
+    subject = replace(make_subject(), dataset=_Own())
+    with pytest.raises(InputError, match=r"_Own has no digest: .*dent\.data\.from_factory"):
+        evaluate(subject, SMALL)
+
+
+@pytest.mark.parametrize(("offset", "labels"), [(4, "4 to 7"), (-1, "-1 to 2")])
+def test_labels_of_no_class_are_refused(offset: int, labels: str) -> None:
+    dataset = _Own(offset)
+    dataset.digest = "0" * 64
+    with pytest.raises(DataError, match=rf"'own' has labels {labels} in batch 0, expected 0 to 3"):
+        evaluate(replace(make_subject(), dataset=dataset), SMALL)

@@ -233,6 +233,8 @@ def test_run_reports_its_progress_and_can_be_stopped() -> None:
         ({"steps": 0}, "steps must be"),
         ({"target": "others"}, "target must be one of"),
         ({"seed": -1}, "seed must be"),
+        ({"threat": "linf"}, "threat must be a ThreatModel, such as"),
+        ({"rungs": "transfer"}, "rungs must be a tuple of names, got 'transfer'"),
         ({"seed": 2**31}, "seed must be at most"),
     ],
 )

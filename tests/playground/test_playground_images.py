@@ -62,7 +62,7 @@ def test_grayscale_alpha_and_palette_images_become_three_channels(
     tmp_path: Path, mode: str
 ) -> None:
     saved(tmp_path / "a.png", 32, 32, mode)
-    assert dropped(tmp_path / "a.png").pixels.shape == (3, 32, 32)
+    assert dropped(str(tmp_path / "a.png")).pixels.shape == (3, 32, 32)
 
 
 def test_unreadable_and_too_large_images_are_refused(tmp_path: Path) -> None:
@@ -71,6 +71,9 @@ def test_unreadable_and_too_large_images_are_refused(tmp_path: Path) -> None:
     saved(tmp_path / "a.png", 64, 64).save(whole, "png")
     (tmp_path / "torn.png").write_bytes(whole.getvalue()[:3000])
     (tmp_path / "page.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
+    for missing in (tmp_path / "none.png", str(tmp_path)):
+        with pytest.raises(InputError, match=r"there is no file .*: check the path"):
+            dropped(missing)
     for name in ("text.png", "torn.png", "page.svg"):
         with pytest.raises(InputError, match=rf"^{name} could not be read as an image"):
             dropped(tmp_path / name)

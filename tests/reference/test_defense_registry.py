@@ -109,6 +109,8 @@ def test_defense_is_made_from_a_configuration_file(
 ) -> None:
     (folder / "plus.json").write_text(DENT_PLUS.to_json())
     assert load_config("plus.json") == DENT_PLUS
+    (folder / "plus.json").write_text(DENT_PLUS.to_json(), encoding="utf-8-sig")
+    assert load_config("plus.json") == DENT_PLUS
     defense = make(str(folder / "plus.json"), small)
     assert describe(defense)["name"] == "dent+"
     assert torch.equal(defense(batch), Dent(small, DENT_PLUS)(batch))

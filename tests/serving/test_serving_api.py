@@ -214,6 +214,44 @@ def test_invalid_requests_are_refused_with_status_and_image_index(case: str) -> 
     asyncio.run(ask())
 
 
+ADVICE = {
+    "channels last": (npy(np.zeros((2, 8, 8, 3))), NPY, "transpose(0, 3, 1, 2)"),
+    "normalized pixels": (npy(np.full((1, *SHAPE), -2.0)), NPY, "leave the normalization to the"),
+    "bytes as floats": (npy(np.full((1, *SHAPE), 255.0)), NPY, "divide bytes by 255"),
+    "one image in JSON": (
+        json.dumps({"images": np.zeros(SHAPE).tolist()}).encode(), JSON, "in lists (N, 3, 8, 8)",
+    ),
+    "no image in JSON": (b'{"images": []}', JSON, "got images in none"),
+    "both fields": (b'{"images": [[[[0]]]], "encoded": ["a"]}', JSON, "got images in both"),
+    "another kind of picture": (
+        b'{"encoded": ["aGVsbG8="]}', JSON, "image 0 is neither a PNG nor a JPEG",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ADVICE)
+def test_a_refusal_says_what_was_expected(case: str) -> None:
+    body, kind, advice = ADVICE[case]
+    with pytest.raises(RefusedError) as caught:
+        decode(kind, body, SHAPE, 4)
+    assert advice in caught.value.message
+
+
+@pytest.mark.parametrize("query", ["deadlin=0.5", "Logits=true", "logits=true&x"])
+def test_a_mistyped_query_parameter_is_refused(query: str) -> None:
+    async def ask() -> None:
+        async with serving() as client:
+            response = await client.http.post(
+                f"/v1/predict?{query}",
+                content=npy(make_images(1)),
+                headers={"content-type": NPY},
+            )
+        assert response.status_code == 422
+        assert "expected deadline or logits" in response.json()["error"]["message"]
+
+    asyncio.run(ask())
+
+
 def test_decompression_bomb_is_refused_with_its_size_in_the_message() -> None:
     stream = io.BytesIO()
     Image.new("L", (5000, 5000)).save(stream, "PNG")

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from dent import data
 from dent.cli.app import app
-from dent.errors import ConfigError, DentError, MissingExtraError, UnknownNameError
+from dent.errors import ConfigError, DataError, DentError, MissingExtraError, UnknownNameError
 from dent.serving import launch, loading
 from dent.serving.app import STATUSES
 from dent.serving.deployment import application, merge
@@ -43,6 +43,7 @@ STATIC = {"model": "resnet-14-2-linf", "defense": "static", "device": "cpu"}
         (["--host", "203.0.113.9"], ConfigError, "cannot listen at 203.0.113.9.*choose a --host"),
         (["--host", "nosuch.invalid"], ConfigError, "cannot listen at nosuch.*choose a --host"),
         (["--host", ""], ConfigError, "^--host is empty"),
+        (["--allowed-host", "http://x"], ConfigError, "^--allowed-host .* got 'http://x'"),
         (["--device", "bogus"], ConfigError, "^device 'bogus' cannot be used here"),
         (["--device", "meta"], ConfigError, "^device 'meta' computes no values"),
     ],
@@ -109,6 +110,18 @@ def test_a_server_takes_a_dataset_factory() -> None:
     server = loading.load_server(ServerOptions(**STATIC, dataset=dataset, threads=1))
     assert server.classes[0] == "kind 0"
     assert server.about()["shape"] == [3, 8, 8]
+
+
+def test_a_server_refuses_an_empty_dataset_by_its_name() -> None:
+    dataset = "tests.serving.test_serving_command:nothing"
+    with pytest.raises(DataError, match=r"command:nothing' is empty: .* pass --shape"):
+        loading.load_server(ServerOptions(**STATIC, dataset=dataset, threads=1))
+
+
+def nothing() -> data.ImageDataset:
+    return data.ArrayDataset(
+        "nothing", "test", ("a", "b"), np.zeros((0, 8, 8, 3), np.uint8), np.zeros(0, np.int64)
+    )
 
 
 def pictures() -> data.ImageDataset:
@@ -183,6 +196,13 @@ def test_a_server_stops_while_a_replica_is_down(
 def test_a_drain_that_fails_for_another_reason_is_reported() -> None:
     with pytest.raises(KeyError):
         launch._drain(cast("Any", Replicas(None, KeyError("a bug"))))
+
+
+def test_replicas_that_need_more_gpus_than_there_are_do_not_wait_for_them() -> None:
+    two = ServerOptions(shape=(3, 8, 8), replicas=2, num_gpus=0.5)
+    launch._check_gpus(two, 1.0)
+    with pytest.raises(ConfigError, match=r"2 replicas with --num-gpus 0\.5 need 1 .* finds 0"):
+        launch._check_gpus(two, 0.0)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])

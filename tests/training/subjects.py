@@ -21,7 +21,7 @@ def fast(norm: str | None = "linf", **changes: Any) -> Recipe:
     return named("fast", norm, **{"epochs": 3, "batch_size": 32, "ema": 0.9} | changes)
 
 
-def run(folder: Path, recipe: Recipe | None = None, **settings: Any) -> TrainingResult:
+def run(folder: Path | str, recipe: Recipe | None = None, **settings: Any) -> TrainingResult:
     images, watch = halves()
     chosen = {"watched": 32, "watch_steps": 2} | settings
     return train(MODEL, recipe or fast(), images, watch, folder, accelerator("cpu", "no"), **chosen)

@@ -82,3 +82,15 @@ def test_the_grow_command_writes_weights_with_the_same_logits(tmp_path: Path) ->
     )
     assert wrong.returncode == 1
     assert re.search("python -m dent.training.grow resnet", wrong.stderr)
+
+
+@pytest.mark.parametrize("target", ["grown.pt", ".", "grown"])
+def test_the_grow_command_refuses_a_file_of_another_kind(target: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "dent.training.grow", "resnet-14-2-linf", "resnet-14-3"]
+    wrong = subprocess.run(
+        [*command, target], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert wrong.returncode == 1
+    expected = f"the grown weights need a file name that ends in .safetensors, got {target!r}\n"
+    assert wrong.stderr == expected
+    assert not any(tmp_path.iterdir())

@@ -111,3 +111,7 @@ def test_unknown_names_get_a_suggestion_and_conflicting_norms_are_refused() -> N
         named("fast-linf", "l2")
     with pytest.raises(ConfigError, match="trains without an attack"):
         named("nominal", "linf")
+    with pytest.raises(ConfigError, match=r"no eps, steps: add a norm \(--norm .*leave them out"):
+        named("fast", eps="8/255", steps=1)
+    with pytest.raises(ConfigError, match="without an attack, so it has no beta: leave it out"):
+        named("nominal", beta=6.0)

@@ -1,6 +1,8 @@
 """A killed and resumed training ends with the same weights as an uninterrupted one."""
 
+import functools
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,13 +14,14 @@ from accelerate import Accelerator
 from torch import nn
 from torch.amp import GradScaler
 
+from dent import data, training
 from dent.errors import ConfigError, WeightsError
 from dent.storage.errors import LockedError, RecordError, SpecMismatchError
 from dent.storage.lock import FolderLock
-from dent.training import accelerator, loop
+from dent.training import accelerator, loop, train
 from dent.training.state import InexactResumeWarning, TrainingState
 from tests.training.kill_harness import KILLS, SITTINGS
-from tests.training.subjects import StopError, fast, outcome, run, stop_at
+from tests.training.subjects import MODEL, StopError, fast, halves, outcome, run, stop_at
 
 
 def test_a_training_killed_repeatedly_ends_with_the_same_weights(tmp_path: Path) -> None:
@@ -177,8 +180,55 @@ def test_n_above_the_size_of_the_dataset_trains_on_all_images(tmp_path: Path) ->
 
 
 def test_invalid_arguments_leave_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="n must be at least 1, got 0"):
+    with pytest.raises(ConfigError, match="n must be a whole number, at least 1, got 0"):
         run(tmp_path / "run", n=0)
     with pytest.raises(WeightsError, match="no weights file"):
         run(tmp_path / "run", weights=tmp_path / "missing.safetensors")
     assert not (tmp_path / "run").exists()
+
+
+def test_folders_and_weights_may_be_text(tmp_path: Path) -> None:
+    first = run(str(tmp_path / "first"), fast(None, epochs=1))
+    second = run(str(tmp_path / "second"), fast(None, epochs=1), weights=str(first.last))
+    assert second.folder == tmp_path / "second"
+    assert second.spec.started_from == "last.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("position", "value", "message"),
+    [
+        (0, nn.Linear(2, 2), "a model to train is named, .* got torch.nn.modules.linear.Linear"),
+        (1, "fast-linf", "recipe must be a Recipe, such as dent.training.named.* got builtins.str"),
+        (2, torch.zeros(2, 3, 8, 8), "data must be a dent.data.ImageDataset, .* got torch.Tensor"),
+        (3, None, "watch must be a dent.data.ImageDataset, .* got builtins.NoneType"),
+        (5, None, r"accelerator must be dent.training.accelerator\(\), got builtins.NoneType"),
+    ],
+)
+def test_arguments_of_another_type_are_refused(
+    position: int, value: Any, message: str, tmp_path: Path
+) -> None:
+    images, watch = halves()
+    arguments: list[Any] = [MODEL, fast(), images, watch, tmp_path / "run", accelerator("cpu")]
+    arguments[position] = value
+    with pytest.raises(ConfigError, match=message):
+        train(*arguments)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_example_of_the_documentation_trains_and_writes_its_card(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    block = re.search(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert block is not None
+    images, watch = halves()
+    monkeypatch.setattr(data, "load", lambda _, split="test": watch if split == "test" else images)
+    small = functools.partial(train, watched=32, watch_steps=1)
+    monkeypatch.setattr(training, "train", lambda _, *rest: small(MODEL, *rest))
+    monkeypatch.setattr(training, "named", lambda *names, epochs: fast(names[1], epochs=1))
+    measured = training.Measured(pgd=8, autoattack=0)
+    card = functools.partial(training.write_card, measured=measured)
+    monkeypatch.setattr(training, "write_card", card)
+    monkeypatch.chdir(tmp_path)
+    exec(block[1], {})  # noqa: S102
+    assert (tmp_path / "runs" / "mine" / "card.md").exists()

@@ -11,6 +11,7 @@ from dent.adaptation.norm import affine_layers, norm_layers, own_tensor, registe
 from dent.adaptation.private_copy import private_copy
 from dent.config import DentConfig
 from dent.errors import UnsupportedModelError
+from dent.support.plural import counted
 
 _REFUSED = {
     nn.DataParallel: "wrap its .module, then put DataParallel around the Dent",
@@ -122,9 +123,9 @@ def _check_layers(model: nn.Module, layers: dict[str, nn.Module], config: DentCo
         )
     if config.last_layers is not None and config.last_layers > affine_count:
         raise UnsupportedModelError(
-            f"last_layers={config.last_layers}, but {type(model).__name__} has {affine_count} "
-            f"normalization layers with a scale or shift: set at most {affine_count}, or None "
-            "for all."
+            f"last_layers={config.last_layers}, but {type(model).__name__} has "
+            f"{counted(affine_count, 'normalization layer')} with a scale or shift: set at "
+            f"most {affine_count}, or None for all."
         )
     test_statistics = config.statistics == "test" and not config.steps
     statistics_only = test_statistics and not config.smoothing and not config.views

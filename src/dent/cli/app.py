@@ -3,7 +3,7 @@
 import signal
 import sys
 import traceback
-from typing import NoReturn
+from typing import Final, NoReturn
 
 import typer
 
@@ -72,6 +72,12 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
         raise typer.Exit
 
 
+_NO_GRADIENT: Final = (
+    ". Defenses are called under torch.no_grad(): compute their gradients in `with "
+    "torch.enable_grad():`"
+)
+
+
 def main() -> None:
     """Run a command. A refusal prints one message on standard error and exits with status 2.
 
@@ -104,7 +110,8 @@ def _run() -> None:
             raised_at = place(error)
             if raised_at is not None:
                 description = f"{type(error).__name__}: {error}".removesuffix(": ")
-                _refuse(f"code that is not torch-dent's raised {description}", raised_at)
+                advice = _NO_GRADIENT if "does not require grad" in str(error) else ""
+                _refuse(f"code that is not torch-dent's raised {description}{advice}", raised_at)
             if not isinstance(error, OSError):
                 raise  # a bug in torch-dent: show the traceback
             # For example a full disk behind standard output, or an impossible file name.

@@ -82,13 +82,19 @@ def both_splits(name: str, root: Path | None) -> tuple[ImageDataset, ImageDatase
 
     Raises:
         ConfigError: A folder is given for a factory.
-        DataError: A factory returns the train split if it is called without arguments.
+        DataError: A factory returns the train split if it is called without arguments, or both
+            splits have the same images.
     """
     train, test = dataset(name, root, "train"), dataset(name, root)
     if ":" in name and (test.split == train.split or test.digest == train.digest):
         raise DataError(
             f"{name}(split='train') and {name}() returned the same images or the same split. dent "
             "train measures the model on other images: return the test split without arguments"
+        )
+    if test.digest == train.digest:  # a folder and a copy of it
+        raise DataError(
+            f"the train split and the test split of {name} have the same images. dent train "
+            "measures the model on other images than it trains on: put others into one of them"
         )
     return train, test
 

@@ -76,6 +76,23 @@ class ImageDataset(ABC):
         return labels
 
 
+def check_attributes(dataset: ImageDataset) -> None:
+    """Refuse a dataset of the user's own class that lacks an attribute.
+
+    Raises:
+        InputError: It lacks one; the message says how to get a digest.
+    """
+    needed = ("name", "split", "classes", "digest", "sample_ids")
+    missing = [name for name in needed if not hasattr(dataset, name)]
+    if missing:
+        raise InputError(
+            f"the dataset {type(dataset).__name__} has no {', '.join(missing)}: a subclass of "
+            "dent.data.ImageDataset sets them. dent.data.from_factory('package.module:factory') "
+            "reads all images of the dataset that your function returns, checks them, and computes "
+            "the digest"
+        )
+
+
 @final
 @dataclass(frozen=True, eq=False, repr=False)
 class ArrayDataset(ImageDataset):

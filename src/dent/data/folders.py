@@ -1,5 +1,6 @@
 """Find and open the folder of ImageNet, or a folder of the user's own images."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -13,6 +14,7 @@ from dent.support.plural import listed
 IMAGENET: Final = "imagenet"
 IMAGEFOLDER: Final = "imagefolder"
 _CLASSES_FILE: Final = Path(__file__).parent / "bundled" / "imagenet-classes.txt"
+_WNID: Final = re.compile(r"n\d{8}")
 _SUBFOLDERS: Final = {"test": ("val", "validation", "test"), "train": ("train",)}
 
 
@@ -72,7 +74,9 @@ class Folder:
         splits = {name for names in _SUBFOLDERS.values() for name in names}
         for base in bases:
             classes = set(class_folders(base))
-            if split == "test" and classes and not classes & {*splits, IMAGENET}:
+            # For ImageNet, `root` may be the folder of all datasets, whose subfolders are others.
+            is_other = self.kind == IMAGENET and not any(map(_WNID.fullmatch, classes))
+            if split == "test" and classes and not is_other and not classes & {*splits, IMAGENET}:
                 return base
         subfolders = " or ".join(_SUBFOLDERS[split])
         licence = " ImageNet may not be redistributed: get it from its authors." if (

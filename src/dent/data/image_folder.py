@@ -20,6 +20,7 @@ from dent.data.dataset import ImageDataset, positions, unchanging
 from dent.data.file_digests import file_digests
 from dent.data.preprocessing import FORMATS, Preprocessing
 from dent.data.progress import OnBytes
+from dent.data.small_images import warn_of_small_images
 from dent.errors import DataError, DataWarning, InputError
 from dent.support.plural import agreeing, counted, listed
 
@@ -185,6 +186,7 @@ def open_image_folder(
 
     Warns:
         DataWarning: Links to folders were not followed.
+        SmallImagesWarning: Half or more of a few images are smaller than the preprocessing's size.
     """
     class_names = _class_folders(folder)
     if expected is not None:
@@ -214,7 +216,7 @@ def open_image_folder(
             DataWarning,
             stacklevel=2,
         )
-    return ImageFolderDataset(
+    dataset = ImageFolderDataset(
         name=name,
         split=split,
         classes=tuple(classes or class_names),
@@ -222,9 +224,11 @@ def open_image_folder(
         folder=folder,
         files=files,
         labels=np.array(labels, dtype=np.int64),
-        digests=file_digests(folder, files, cache, report),
+        digests=file_digests(folder, files, cache, report),  # refuses a pipe, which would block
         preprocessing=preprocessing,
     )
+    warn_of_small_images(name, folder, files, preprocessing)
+    return dataset
 
 
 def class_folders(folder: Path) -> list[str]:

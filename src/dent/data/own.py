@@ -89,11 +89,27 @@ def _looked_through(dataset: ImageDataset, spec: str) -> str:
         )
     for start in range(0, size, _CHUNK):
         rows = range(start, min(start + _CHUNK, size))
-        images, labels = (_on_cpu(part) for part in dataset.batch(rows))
-        _check_batch(images, labels, len(rows), classes, f"{spec}, images {rows[0]} to {rows[-1]}")
+        where = f"{spec}, images {rows[0]} to {rows[-1]}"
+        images, labels = _read(dataset, rows, where)
+        _check_batch(images, labels, len(rows), classes, where)
         content.update(images.contiguous().numpy().tobytes())
         content.update(label_bytes(labels.numpy()))
     return content.hexdigest()
+
+
+def _read(dataset: ImageDataset, rows: range, where: str) -> tuple[Any, Any]:
+    try:
+        batch: object = dataset.batch(rows)
+    except DataError:
+        raise
+    except Exception as error:  # the user's own code
+        raise DataError(f"{where}: batch raised {type(error).__name__}: {error}") from error
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        what = type_name(batch)
+        if isinstance(batch, tuple | list):
+            what = f"{counted(len(batch), 'object')}"
+        raise DataError(f"{where}: batch must return images and labels, got {what}")
+    return _on_cpu(batch[0]), _on_cpu(batch[1])
 
 
 def _on_cpu(part: Any) -> Any:

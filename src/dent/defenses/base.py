@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dent.config import DentConfig
 from dent.defenses.dent import Dent
-from dent.errors import InputError
+from dent.errors import InputError, UnsupportedModelError
 
 STATIC = DentConfig(steps=0)
 """The static model: no steps, train statistics, no smoothing."""
@@ -85,7 +85,17 @@ class ReferenceDefense(nn.Module, ABC):
 
     @final
     def describe(self) -> dict[str, Any]:
-        """Return the description for records, as plain JSON types."""
+        """Return the description for records, as plain JSON types.
+
+        Raises:
+            UnsupportedModelError: The class has no `name`.
+        """
+        kind = type(self)
+        if not isinstance(getattr(self, "name", None), str):
+            raise UnsupportedModelError(
+                f"the defense {kind.__qualname__} has no name: add a line such as "
+                f"`name = {kind.__name__.lower()!r}` to the class"
+            )
         return {
             "name": self.name,
             "settings": self.settings,

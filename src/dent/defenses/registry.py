@@ -17,7 +17,7 @@ from dent.defenses.hedge import Hedge
 from dent.defenses.mean_sparse import MeanSparse
 from dent.defenses.med_bn import MedBN
 from dent.defenses.tent_online import TentOnline
-from dent.errors import ConfigError, UnknownNameError, UnsupportedModelError
+from dent.errors import ConfigError, DentError, UnknownNameError, UnsupportedModelError
 from dent.kinds import path_of, recorded_kind
 from dent.names import unknown_defense
 from dent.support.factories import call_factory, type_name
@@ -140,6 +140,8 @@ def describe(defense: "DynamicDefense | nn.Module") -> dict[str, Any]:
         return described
     try:
         plain: dict[str, Any] = json.loads(json.dumps(dict(own_description()), allow_nan=False))
+    except DentError:
+        raise
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"{described['name']}.describe() must return a dict of plain JSON types: {error}."
@@ -190,7 +192,7 @@ def load_config(path: str | Path) -> DentConfig:
         raise ConfigError(f"load_config takes the path of a JSON file, got {type_name(given)}.")
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # editors on Windows write a mark first
     except FileNotFoundError:
         raise ConfigError(
             f"There is no configuration file {path} (looked in {path.absolute().parent})."

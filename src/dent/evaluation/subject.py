@@ -10,7 +10,7 @@ from torch import nn
 
 from dent.attacks import Attack, Defense, DynamicDefense, is_batch_dependent
 from dent.attacks.adaptive.capabilities import takes_no_steps
-from dent.data.dataset import ImageDataset
+from dent.data.dataset import ImageDataset, check_attributes
 from dent.data.registry import classes_of
 from dent.defenses import describe as describe_defense
 from dent.defenses.base import STATIC as UNCHANGING
@@ -132,6 +132,7 @@ def describe(subject: Subject, settings: Settings) -> EvaluationSpec:
             f"dataset must be a dent.data.ImageDataset, got {got}. For tensors, call "
             "dent.evaluate(model, images, labels)"
         )
+    check_attributes(subject.dataset)
     subject = subject.sized(settings)
     names = [attack.name for attack in subject.attacks]
     for name in names:

@@ -1,6 +1,7 @@
 """The image that a visitor picked or dropped, and the bundled images in its batch."""
 
 import hashlib
+import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -63,15 +64,19 @@ def bundled(dataset: ImageDataset, position: int) -> Picked:
     return Picked(images[0], label, name, position)
 
 
-def dropped(path: Path) -> Picked:
+def dropped(file: str | os.PathLike[str]) -> Picked:
     """Read an image file, resize its shorter side to `SIDE`, and crop the square in its middle.
 
     Args:
-        path: PNG, JPEG, WebP, BMP or GIF (its first frame), up to `MOST_BYTES` and `MOST_PIXELS`.
+        file: PNG, JPEG, WebP, BMP or GIF (its first frame), up to `MOST_BYTES` and `MOST_PIXELS`.
 
     Raises:
-        InputError: The file is too large, has an extreme aspect ratio, or is not such an image.
+        InputError: There is no such file, it is too large, has an extreme aspect ratio, or is not
+            such an image.
     """
+    path = Path(file)
+    if not path.is_file():
+        raise InputError(f"there is no file {path}: check the path")
     size = path.stat().st_size
     if size > MOST_BYTES:
         raise InputError(

@@ -70,6 +70,9 @@ class Setup:
 
     def __post_init__(self) -> None:
         """Check every field."""
+        if not isinstance(self.threat, ThreatModel):
+            expected = "such as ThreatModel('linf', '8/255')"
+            raise ConfigError(f"threat must be a ThreatModel, {expected}, got {self.threat!r}")
         norm, largest = self.threat.norm, LARGEST_EPS.get(self.threat.norm, 0.0)
         check_choice("norm", norm, tuple(LARGEST_EPS))
         if self.threat.eps > largest:
@@ -79,6 +82,8 @@ class Setup:
         check_choice("defense", self.defense, tuple(DEFENSES))
         check_choice("attack", self.attack, get_args(AttackName))
         check_choice("target", self.target, get_args(Target))
+        if isinstance(self.rungs, str):
+            raise ConfigError(f"rungs must be a tuple of names, got {self.rungs!r}")
         for rung in self.rungs:
             check_choice("rung", rung, RUNGS)
         if self.steps is not None:

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from typing import Annotated, Any, Final
 
@@ -21,16 +21,17 @@ from dent.serving.admission import Admission
 from dent.serving.arrivals import Arrivals, left, replayed
 from dent.serving.batching import Batcher, Job
 from dent.serving.engine import Clock, Engine, ServedAnswer
-from dent.serving.errors import RefusedError
+from dent.serving.errors import RefusedError, invalid
 from dent.serving.limits import Limits
 from dent.serving.metrics import Metrics
-from dent.serving.requests import CONTENT_TYPES, JSON, PredictRequest, decode, media_type
+from dent.serving.requests import CONTENT_TYPES, JSON, PredictRequest, decode, media_type, shown
 from dent.serving.responses import Failure, FailureResponse, PredictResponse, respond
 
 _LOG = logging.getLogger(__name__)
 
 PREDICT: Final = "/v1/predict"
 _UNREAD = (408, 413, 503)
+_PARAMETERS: Final = ("deadline", "logits")
 _ROUTES = (PREDICT, "/v1/model", "/healthz", "/readyz", "/metrics", "/openapi.json")
 
 STATUSES: Final[dict[int, str]] = {
@@ -233,8 +234,22 @@ def _add_predict(app: FastAPI, server: Server) -> None:
         logits: Annotated[bool, Query(description="Whether to return logits.")] = False,
     ) -> Response:
         """Adapt to the images of one request, and predict their classes."""
+        _check_query(request.query_params)
         response = await server.predict(request, deadline, logits=logits)
         return Response(response.model_dump_json(), media_type=JSON)
+
+
+def _check_query(parameters: Iterable[str]) -> None:
+    """Refuse a mistyped parameter: without its deadline, a request would wait for all steps.
+
+    Raises:
+        RefusedError: 422, the server knows no such parameter.
+    """
+    for name in parameters:
+        if name not in _PARAMETERS:
+            raise invalid(
+                f"there is no query parameter {shown(name)}: expected {' or '.join(_PARAMETERS)}."
+            )
 
 
 def _add_probes(app: FastAPI, server: Server, scrape: Scrape) -> None:

@@ -24,12 +24,13 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
-from dent.errors import DentError
+from dent.errors import ConfigError, DentError
 from dent.serving import timed_http
 from dent.serving.deployment import APPLICATION, DEPLOYMENT, application
 from dent.serving.front import Front
 from dent.serving.options import ServerOptions
 from dent.support import listening, ray_start
+from dent.support.plural import counted
 
 _OBJECT_STORE: Final = 100 * 2**20
 _ENVIRONMENT: Final = {
@@ -82,12 +83,15 @@ def run(
             if other machines can reach `host`.
 
     Raises:
+        ConfigError: This machine has fewer GPUs than the replicas need.
         DentError: Ray Serve did not start.
     """
     local = not os.environ.get("RAY_ADDRESS")
     _start_ray(options, local=local)
     try:
         if local:
+            has = ray.cluster_resources()  # type: ignore[no-untyped-call]
+            _check_gpus(options, has.get("GPU", 0.0))
             with listening.listen(_INSIDE, 0) as listener:  # to tell Ray a port that is free
                 inside = listener.getsockname()[1]
             handle = _deploy(options, _INSIDE, inside, local=True)
@@ -229,6 +233,21 @@ def _start_ray(options: ServerOptions, *, local: bool) -> None:
             include_dashboard=False,
             object_store_memory=_OBJECT_STORE,
             logging_level=logging.WARNING,
+        )
+
+
+def _check_gpus(options: ServerOptions, present: float) -> None:
+    """Refuse to wait for GPUs that this machine does not have.
+
+    Raises:
+        ConfigError: the replicas need more.
+    """
+    needed = options.replicas * options.num_gpus
+    if needed > present:
+        raise ConfigError(
+            f"{counted(options.replicas, 'replica')} with --num-gpus {options.num_gpus:g} need "
+            f"{needed:g} of the GPUs of this machine, and Ray finds {present:g}: use fewer, or "
+            "leave out --num-gpus to compute on the CPU"
         )
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from dent import data, models
 from dent.defenses import registry
+from dent.errors import DataError
 from dent.models.check import check_model
 from dent.models.class_names import check_class_names
 from dent.serving.app import Server
@@ -66,6 +67,11 @@ def _images(options: ServerOptions) -> tuple[Tensor, tuple[str, ...]]:
             dataset = data.from_factory(options.dataset)
         else:
             dataset = data.load(options.dataset, root=options.data_root)
+        if len(dataset) == 0:
+            raise DataError(
+                f"the dataset {options.dataset!r} is empty: the server needs images like those "
+                "that it will get; without any, leave out --dataset and pass --shape"
+            )
         images, _ = dataset.batch(range(min(_REFERENCE, len(dataset))))
         return images, dataset.classes
     shape = options.shape or (3, 32, 32)

@@ -84,7 +84,7 @@ def decode(content_type: str, body: bytes, shape: Shape, max_images: int) -> Ten
     if kind in PICTURES:
         return _scaled([_from_picture(body, PICTURES[kind], shape, None)])
     raise unsupported(
-        f"Content-Type must be one of {', '.join(CONTENT_TYPES)}, got {_shown(content_type)}."
+        f"Content-Type must be one of {', '.join(CONTENT_TYPES)}, got {shown(content_type)}."
     )
 
 
@@ -98,9 +98,13 @@ def _from_json(body: bytes, shape: Shape, max_images: int) -> Tensor:
     try:
         request = PredictRequest.model_validate_json(body)
     except ValidationError as error:
-        raise _explained(error) from None
+        raise _explained(error, shape) from None
     if bool(request.images) == bool(request.encoded):
-        raise invalid("the JSON body must have one of the fields images and encoded, not empty.")
+        both = "both" if request.images else "none"
+        raise invalid(
+            "the JSON body must have at least one image, either in the field images or in the "
+            f"field encoded, got images in {both}."
+        )
     _check_count(len(request.images or request.encoded), max_images)
     if request.encoded:
         return _scaled(
@@ -130,13 +134,15 @@ def _check_size(body: bytes, shape: Shape, max_images: int) -> None:
         )
 
 
-def _explained(error: ValidationError) -> RefusedError:
+def _explained(error: ValidationError, shape: Shape) -> RefusedError:
     problem = error.errors(include_url=False, include_input=False, include_context=False)[0]
     location = ".".join(str(part) for part in problem["loc"])
     message = f"{location}: {problem['msg']}" if location else str(problem["msg"])
     if problem["type"] == "json_invalid":
         return malformed(f"the body is no JSON: {problem['msg']}.")
     index = next((part for part in problem["loc"] if isinstance(part, int)), None)
+    if location.startswith("images"):
+        message += f"; images must be numbers in lists (N, {_by(shape, ', ')})"
     return invalid(f"the JSON body is not as documented: {message}.", index)
 
 
@@ -154,7 +160,10 @@ def _from_base64(text: str, shape: Shape, index: int) -> NDArray[np.uint8]:
         content = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
         raise malformed(f"image {index} is not base64: {error}.", index) from None
-    kind = "PNG" if content.startswith(b"\x89PNG") else "JPEG"
+    kinds = {b"\x89PNG": "PNG", b"\xff\xd8": "JPEG"}
+    kind = next((kinds[start] for start in kinds if content.startswith(start)), None)
+    if kind is None:
+        raise malformed(f"image {index} is neither a PNG nor a JPEG.", index)
     return _from_picture(content, kind, shape, index)
 
 
@@ -183,7 +192,7 @@ def _from_picture(content: bytes, kind: str, shape: Shape, index: int | None) ->
     except UnidentifiedImageError:  # its message is the name of a Python object
         raise malformed(f"{source} is not a {kind}.", index) from None
     except Exception as error:  # on a broken file Pillow's decoders may raise any exception
-        raise malformed(f"{source} is a damaged {kind}: {_shown(str(error))}.", index) from None
+        raise malformed(f"{source} is a damaged {kind}: {shown(str(error))}.", index) from None
     return pixels.reshape(height, width, channels).transpose(2, 0, 1)
 
 
@@ -210,12 +219,15 @@ def _from_npy(body: bytes, shape: Shape, max_images: int) -> NDArray[Any]:
     except Exception:  # the header is Python source, parsed by Python itself
         raise malformed("the body is no .npy file of version 1.0 or 2.0.") from None
     if dtype.newbyteorder("=").name not in _NPY_TYPES:
-        raise invalid(f"expected an array of {', '.join(_NPY_TYPES)}, got {_shown(str(dtype))}.")
+        raise invalid(f"expected an array of {', '.join(_NPY_TYPES)}, got {shown(str(dtype))}.")
     if fortran:
         raise invalid("expected an array in C order: save numpy.ascontiguousarray(images).")
     dims = (1, *dims) if len(dims) == 3 else dims
     if len(dims) != 4 or dims[1:] != shape or dims[0] < 1:
-        raise invalid(f"expected an array (N, {_by(shape, ', ')}), got {_shown(str(dims))}.")
+        advice = ""
+        if dims[1:] == (*shape[1:], shape[0]):
+            advice = " with the channels last: send images.transpose(0, 3, 1, 2).copy()"
+        raise invalid(f"expected an array (N, {_by(shape, ', ')}), got {shown(str(dims))}{advice}.")
     _check_count(dims[0], max_images)
     content = body[stream.tell() :]
     expected = dims[0] * int(np.prod(shape)) * dtype.itemsize
@@ -239,10 +251,10 @@ def _checked(pixels: NDArray[Any], shape: Shape, max_images: int) -> Tensor:
     inside = ((rows >= 0) & (rows <= 1)).all(axis=1)
     if not inside.all():
         index = int(np.argmin(inside))
+        low, high = rows[index].min(), rows[index].max()
+        advice = "leave the normalization to the model" if low < 0 else "divide bytes by 255"
         raise invalid(
-            f"image {index} has pixels from {rows[index].min():g} to {rows[index].max():g}, "
-            "expected [0, 1]: divide bytes by 255.",
-            index,
+            f"image {index} has pixels from {low:g} to {high:g}, expected [0, 1]: {advice}.", index
         )
     return torch.from_numpy(pixels.astype(np.float32).reshape(len(pixels), *shape))
 
@@ -263,6 +275,6 @@ def _by(shape: Shape, between: str = " x ") -> str:
     return between.join(map(str, shape))
 
 
-def _shown(text: str) -> str:
+def shown(text: str) -> str:
     """Return text from the request, shortened and escaped so that it is safe in a message."""
     return json.dumps(text[:80])

@@ -10,6 +10,7 @@ from typing import Final
 from dent.errors import ConfigError
 
 _LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
+_NAME: Final = re.compile(r"[^\s\[\]:/*?@]+")
 _HOST: Final = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[^\[\]:]+)(?::\d{1,5})?")
 
 
@@ -49,6 +50,21 @@ def url(host: str, port: int) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
+def check_names(names: Sequence[str]) -> None:
+    """Refuse names that no `Host` header can match, such as a URL or a name with a port.
+
+    Raises:
+        ConfigError: There is such a name.
+    """
+    for name in names:
+        bare = name.strip("[]")
+        if not _is_address(bare) and not _NAME.fullmatch(bare):
+            raise ConfigError(
+                "--allowed-host expected a name or an address without scheme, port and path, such "
+                f"as demo.example, got {name!r}"
+            )
+
+
 class Hosts:
     """Check of the `Host` headers of requests.
 
@@ -60,11 +76,15 @@ class Hosts:
         host: The address at which the server listens. If other machines can reach it, they may know
             it by any name, so any header is accepted unless names are allowed.
         allowed: More accepted names, such as the name by which a proxy is reached.
+
+    Raises:
+        ConfigError: No header can match one of the names.
     """
 
     def __init__(self, host: str, allowed: Sequence[str] = ()) -> None:
+        check_names(allowed)
         names = {*_LOOPBACK, host, *allowed} if is_loopback(host) or allowed else None
-        self._known = names and {name.lower() for name in names}
+        self._known = names and {name.lower().strip("[]") for name in names}
 
     def permits(self, headers: Sequence[str]) -> bool:
         """Return whether to accept a request with these `Host` headers; there must be just one."""
@@ -78,6 +98,14 @@ REFUSED_HOST: Final = (
     "The request's Host header does not name this server: use 127.0.0.1, localhost or a name that "
     "it allows, or start it with --allowed-host NAME."
 )
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def is_loopback(host: str) -> bool:

@@ -116,11 +116,21 @@ def _grown(source: str, name: str) -> ResNet:
     return grow(small, name)
 
 
+def _target(text: str) -> Path:
+    path = Path(text).expanduser()
+    if path.suffix != ".safetensors" or path.is_dir():
+        raise ConfigError(
+            f"the grown weights need a file name that ends in .safetensors, got {text!r}"
+        )
+    return path
+
+
 if __name__ == "__main__":
     if len(sys.argv) != 4:
         sys.exit(__doc__)
     try:
         torch.manual_seed(0)
-        write_weights(Path(sys.argv[3]), _grown(sys.argv[1], sys.argv[2]))
+        target = _target(sys.argv[3])
+        write_weights(target, _grown(sys.argv[1], sys.argv[2]))
     except DentError as error:
         sys.exit(f"{error}")

@@ -45,6 +45,9 @@ RECIPES: Final[dict[str, Recipe]] = {
 """Every recipe that `dent train --recipe` knows, by name."""
 
 
+_OF_AN_ATTACK: Final = ("eps", "step_size", "steps", "noise", "beta")
+
+
 def named(name: str, norm: str | None = None, **changes: Any) -> Recipe:
     """Return a recipe by name, with some of its fields changed.
 
@@ -66,6 +69,13 @@ def named(name: str, norm: str | None = None, **changes: Any) -> Recipe:
         raise ConfigError(
             f"recipe {full!r} trains {_against(recipe)}, not against {norm}: name a family "
             f"({', '.join(RECIPE_FAMILIES)}) with the norm, or leave the norm out."
+        )
+    useless = [key for key in _OF_AN_ATTACK if changes.get(key) is not None]
+    if recipe.method == "nominal" and useless:
+        norms = "add a norm (--norm linf or l2), or " if name in RECIPE_FAMILIES else ""
+        raise ConfigError(
+            f"recipe {full!r} trains without an attack, so it has no {', '.join(useless)}: {norms}"
+            f"leave {'it' if len(useless) == 1 else 'them'} out"
         )
     return replace(recipe, **{key: value for key, value in changes.items() if value is not None})
 

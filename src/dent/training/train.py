@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,9 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from dent import models
+from dent.data import ImageDataset
 from dent.data.class_order import is_in_class_order
+from dent.data.dataset import check_attributes
 from dent.errors import ConfigError
 from dent.evaluation.records.plan import seed_of
 from dent.evaluation.records.provenance import new_session
@@ -25,7 +28,9 @@ from dent.storage.disk import (
 from dent.storage.errors import RecordError, SpecMismatchError
 from dent.storage.lock import HOLDER, LOCK, FolderLock
 from dent.storage.plain_json import parse
+from dent.support.checks import check_counts
 from dent.support.devices import device_of
+from dent.support.factories import type_name
 from dent.training.loop import (
     BEST,
     LAST,
@@ -34,13 +39,11 @@ from dent.training.loop import (
     Training,
     read_metrics,
 )
+from dent.training.recipe import Recipe
 from dent.training.spec import DataIdentity, TrainingSpec
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-    from dent.data import ImageDataset
-    from dent.training.recipe import Recipe
 
 RUN: Final = "run.json"
 WATCHED: Final = 512
@@ -77,11 +80,11 @@ def train(
     recipe: Recipe,
     data: ImageDataset,
     watch: ImageDataset,
-    folder: Path,
+    folder: str | os.PathLike[str],
     accelerator: Accelerator,
     *,
     n: int | None = None,
-    weights: Path | None = None,
+    weights: str | os.PathLike[str] | None = None,
     watched: int = WATCHED,
     watch_steps: int = 10,
     seed: int = 0,
@@ -109,16 +112,19 @@ def train(
         progress: called after every step.
 
     Raises:
-        ConfigError: arguments contradict each other or the data.
+        ConfigError: arguments contradict each other or the data, or are of another type.
         SpecMismatchError: the folder holds another run.
         LockedError: another process trains in the folder.
         RecordError: the folder cannot be read or written.
         WeightsError: the weights to start from cannot be read, or do not fit.
     """
+    _check_types(architecture, recipe, accelerator, data=data, watch=watch)
+    check_counts(1, watched=watched, watch_steps=watch_steps, **({} if n is None else {"n": n}))
+    check_counts(0, seed=seed)
+    folder = Path(folder).expanduser()
+    weights = None if weights is None else Path(weights).expanduser()
     if len(data) == 0:
         raise ConfigError(f"{data.name} has no images to train on.")
-    if n is not None and n < 1:
-        raise ConfigError(f"n must be at least 1, got {n}.")
     if data.classes != watch.classes:
         raise ConfigError(
             f"{data.name} has the classes {', '.join(data.classes)}, but the watched {watch.name} "
@@ -154,6 +160,38 @@ def train(
         _claim(spec, folder, accelerator.device)
         accelerator.wait_for_everyone()
         return _run(spec, model, data, watch, accelerator, folder, progress)
+
+
+def _check_types(
+    architecture: object, recipe: object, accelerator: object, **datasets: object
+) -> None:
+    """Refuse objects of other kinds, which would fail later with an error of Python's.
+
+    Raises:
+        ConfigError: there is such an object; the message says how to make the right one.
+        InputError: a dataset lacks an attribute.
+    """
+    if not isinstance(architecture, str):
+        raise ConfigError(
+            "a model to train is named, such as 'resnet-14-2' or 'package.module:factory', so that "
+            f"the card can say how to make it, got {type_name(architecture)}"
+        )
+    if not isinstance(recipe, Recipe):
+        raise ConfigError(
+            "recipe must be a Recipe, such as dent.training.named('fast', 'linf'), got "
+            f"{type_name(recipe)}"
+        )
+    for name, dataset in datasets.items():
+        if not isinstance(dataset, ImageDataset):
+            raise ConfigError(
+                f"{name} must be a dent.data.ImageDataset, such as dent.data.load('cifar10', "
+                f"'train') or a dent.data.ArrayDataset, got {type_name(dataset)}"
+            )
+        check_attributes(dataset)
+    if not hasattr(accelerator, "mixed_precision"):
+        raise ConfigError(
+            f"accelerator must be dent.training.accelerator(), got {type_name(accelerator)}"
+        )
 
 
 def _run(
@@ -197,7 +235,10 @@ def read_spec(folder: Path) -> TrainingSpec:
         values = parse(read(path))
         return TrainingSpec.read(values["spec"], str(path))
     except (RecordError, ValueError, KeyError, TypeError) as error:
-        raise RecordError(f"{path} has no training that can be read: {error}") from error
+        raise RecordError(
+            f"{path} has no training that can be read: {error}. What to do: restore it from a "
+            "copy, or train into another folder"
+        ) from error
 
 
 def _claim(spec: TrainingSpec, folder: Path, device: torch.device) -> None:

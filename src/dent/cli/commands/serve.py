@@ -125,6 +125,7 @@ def serve_command(
     preflight.check_files_exist(weights, (defense,))
     check("ray", "serving", extra="ray", package="Ray Serve")
     preflight.check_reachable()
+    listening.check_names(allowed_host or ())
     if dataset is not None and shape is not None:
         raise ConfigError("--dataset and --shape exclude each other: leave one out.")
     preflight.check_data_folder(dataset, root)

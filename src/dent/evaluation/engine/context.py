@@ -18,6 +18,7 @@ from dent.evaluation.submission.stream import Stream, serve_seed
 from dent.evaluation.submission.submitter import Submitter
 from dent.storage.errors import RecordError
 from dent.support.devices import device_of
+from dent.support.plural import counted
 from dent.threat import ThreatModel
 
 _KEPT_BYTES: Final = 2**29
@@ -70,7 +71,7 @@ class RunContext:
         """Return the images (N, C, H, W) and labels (N,) of a batch, on the device of the model.
 
         Raises:
-            DataError: The labels in the dataset differ from those in the plan.
+            DataError: The labels in the dataset differ from those in the plan, or are of no class.
         """
         if batch.index not in self.loaded:
             x, y = self.subject.dataset.batch(batch.positions)
@@ -78,6 +79,13 @@ class RunContext:
                 raise DataError(
                     f"the dataset {self.spec.dataset.name!r} gives other labels for batch "
                     f"{batch.index} than when the plan was made: a dataset must not change"
+                )
+            classes = len(self.spec.dataset.classes)
+            if not 0 <= min(batch.labels) <= max(batch.labels) < classes:
+                raise DataError(
+                    f"the dataset {self.spec.dataset.name!r} has labels {min(batch.labels)} to "
+                    f"{max(batch.labels)} in batch {batch.index}, expected 0 to {classes - 1}, one "
+                    f"of its {counted(classes, 'class')}"
                 )
             device = device_of(self.subject.model)
             self.loaded[batch.index] = x.to(device), y.to(device)

@@ -15,7 +15,7 @@ from dent.errors import ConfigError
 from dent.evaluation.records.schema import TENSORS, unit_key
 from dent.evaluation.records.spec import STATIC, DefenseSpec, EvaluationSpec, Settings
 from dent.storage.canonical import Record
-from dent.support.plural import counted
+from dent.support.plural import agreeing, counted
 
 if TYPE_CHECKING:
     from dent.data.dataset import ImageDataset
@@ -415,7 +415,8 @@ def _chosen(settings: Settings, dataset: "ImageDataset") -> list[int]:
     missing = [id_ for id_ in settings.ids if id_ not in position_of]
     if missing:
         raise ConfigError(
-            f"{counted(len(missing), 'id')} of {len(settings.ids)} given ones are not in "
+            f"{counted(len(missing), 'id')} of {len(settings.ids)} given ones "
+            f"{agreeing(len(missing), 'are')} not in "
             f"{dataset.name!r} ({dataset.split}), such as {missing[0]}: its "
             f"{counted(size, 'image')} have ids from {min(position_of)} to {max(position_of)}"
         )
