@@ -239,6 +239,12 @@ def test_invalid_json_is_refused(text: str) -> None:
         DentConfig.from_json(text)
 
 
+def test_a_key_that_is_there_twice_is_refused() -> None:
+    for text in ('{"lr": 1, "steps": 2, "lr": 2}', '{"smoothing": {"lr": 1, "lr": 2}}'):
+        with pytest.raises(ConfigError, match="the key 'lr' is there twice"):
+            DentConfig.from_json(text)
+
+
 @pytest.mark.parametrize("given", [{"steps": 3}, None, 3])
 def test_json_that_is_no_text_is_refused(given: Any) -> None:
     with pytest.raises(ConfigError, match=r"from_json expected text, got .*: for a mapping"):

@@ -54,7 +54,8 @@ class JSONConfig:
         """Build from JSON text, as `from_dict` does.
 
         Raises:
-            ConfigError: it is not text or not JSON, or `from_dict` refuses its content.
+            ConfigError: it is not text or not JSON, has a key twice, or `from_dict` refuses its
+                content.
         """
         given: object = text
         if not isinstance(given, str | bytes | bytearray):
@@ -63,12 +64,21 @@ class JSONConfig:
                 "mapping, there is from_dict"
             )
         try:
-            values = json.loads(text)
+            values = json.loads(text, object_pairs_hook=_once)
         except json.JSONDecodeError as error:
             raise ConfigError(
                 f"{cls.__name__} expected JSON, got text that is not: {error}."
             ) from error
         return cls.from_dict(values)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ConfigError(f"the key {twice!r} is there twice: leave one out")
+    return values
 
 
 @dataclass(frozen=True)

@@ -167,6 +167,18 @@ def test_dynamic_defenses_and_batch_dependence_are_recognized() -> None:
         is_batch_dependent(lambda x: x)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("declared", ["no", None, 2, lambda: False])
+def test_a_batch_dependence_that_is_no_truth_value_is_refused(declared: Any) -> None:
+    class Declares(Toy):
+        batch_dependent = declared
+
+    with pytest.raises(InputError, match="must be True or False, got") as caught:
+        is_batch_dependent(Declares(linear()))
+    assert ("@property" in str(caught.value)) is callable(declared)
+    Declares.batch_dependent = torch.tensor(data=True)
+    assert is_batch_dependent(Declares(linear())) is True
+
+
 def test_dent_is_a_batch_dependent_dynamic_defense(tiny_cnn: nn.Module) -> None:
     dent = Dent(tiny_cnn, DENT)
     assert isinstance(dent, DynamicDefense)

@@ -204,6 +204,12 @@ def test_invalid_or_mismatched_arrays_are_refused(
         ArrayDataset("toy", "test", CLASSES, pixels, labels, ids)
 
 
+@pytest.mark.parametrize("classes", ["cat", (1, 2, 3)])
+def test_classes_that_are_no_names_are_refused(classes: Any) -> None:
+    with pytest.raises(InputError, match="expected a tuple of class names"):
+        ArrayDataset("toy", "test", classes, dataset().pixels, dataset().labels)
+
+
 def test_a_dataset_can_be_pickled_for_workers() -> None:
     data = dataset().subset([3, 1])
     again = pickle.loads(pickle.dumps(data))  # noqa: S301 - made a line above

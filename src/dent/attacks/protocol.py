@@ -153,11 +153,19 @@ def is_batch_dependent(defense: Defense) -> bool:
             which is batch-independent.
 
     Raises:
-        InputError: If it is neither, or is a plain module in training mode. Batch normalization
-            would then change its running statistics and normalize by the batch.
+        InputError: If it is neither, if it declares something else than True or False, or if it is
+            a plain module in training mode. Batch normalization would then change its running
+            statistics and normalize by the batch.
     """
     if isinstance(defense, DynamicDefense):
-        return bool(defense.batch_dependent)
+        declared: object = defense.batch_dependent
+        if declared not in (True, False):
+            method = ": write @property above the method" if callable(declared) else ""
+            raise InputError(
+                f"{type(defense).__name__}.batch_dependent must be True or False, got "
+                f"{type(declared).__name__}{method}"
+            )
+        return bool(declared)
     if not isinstance(defense, nn.Module):
         raise InputError(
             "an attack expects a torch.nn.Module or a defense with adapt, predict and "

@@ -125,6 +125,12 @@ class ArrayDataset(ImageDataset):
 
     def __post_init__(self) -> None:
         where = f"dataset {self.name!r}"
+        names: object = self.classes
+        if isinstance(names, str) or not all(isinstance(one, str) for one in self.classes):
+            raise InputError(
+                f"{where}: expected a tuple of class names, got {self.classes!r}: one class is "
+                "('cat',)"
+            )
         for name, given in (("pixels", self.pixels), ("labels", self.labels)):
             if not isinstance(given, np.ndarray):
                 raise InputError(
