@@ -94,6 +94,22 @@ def test_load_server_sets_classes_shape_batch_costs_and_drift_reference() -> Non
     assert server.metrics.drift() == pytest.approx(0, abs=1e-6)  # the reference images
 
 
+def test_the_drift_reference_of_a_dataset_in_class_order_is_from_all_classes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sample = cast("data.ArrayDataset", data.load("cifar10-sample"))
+    labels = np.sort(np.arange(200) % 10)
+    pixels = (
+        np.zeros((200, 32, 32, 3), dtype=np.uint8) + labels.astype(np.uint8)[:, None, None, None]
+    )
+    ordered = data.ArrayDataset("ordered", "test", sample.classes, pixels, labels)
+    monkeypatch.setattr(data, "load", lambda *_, **__: ordered)
+    images, _ = loading._images(ServerOptions(**STATIC, dataset="cifar10-sample"))
+    found = (images[:, 0, 0, 0] * 255).round().int().tolist()
+    assert len(found) == 128
+    assert min(map(found.count, range(10))) >= 12
+
+
 @pytest.mark.filterwarnings("error")
 def test_the_asgi_application_on_the_page_loads_without_a_warning() -> None:
     page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()

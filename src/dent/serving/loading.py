@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from dent import data, models
+from dent.data.class_order import is_in_class_order
 from dent.defenses import registry
 from dent.errors import DataError
 from dent.models.check import check_model
@@ -72,7 +73,10 @@ def _images(options: ServerOptions) -> tuple[Tensor, tuple[str, ...]]:
                 f"the dataset {options.dataset!r} is empty: the server needs images like those "
                 "that it will get; without any, leave out --dataset and pass --shape"
             )
-        images, _ = dataset.batch(range(min(_REFERENCE, len(dataset))))
+        size = min(_REFERENCE, len(dataset))
+        # The first images of a dataset in the order of its classes would be of one class.
+        step = len(dataset) / size if is_in_class_order(dataset) else 1
+        images, _ = dataset.batch([int(index * step) for index in range(size)])
         return images, dataset.classes
     shape = options.shape or (3, 32, 32)
     return torch.rand(16, *shape, generator=torch.Generator().manual_seed(0)), ()
