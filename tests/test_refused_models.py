@@ -186,6 +186,15 @@ def test_models_that_cannot_be_copied_are_refused(tiny_cnn: nn.Sequential) -> No
         Dent(tiny_cnn, BATCH)
 
 
+def test_a_model_that_refuses_eval_mode_is_refused() -> None:
+    class AlwaysTrains(nn.Sequential):
+        def train(self, mode: bool = True) -> "AlwaysTrains":
+            raise NotImplementedError("only for training")
+
+    with pytest.raises(UnsupportedModelError, match=r"eval\(\) raises .*: only for training\."):
+        Dent(AlwaysTrains(nn.BatchNorm2d(3)), BATCH)
+
+
 @pytest.mark.parametrize("error", [AssertionError, IndexError, RuntimeError, ValueError])
 def test_an_error_of_the_model_is_passed_on_in_an_input_error(
     error: type[Exception], x: Tensor

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from dent.adaptation.private_copy import kept_tensors, private_copy
+from dent.adaptation.scripted import scripted_state
 from dent.errors import StatefulModelWarning, UnsupportedModelError
 from dent.support.plural import listed
 from dent.support.warned import warn
@@ -214,8 +215,10 @@ def _restored_on_exit(model: nn.Module) -> Iterator[Callable[[], None]]:
         for container in _containers(value, set())
     ]
     tensors = [(tensor, tensor.clone()) for tensor in kept_tensors(model)]
+    restore_scripted = scripted_state(model)
 
     def put_back() -> None:
+        restore_scripted()
         for container, content in (*before, *held):
             _refill(container, content)
         for tensor, value in tensors:
@@ -225,10 +228,18 @@ def _restored_on_exit(model: nn.Module) -> Iterator[Callable[[], None]]:
 
     try:
         if any(module.training for module in modules):
-            model.eval()
+            _put_into_eval_mode(model)
         yield put_back
     finally:
         put_back()
+
+
+def _put_into_eval_mode(model: nn.Module) -> None:
+    try:
+        model.eval()
+    except NotImplementedError:  # a part from torch.export refuses any mode, and has none
+        for module in model.modules():
+            module.training = False
 
 
 def _containers(value: Any, visited: set[int], in_object: bool = False) -> Iterator[Any]:
