@@ -107,8 +107,10 @@ def test_unadapted_normalization_layers_are_named_in_warnings_and_errors(
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
 def test_a_scripted_normalization_layer_is_named_in_a_warning() -> None:
     scripted: Any = torch.jit.script(nn.BatchNorm2d(8).eval())
-    with pytest.warns(UnadaptedLayersWarning, match="1 scripted BatchNorm2d"):
+    with pytest.warns(UnadaptedLayersWarning, match="1 scripted BatchNorm2d") as caught:
         Dent(_net(scripted, nn.LayerNorm(8)), STEPS)
+    assert "before torch.jit" in str(caught[0].message)
+    assert "register_norm" not in str(caught[0].message)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
@@ -117,6 +119,46 @@ def test_a_model_may_have_scripted_parts_with_layers_inside(x: Tensor) -> None:
     scripted: Any = torch.jit.script(model[2:4])
     partly = nn.Sequential(model[:2], scripted, model[4:]).eval()
     assert torch.equal(Dent(partly, STEPS)(x), Dent(model, STEPS)(x))
+
+
+class _Writes(nn.Module):
+    """Writes to a number, a list and a buffer of its own whenever it runs."""
+
+    count: int
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+        self.past = [0]
+        self.register_buffer("total", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.count += 1
+        self.past.append(self.count)
+        self.total.add_(1)
+        return x
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
+def test_scripted_parts_keep_their_flags_buffers_and_attributes(x: Tensor) -> None:
+    writes: Any = torch.jit.script(_Writes())
+    dropout: Any = torch.jit.script(nn.Dropout(0.5))
+    traced: Any = torch.jit.trace(nn.Identity(), torch.zeros(1))
+    model = _net(nn.BatchNorm2d(8), nn.Sequential(writes, dropout, traced)).train()
+    Dent(model, STEPS)(x)
+    assert all(part.training for part in (writes, dropout, traced))
+    assert (writes.count, writes.past, float(writes.total)) == (0, [0], 0)
+
+
+def test_a_model_may_have_parts_from_torch_export(x: Tensor) -> None:
+    model = _net(nn.BatchNorm2d(8))
+    exported = torch.export.export(model[3:], (x.new_zeros(5, 8, 14, 14),)).module()
+    partly = nn.Sequential(*model[:3], exported)
+    assert torch.equal(Dent(partly, STEPS)(x), Dent(model, STEPS)(x))
+    assert exported.training
+    exported = torch.export.export(_net(nn.BatchNorm2d(8)), (x,)).module()
+    with pytest.warns(UnadaptedLayersWarning, match="1 exported module .* before torch.jit or"):
+        Dent(nn.Sequential(exported, nn.LayerNorm(5)), STEPS)
 
 
 def test_a_graph_of_torch_export_is_refused_with_advice(x: Tensor) -> None:
@@ -268,6 +310,8 @@ def test_test_statistics_are_refused_for_a_registered_layer() -> None:
         (nn.BatchNorm2d(3), {}, "expected a class"),
         (int, {}, "expected a class"),
         (nn.SyncBatchNorm, {}, "without being registered"),
+        (nn.Module, {}, "your own normalization layers, got Module"),
+        (torch.jit.ScriptModule, {}, "your own normalization layers, got ScriptModule"),
         (FrozenBatchNorm2d, {"channels": "first"}, "'second' or 'last'"),
         (FrozenBatchNorm2d, {"scale": None, "shift": None}, "nothing to adapt"),
         (FrozenBatchNorm2d, {"scale": 3}, "scale must be the name .*, got 3"),

@@ -1,7 +1,7 @@
 """Find layers and functions that normalize but are not adapted, for a warning."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import torch
@@ -30,16 +30,22 @@ def unadapted(model: nn.Module) -> str | None:
         for name, module in model.named_modules()
         if id(module) not in adapted_ids and _looks_like_one(module)
     ]
+    recorded = [(name, module) for name, module in unknown if _is_recorded(module)]
+    own = [(name, module) for name, module in unknown if not _is_recorded(module)]
     sentences = []
-    if unknown:
-        kinds = Counter(_kind(module) for _, module in unknown)
-        listed = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-        first = type(unknown[0][1]).__name__
+    if own:
         sentences.append(
-            f"{listed} (first {unknown[0][0]!r}) look like normalizations, but are not adapted: "
+            f"{_counted_kinds(own)} look like normalizations, but are not adapted: "
             "scale, shift and statistics stay fixed. If they compute normalized * scale + "
-            f"shift, call dent.register_norm({first}) before Dent, with channels='last' if they "
-            "normalize the last axis; otherwise ignore dent.UnadaptedLayersWarning."
+            f"shift, call dent.register_norm({type(own[0][1]).__name__}) before Dent, with "
+            "channels='last' if they normalize the last axis; otherwise ignore "
+            "dent.UnadaptedLayersWarning."
+        )
+    if recorded:
+        sentences.append(
+            f"{_counted_kinds(recorded)} look like normalizations in a recorded graph, whose "
+            "layers cannot be replaced, so they are not adapted: use the module from before "
+            "torch.jit or torch.export recorded it."
         )
     hidden = list(_hidden(model))
     if hidden:
@@ -52,10 +58,21 @@ def unadapted(model: nn.Module) -> str | None:
     return " ".join(sentences) or None
 
 
+def _is_recorded(module: nn.Module) -> bool:
+    """Return whether a module is part of a graph of TorchScript or torch.export."""
+    return isinstance(module, torch.jit.ScriptModule) or type(module) is nn.Module
+
+
+def _counted_kinds(modules: Sequence[tuple[str, nn.Module]]) -> str:
+    kinds = Counter(_kind(module) for _, module in modules)
+    listed = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    return f"{listed} (first {modules[0][0]!r})"
+
+
 def _kind(module: nn.Module) -> str:
     if isinstance(module, torch.jit.ScriptModule):
         return f"scripted {module.original_name}"
-    return type(module).__name__
+    return "exported module" if type(module) is nn.Module else type(module).__name__
 
 
 def _looks_like_one(module: nn.Module) -> bool:
