@@ -417,7 +417,7 @@ def _is_recorded() -> bool:
 def _check_batch(x: Tensor) -> None:
     if not isinstance(x, Tensor):
         raise InputError(f"Dent expected a torch.Tensor, got {type(x).__name__}.")
-    if _functorch.is_batchedtensor(x) or _functorch.is_gradtrackingtensor(x):
+    if _functorch.peek_interpreter_stack() is not None:
         raise InputError(
             "torch.func (vmap, grad, jacrev, jvp) cannot pass through a Dent: use torch.autograd."
         )
