@@ -345,6 +345,72 @@ def test_a_functional_normalization_is_named_in_a_warning(x: Tensor, granularity
         defense(x)
 
 
+class _Holder:
+    """A plain object, which PyTorch does not look into."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer = layer
+
+
+class _Elsewhere(nn.Module):
+    """Normalizes once more, by a layer that is no submodule, or by values that are computed."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.body = _net(nn.BatchNorm2d(8), nn.LayerNorm(8))
+        self.offset = nn.Parameter(torch.full((5,), 0.3))
+        layer = _trained(nn.LayerNorm(5))
+        self.held = {
+            "object": lambda: _Holder(layer),
+            "closure": lambda: lambda x: layer(x),
+            "set": lambda: {layer},
+        }.get(kind, lambda: None)()
+        self.kind = kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.body(x)
+        if self.kind == "object":
+            return self.held.layer(logits)  # type: ignore[no-any-return]
+        if self.kind == "closure":
+            return self.held(logits)  # type: ignore[no-any-return]
+        if self.kind == "set":
+            return next(iter(self.held))(logits)  # type: ignore[no-any-return]
+        if self.kind == "computed":
+            return F.layer_norm(logits, (5,), weight=1 + self.offset)
+        return torch.native_layer_norm(logits, (5,), self.offset, None, 1e-5)[0]
+
+
+@pytest.mark.parametrize("granularity", ["batch", "sample"])
+@pytest.mark.parametrize("kind", ["object", "closure", "set", "computed", "native"])
+def test_a_normalization_that_no_layer_of_the_model_computes_is_named_in_a_warning(
+    x: Tensor, kind: str, granularity: Any
+) -> None:
+    defense = Dent(_Elsewhere(kind), replace(STEPS, granularity=granularity))
+    with pytest.warns(UnadaptedLayersWarning, match=r"layer_norm of shape \(5,\)"):
+        defense(x)
+
+
+class _Hidden(nn.Module):
+    """Has a BatchNorm layer in a plain object, and one that PyTorch sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = _net(nn.BatchNorm2d(8))
+        self.held = _Holder(nn.BatchNorm1d(5).eval())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.held.layer(self.body(x))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_running_statistics_of_a_hidden_layer_are_refused(x: Tensor, steps: int) -> None:
+    defense = Dent(_Hidden(), replace(STEPS, steps=steps, statistics="test"))
+    for _ in range(2):
+        with pytest.raises(UnsupportedModelError, match=r"running statistics of shape \(5,\)"):
+            defense(x)
+    assert Dent(_net(nn.BatchNorm2d(8)), defense.config)(x).isfinite().all()
+
+
 @pytest.mark.parametrize("statistics", ["test", "moving"])
 def test_statistics_of_a_functional_batch_norm_are_refused(x: Tensor, statistics: Any) -> None:
     defense = Dent(_Functional(), DentConfig(steps=2, lr=0.1, statistics=statistics))

@@ -293,7 +293,8 @@ class AdaptedModel:
     @contextmanager
     def noting_functions(self) -> Iterator[FunctionalNorms]:
         """Note the normalization functions that the model calls outside of its layers."""
-        noted = FunctionalNorms(self._module)
+        adapts_all = self._last_layers is None and not self._outside
+        noted = FunctionalNorms(self._module, adapts_all=adapts_all)
         # The compiler would trace the notes, too.
         compiled = any(eager(module) is not module for module in self._module.modules())
         with nullcontext() if compiled else noted:

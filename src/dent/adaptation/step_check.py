@@ -104,6 +104,36 @@ def check_steps(
     return True
 
 
+def check_statistics(
+    config: DentConfig, model: nn.Module, x: Tensor, restore: Callable[[], None]
+) -> bool:
+    """Check that a defense without steps replaces all running statistics by those of the batch.
+
+    Args:
+        config: the defense, with test statistics.
+        model: the model, not compiled; never written to.
+        x: (N, ...), finite.
+        restore: sets the random generators back.
+
+    Returns:
+        Whether the model gave an output to check: False if it fails on `x`.
+
+    Raises:
+        UnsupportedModelError: the model normalizes by running statistics outside of layers.
+    """
+    adapted = AdaptedModel(model, replace(config, smoothing=None))
+    restore()
+    try:
+        with torch.no_grad(), adapted.noting_functions() as functions:
+            adapted(x, {})
+    except UnsupportedModelError:
+        raise
+    except ValueError:  # an InputError: the full batch raises it
+        return False
+    _check_running(model, config, functions)
+    return True
+
+
 def _cut(
     leaves: Mapping[str, Tensor],
     without: Mapping[str, Tensor],
@@ -131,20 +161,25 @@ def _cut(
 
 def _check_functions(model: nn.Module, config: DentConfig, functions: FunctionalNorms) -> None:
     """Warn about normalizations outside of layers; refuse statistics that could not be replaced."""
-    name = type(model).__name__
-    if functions.running is not None and config.statistics != "train":
-        raise UnsupportedModelError(
-            f"{name} calls batch_norm with running statistics of its own, of shape "
-            f"{functions.running}, outside of a normalization layer, so "
-            f"statistics={config.statistics!r} would not replace them. Call a torch.nn.BatchNorm "
-            "layer there, or configure statistics='train'."
-        )
+    _check_running(model, config, functions)
     if functions.called and config.adapt_affine:
+        name = type(model).__name__
         warn(
             f"The forward of {name} calls {listed(dict.fromkeys(functions.called), _SHOWN)} with "
-            "tensors of its own, outside of a normalization layer, so they are not adapted. Call a "
-            "torch.nn layer there, or ignore dent.UnadaptedLayersWarning.",
+            "tensors that no normalization layer of it holds, so they are not adapted. Call a "
+            "torch.nn layer there that is a submodule (in no global variable, closure or plain "
+            "object), or ignore dent.UnadaptedLayersWarning.",
             UnadaptedLayersWarning,
+        )
+
+
+def _check_running(model: nn.Module, config: DentConfig, functions: FunctionalNorms) -> None:
+    if functions.running is not None and config.statistics != "train":
+        raise UnsupportedModelError(
+            f"{type(model).__name__} calls batch_norm with running statistics of shape {functions.running} that no "
+            f"normalization layer of it holds, so statistics={config.statistics!r} would not "
+            "replace them. Call a torch.nn.BatchNorm layer there that is a submodule (in no global "
+            "variable, closure or plain object), or configure statistics='train'."
         )
 
 
