@@ -178,7 +178,7 @@ def test_transforms_of_torch_func_are_refused(transform: str, tiny_cnn: nn.Seque
         logits = defended(x if x.ndim == 4 else x[None])
         return logits.sum() if transform == "grad" else logits
 
-    with pytest.raises(InputError, match=r"cannot pass through a Dent: use torch\.autograd"):
+    with pytest.raises(InputError, match=r"cannot pass through a defense: use torch\.autograd"):
         getattr(torch.func, transform)(call)(torch.rand(2, 3, 16, 16))
 
 
@@ -202,7 +202,7 @@ def test_transforms_of_torch_func_over_something_else_are_refused(
         (of_weights, weights),
         (of_a_factor, torch.ones(() if transform == "grad" else (3,))),
     ):
-        with pytest.raises(InputError, match=r"cannot pass through a Dent: use torch\.autograd"):
+        with pytest.raises(InputError, match=r"cannot pass through a defense: use torch\.autograd"):
             getattr(torch.func, transform)(call)(given)
 
 
