@@ -360,11 +360,12 @@ class _Elsewhere(nn.Module):
         self.body = _net(nn.BatchNorm2d(8), nn.LayerNorm(8))
         self.offset = nn.Parameter(torch.full((5,), 0.3))
         layer = _trained(nn.LayerNorm(5))
-        self.held = {
-            "object": lambda: _Holder(layer),
-            "closure": lambda: lambda x: layer(x),
-            "set": lambda: {layer},
-        }.get(kind, lambda: None)()
+
+        def closure(x: Tensor) -> Any:
+            return layer(x)
+
+        held = {"object": _Holder(layer), "closure": closure, "set": {layer}}
+        self.held: Any = held.get(kind)
         self.kind = kind
 
     def forward(self, x: Tensor) -> Tensor:

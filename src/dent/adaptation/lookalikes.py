@@ -18,7 +18,7 @@ _SCALES: Final = ("weight", "bias", "gamma", "beta", "scale", "shift")
 _DEPTH: Final = 3
 _FIRST: Final = (1, 2)
 _THIRD: Final = (2, 3)
-_FUNCTIONS: Final[dict[Callable[..., Any], tuple[str, tuple[int, int]]]] = {
+_NAMED: Final[dict[Callable[..., Any], tuple[str, tuple[int, int]]]] = {
     F.batch_norm: ("batch_norm", (3, 4)),
     F.instance_norm: ("instance_norm", (3, 4)),
     torch.batch_norm: ("batch_norm", _FIRST),
@@ -26,7 +26,8 @@ _FUNCTIONS: Final[dict[Callable[..., Any], tuple[str, tuple[int, int]]]] = {
     torch.native_batch_norm: ("native_batch_norm", _FIRST),
     torch.native_group_norm: ("native_group_norm", _FIRST),
     torch.native_layer_norm: ("native_layer_norm", _THIRD),
-} | {
+}
+_FUNCTIONS: Final[dict[Callable[..., Any], tuple[str, tuple[int, int]]]] = _NAMED | {
     getattr(namespace, name): (name, _THIRD)
     for name in ("group_norm", "layer_norm", "rms_norm")
     for namespace in (F, torch)

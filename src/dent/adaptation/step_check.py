@@ -176,10 +176,11 @@ def _check_functions(model: nn.Module, config: DentConfig, functions: Functional
 def _check_running(model: nn.Module, config: DentConfig, functions: FunctionalNorms) -> None:
     if functions.running is not None and config.statistics != "train":
         raise UnsupportedModelError(
-            f"{type(model).__name__} calls batch_norm with running statistics of shape {functions.running} that no "
-            f"normalization layer of it holds, so statistics={config.statistics!r} would not "
-            "replace them. Call a torch.nn.BatchNorm layer there that is a submodule (in no global "
-            "variable, closure or plain object), or configure statistics='train'."
+            f"{type(model).__name__} calls batch_norm with running statistics of shape "
+            f"{functions.running} that no normalization layer of it holds, so "
+            f"statistics={config.statistics!r} would not replace them. Call a torch.nn.BatchNorm "
+            "layer there that is a submodule (in no global variable, closure or plain object), or "
+            "configure statistics='train'."
         )
 
 

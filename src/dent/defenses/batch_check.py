@@ -7,10 +7,10 @@ from torch._C import _functorch
 from dent.errors import ExportError, InputError
 
 NO_GRAPH = (
-    "A defense such as {name} cannot be scripted, traced or exported (TorchScript, torch.export, ONNX): every "
-    "batch takes gradient steps of its own, and a recorded graph would hold those of one batch, or "
-    "none. Deploy the Python object{compiled}, or export what unwrap() returns: that is the static "
-    "model, without the defense."
+    "A defense such as {name} cannot be scripted, traced or exported (TorchScript, torch.export, "
+    "ONNX): every batch takes gradient steps of its own, and a recorded graph would hold those of "
+    "one batch, or none. Deploy the Python object{compiled}, or export what unwrap() returns: that "
+    "is the static model, without the defense."
 )
 
 
@@ -52,7 +52,8 @@ def check_batch(x: object, name: str) -> None:
         raise InputError(f"{name} expected a torch.Tensor, got {type(x).__name__}.")
     if _functorch.peek_interpreter_stack() is not None:
         raise InputError(
-            "torch.func (vmap, grad, jacrev, jvp) cannot pass through a defense: use torch.autograd."
+            "torch.func (vmap, grad, jacrev, jvp) cannot pass through a defense: use "
+            "torch.autograd."
         )
     if x.layout != torch.strided or x.is_nested or x.is_meta:
         kind = "nested" if x.is_nested else "meta" if x.is_meta else str(x.layout)

@@ -176,7 +176,8 @@ class InputDefense(ReferenceDefense):
         """Return the model's logits (N, classes) for the perturbed batch, with gradient to `x`.
 
         Raises:
-            InputError: the adaptation is no perturbation or has another shape, or `x` is not valid for the model.
+            InputError: the adaptation is no perturbation or has another shape, or `x` is not valid
+                for the model.
         """
         check_adaptation(adaptation, Perturbation, self.name)
         if adaptation.perturbation.shape != x.shape:
