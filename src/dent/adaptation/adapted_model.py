@@ -151,6 +151,7 @@ class AdaptedModel:
         self._copied: tuple[Tensor, int, Tensor, int, bool] | None = None
         self._bound: Mapping[str, Tensor] = {}
         self._recomputation = Recomputation()
+        self._noted: FunctionalNorms | None = None
         self._copy()
 
     def _copy(self) -> None:
@@ -185,6 +186,7 @@ class AdaptedModel:
             adapted = norm_parameters(self._model, self._last_layers)
             bound = {each.module for each in self._bindings if each.name in adapted}
             self._prefix.attach(self._module, bound, patched)
+        self._note_again()
 
     def _bind_shared(self, names: Mapping[int, str]) -> None:
         """Bind scales and shifts also where modules other than normalization layers hold them."""
@@ -277,7 +279,13 @@ class AdaptedModel:
 
         with isolated(x, differentiable=False), torch.no_grad():
             self._row_orders.find(x, run)
+        self._note_again()
         return True
+
+    def _note_again(self) -> None:
+        """Forget what other copies ran, if functions are noted."""
+        if self._noted is not None:
+            self._noted.watch(self._module)
 
     def _copy_again(self) -> None:
         """Leave the present copy, as it is bound, to the graph, and continue on another.
@@ -294,11 +302,14 @@ class AdaptedModel:
     def noting_functions(self) -> Iterator[FunctionalNorms]:
         """Note the normalization functions that the model calls outside of its layers."""
         adapts_all = self._last_layers is None and not self._outside
-        noted = FunctionalNorms(self._module, adapts_all=adapts_all)
+        self._noted = noted = FunctionalNorms(self._module, adapts_all=adapts_all)
         # The compiler would trace the notes, too.
         compiled = any(eager(module) is not module for module in self._module.modules())
-        with nullcontext() if compiled else noted:
-            yield noted
+        try:
+            with nullcontext() if compiled else noted:
+                yield noted
+        finally:
+            self._noted = None
 
     def moved(self, statistics: Mapping[str, Tensor], step: int) -> dict[str, Tensor]:
         """Return running statistics after the last step; see `MovingStatistics.moved`."""

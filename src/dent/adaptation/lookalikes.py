@@ -157,9 +157,13 @@ class FunctionalNorms(TorchFunctionMode):
     def __init__(self, model: nn.Module, *, adapts_all: bool) -> None:
         super().__init__()
         self._adapts_all = adapts_all
+        self.watch(model)
+
+    def watch(self, model: nn.Module) -> None:
+        """Forget all notes, and note what another private copy calls from now on."""
         layers = {id(layer): layer for _, layer in norm_layers(model)}
         adapted = [
-            id(tensor) for layer in layers.values() for _, tensor in affine_attributes(layer)
+            id(own_tensor(layer, name)) for layer in layers.values() for name in ("weight", "bias")
         ]
         # `unadapted` warns about modules that look like normalizations, and about hidden ones.
         held = [module for _, holder in _held(model) for module in holder.modules()]
@@ -169,7 +173,7 @@ class FunctionalNorms(TorchFunctionMode):
             known = id(module) in layers or id(module) in hidden or _looks_like_one(module)
             tensors = self._known if known else self._others
             tensors.update((id(tensor), tensor) for tensor in _own_tensors(module))
-        for key in adapted if adapts_all else ():
+        for key in adapted if self._adapts_all else ():
             self._known.pop(key, None)  # their layers get others in place of these
         for key in self._known:
             self._others.pop(key, None)

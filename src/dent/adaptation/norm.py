@@ -261,8 +261,8 @@ class Affine:
                 f"A normalization layer got an input of shape {tuple(x.shape)} for a batch of "
                 f"{counted(samples, 'sample')}, so its first dimension is not the batch, and dent "
                 "found no order in which each of its rows belongs to one sample. Sample-wise "
-                "adaptation needs the batch there (batch_first=True in transformers, no torch.vmap); "
-                "or adapt batch-wise."
+                "adaptation needs the batch there (batch_first=True in transformers, no "
+                "torch.vmap); or adapt batch-wise."
             )
         each = rows // samples
         major = order == "sample-major"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch._C import _functorch
 
-from dent.adaptation.norm import Affine, Order, UnknownOrderError
+from dent.adaptation.norm import Affine, Order
 from dent.errors import UnsupportedModelError
 from dent.support.plural import counted
 
@@ -105,7 +105,7 @@ class _WatchingAffine(Affine):
 
     def rows_for(self, x: Tensor) -> Tensor:
         if _functorch.is_batchedtensor(x):  # its values must not leave torch.vmap
-            raise UnknownOrderError(f"{self._layer} runs within torch.vmap.")
+            raise UnsupportedModelError(f"{self._layer} runs within torch.vmap.")
         self._inputs.append(_Input(self._layer, x.detach().flatten(1).isnan().any(1)))
         return super().rows_for(x)
 
