@@ -3,7 +3,7 @@
 import copy
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from types import FunctionType, ModuleType, NoneType
 from typing import Any, Final
@@ -53,8 +53,10 @@ def check_copy(model: nn.Module, x: Tensor, restore: Callable[[], None]) -> bool
         Whether the model gave an output to compare: False if it fails on `x`.
 
     Raises:
-        UnsupportedModelError: a copy fails, calls the model's own layers, or gives other outputs.
+        UnsupportedModelError: a copy fails, calls the model's own layers, or gives other outputs,
+            or the model creates parameters when it runs.
     """
+    before = {parameter_name for parameter_name, _ in model.named_parameters()}
     with torch.no_grad(), _restored_on_exit(model) as put_back:
 
         def ask(x: Tensor) -> Any:
@@ -70,6 +72,7 @@ def check_copy(model: nn.Module, x: Tensor, restore: Callable[[], None]) -> bool
 
         try:
             first = _compare(model, x, ask, restore, repeats)
+            _refuse_new_parameters(model, before)
             ask(x.flip(-1) * 0.5)
             second = _compare(model, x, ask, restore, repeats)
             carries = not equal_up_to_rounding(first, second) and repeats()
@@ -83,6 +86,16 @@ def check_copy(model: nn.Module, x: Tensor, restore: Callable[[], None]) -> bool
             StatefulModelWarning,
         )
     return True
+
+
+def _refuse_new_parameters(model: nn.Module, before: Set[str]) -> None:
+    new = [name for name, _ in model.named_parameters() if name not in before]
+    if new:
+        raise UnsupportedModelError(
+            f"The first forward of {type(model).__name__} creates parameters "
+            f"({listed(new, _SHOWN)}), so every private copy would have its own, drawn anew. Run "
+            "one batch through the model before wrapping it."
+        )
 
 
 def _compare(

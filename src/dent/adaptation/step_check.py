@@ -1,6 +1,6 @@
 """Check that outputs are logits, and that gradients reach what a step adapts."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final
@@ -97,6 +97,8 @@ def check_steps(
     cut = _cut(leaves, without, answer)
     if cut:
         _refuse_cut(model, cut, len(leaves))
+    restore()
+    _check_again(model, config, adapted, x, leaves, without, answer)
     reached = [gradient for gradient in gradients.values() if gradient is not None]
     alone = config.objective == "information-maximization" and len(x) == 1
     if not alone and not any(bool(gradient.any()) for gradient in reached):
@@ -132,6 +134,47 @@ def check_statistics(
         return False
     _check_running(model, config, functions)
     return True
+
+
+def _check_again(
+    model: nn.Module,
+    config: DentConfig,
+    adapted: AdaptedModel,
+    x: Tensor,
+    leaves: Mapping[str, Tensor],
+    without: Collection[str],
+    answer: Callable[[Mapping[str, Tensor]], Tensor],
+) -> None:
+    """Check that a second forward on the same batch depends on the values that it is given.
+
+    Args:
+        model: the model, for the error.
+        config: the defense.
+        adapted: a private copy that has run on the batch with other values.
+        x: the batch.
+        leaves: the values.
+        without: the names of those that no gradient reached in the first forward.
+        answer: returns the logits with given values; they may be random.
+
+    Raises:
+        UnsupportedModelError: it does not, because the model keeps what it computed.
+    """
+    again = {name: leaf.detach().clone().requires_grad_() for name, leaf in leaves.items()}
+    run = partial(adapted, parameters=again)
+    objective = loss(of_views(run, x, config.views), config.objective, config.reduction)
+    gradients: tuple[Any, ...] = (None,) * len(again)
+    if objective.requires_grad:
+        gradients = _gradients(model, objective, [*again.values()])
+    reached = zip(again, gradients, strict=True)
+    lost = [name for name, gradient in reached if gradient is None and name not in without]
+    moved = _perturbed({name: again[name] for name in lost})
+    if lost and equal_up_to_rounding(answer(again), answer({**again, **moved})):
+        raise UnsupportedModelError(
+            f"In a second forward on the same batch, no gradient reaches {len(lost)} of "
+            f"{len(again)} adapted scales and shifts of {type(model).__name__} "
+            f"({listed(lost, _SHOWN)}), so only the first step would change them. The model keeps "
+            "outputs or activations of earlier calls, as a cache does: switch that off."
+        )
 
 
 def _cut(
