@@ -255,7 +255,9 @@ def gradients(
     """
     if not objective.requires_grad:
         raise UnsupportedModelError(_NO_GRADIENT)
-    slopes = torch.autograd.grad(objective, of, create_graph=keep_graph, allow_unused=True)
+    slopes: Sequence[Tensor | None] = torch.autograd.grad(
+        objective, of, create_graph=keep_graph, allow_unused=True
+    )
     if all(slope is None for slope in slopes):
         raise UnsupportedModelError(_NO_GRADIENT)
     return tuple(
