@@ -114,6 +114,17 @@ def test_models_that_do_not_return_logits_with_gradients_are_refused(
         Dent(_NoGrad(tiny_cnn), config)(x)
 
 
+class _Complex(Around):
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.model(x)
+        return logits.to(torch.complex64)
+
+
+def test_complex_outputs_are_refused(tiny_cnn: nn.Sequential, x: Tensor) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"real logits, got torch\.complex64"):
+        Dent(_Complex(tiny_cnn), BATCH)(x)
+
+
 class _Always(nn.BatchNorm2d):
     """Normalizes by its running statistics in every mode."""
 

@@ -218,8 +218,8 @@ class AdaptedModel:
 
         Raises:
             InputError: the model cannot take x.
-            UnsupportedModelError: the model returns something other than logits (N, C), or a single
-                logit although the defense takes steps.
+            UnsupportedModelError: the model returns something other than real logits (N, C), or a
+                single logit although the defense takes steps.
             ConfigError: channels-last was requested, and the model's outputs depend on it.
         """
         channels_last = self._memory_format.channels_last(x)
@@ -242,11 +242,23 @@ class AdaptedModel:
             self._copy()
             logits = self._run(x, parameters, smoothing, statistics, channels_last=False)
             self._memory_format.refuse_channels_last()
+        logits = self._checked(logits, x)
+        if x.requires_grad and any(value.requires_grad for value in parameters.values()):
+            self._recomputation.watch(self._module)  # a later step may need the graph of this one
+        return logits if self._performance.precision == "model" else logits.to(x.dtype)
+
+    def _checked(self, logits: Any, x: Tensor) -> Tensor:
+        """Return the output for a batch if it is what `__call__` requires."""
         if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
             how = advice(logits) or " Wrap the model so that forward returns them."
             raise UnsupportedModelError(
                 f"Dent expected {type(self._module).__name__} to return logits of shape "
                 f"({len(x)}, classes), got {described(logits)}.{how}"
+            )
+        if logits.is_complex():
+            raise UnsupportedModelError(
+                f"Dent expected {type(self._module).__name__} to return real logits, got "
+                f"{logits.dtype}. Wrap the model so that forward returns their real part or size."
             )
         if self._learns and logits.shape[1] < 2:
             raise UnsupportedModelError(
@@ -254,9 +266,7 @@ class AdaptedModel:
                 "class is always 0: no step would move anything. For two classes, wrap it in a "
                 "model that returns two logits: torch.cat([torch.zeros_like(z), z], 1)."
             )
-        if x.requires_grad and any(value.requires_grad for value in parameters.values()):
-            self._recomputation.watch(self._module)  # a later step may need the graph of this one
-        return logits if self._performance.precision == "model" else logits.to(x.dtype)
+        return logits
 
     @untraced
     def _find_row_orders(self, x: Tensor, parameters: Mapping[str, Tensor]) -> bool:

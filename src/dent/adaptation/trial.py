@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
+import torch
 from torch import Tensor, nn
 
 from dent.adaptation.adapted_model import eager
@@ -86,10 +87,18 @@ class FirstBatchChecks:
             )
 
     def warn_of_precision(self, performance: Performance, x: Tensor) -> None:
-        """Warn once if a defense computes in bfloat16 on hardware that emulates it."""
+        """Warn once if a defense should compute in bfloat16 but cannot, or only by emulation."""
         if self.warned_of_precision or performance.precision != "bfloat16":
             return
         self.warned_of_precision = True
+        if x.dtype == torch.float64:
+            warn(
+                "Performance(precision='bfloat16') has no effect on a batch of float64, which "
+                "torch.autocast leaves as it is. Convert the model and the batch to float32, or "
+                "leave it out.",
+                SlowPrecisionWarning,
+            )
+            return
         emulated = emulation_of_bfloat16(x.device.type)
         if emulated is not None:
             warn(f"{emulated} Leave Performance(precision='bfloat16') out.", SlowPrecisionWarning)
