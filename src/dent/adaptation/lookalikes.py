@@ -146,8 +146,8 @@ class FunctionalNorms(TorchFunctionMode):
     Args:
         model: a private copy of the model, which will run.
         adapts_all: whether every scale and shift of a normalization layer is a plain tensor that
-            requires a gradient while it runs. Then any other is noted, whoever computes or holds
-            it; otherwise only one that a module other than a normalization layer holds.
+            requires a gradient while it runs. Then any other is noted; otherwise only one that a
+            module other than a normalization layer holds.
 
     Attributes:
         called: each function with the shape of such a tensor, in order and without repetition.

@@ -105,7 +105,7 @@ class _WatchingAffine(Affine):
 
     def rows_for(self, x: Tensor) -> Tensor:
         if _functorch.is_batchedtensor(x):  # its values must not leave torch.vmap
-            raise UnsupportedModelError(f"{self._layer} runs within torch.vmap.")
+            raise UnsupportedModelError(f"torch.vmap calls {self._layer}.")
         self._inputs.append(_Input(self._layer, x.detach().flatten(1).isnan().any(1)))
         return super().rows_for(x)
 
