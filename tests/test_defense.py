@@ -178,8 +178,32 @@ def test_transforms_of_torch_func_are_refused(transform: str, tiny_cnn: nn.Seque
         logits = defended(x if x.ndim == 4 else x[None])
         return logits.sum() if transform == "grad" else logits
 
-    with pytest.raises(InputError, match=r"cannot pass through a Dent: use torch\.autograd"):
+    with pytest.raises(InputError, match=r"cannot pass through a defense: use torch\.autograd"):
         getattr(torch.func, transform)(call)(torch.rand(2, 3, 16, 16))
+
+
+@pytest.mark.parametrize("transform", ["grad", "vmap"])
+def test_transforms_of_torch_func_over_something_else_are_refused(
+    transform: str, tiny_cnn: nn.Sequential, x: Tensor
+) -> None:
+    defended = Dent(tiny_cnn)
+
+    def of_weights(weights: dict[str, Tensor]) -> Tensor:
+        logits: Tensor = torch.func.functional_call(defended, weights, (x,))
+        return logits.sum()
+
+    def of_a_factor(factor: Tensor) -> Tensor:
+        return (factor * defended(x)).sum()
+
+    weights = {name: value.detach()[None] for name, value in defended.named_parameters()}
+    if transform == "grad":
+        weights = {name: value[0] for name, value in weights.items()}
+    for call, given in (
+        (of_weights, weights),
+        (of_a_factor, torch.ones(() if transform == "grad" else (3,))),
+    ):
+        with pytest.raises(InputError, match=r"cannot pass through a defense: use torch\.autograd"):
+            getattr(torch.func, transform)(call)(given)
 
 
 @pytest.mark.parametrize("config", [SAMPLE, ALONE])

@@ -280,5 +280,5 @@ def test_threads_works(tiny_cnn: nn.Sequential, x: Tensor) -> None:
 
 def test_vmap_does_not(tiny_cnn: nn.Sequential, x: Tensor) -> None:
     defended = Dent(tiny_cnn, BATCH)
-    with pytest.raises(InputError, match=r"torch\.func .* cannot pass through a Dent"):
+    with pytest.raises(InputError, match=r"torch\.func .* cannot pass through a defense"):
         torch.vmap(lambda sample: defended(sample[None])[0])(x)

@@ -107,8 +107,10 @@ def test_unadapted_normalization_layers_are_named_in_warnings_and_errors(
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
 def test_a_scripted_normalization_layer_is_named_in_a_warning() -> None:
     scripted: Any = torch.jit.script(nn.BatchNorm2d(8).eval())
-    with pytest.warns(UnadaptedLayersWarning, match="1 scripted BatchNorm2d"):
+    with pytest.warns(UnadaptedLayersWarning, match="1 scripted BatchNorm2d") as caught:
         Dent(_net(scripted, nn.LayerNorm(8)), STEPS)
+    assert "before torch.jit" in str(caught[0].message)
+    assert "register_norm" not in str(caught[0].message)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
@@ -117,6 +119,46 @@ def test_a_model_may_have_scripted_parts_with_layers_inside(x: Tensor) -> None:
     scripted: Any = torch.jit.script(model[2:4])
     partly = nn.Sequential(model[:2], scripted, model[4:]).eval()
     assert torch.equal(Dent(partly, STEPS)(x), Dent(model, STEPS)(x))
+
+
+class _Writes(nn.Module):
+    """Writes to a number, a list and a buffer of its own whenever it runs."""
+
+    count: int
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+        self.past = [0]
+        self.register_buffer("total", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.count += 1
+        self.past.append(self.count)
+        self.total.add_(1)
+        return x
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
+def test_scripted_parts_keep_their_flags_buffers_and_attributes(x: Tensor) -> None:
+    writes: Any = torch.jit.script(_Writes())
+    dropout: Any = torch.jit.script(nn.Dropout(0.5))
+    traced: Any = torch.jit.trace(nn.Identity(), torch.zeros(1))
+    model = _net(nn.BatchNorm2d(8), nn.Sequential(writes, dropout, traced)).train()
+    Dent(model, STEPS)(x)
+    assert all(part.training for part in (writes, dropout, traced))
+    assert (writes.count, writes.past, float(writes.total)) == (0, [0], 0)
+
+
+def test_a_model_may_have_parts_from_torch_export(x: Tensor) -> None:
+    model = _net(nn.BatchNorm2d(8))
+    exported = torch.export.export(model[3:], (x.new_zeros(5, 8, 14, 14),)).module()
+    partly = nn.Sequential(*model[:3], exported)
+    assert torch.equal(Dent(partly, STEPS)(x), Dent(model, STEPS)(x))
+    assert exported.training
+    exported = torch.export.export(_net(nn.BatchNorm2d(8)), (x,)).module()
+    with pytest.warns(UnadaptedLayersWarning, match="1 exported module .* before torch.jit or"):
+        Dent(nn.Sequential(exported, nn.LayerNorm(5)), STEPS)
 
 
 def test_a_graph_of_torch_export_is_refused_with_advice(x: Tensor) -> None:
@@ -268,6 +310,8 @@ def test_test_statistics_are_refused_for_a_registered_layer() -> None:
         (nn.BatchNorm2d(3), {}, "expected a class"),
         (int, {}, "expected a class"),
         (nn.SyncBatchNorm, {}, "without being registered"),
+        (nn.Module, {}, "your own normalization layers, got Module"),
+        (torch.jit.ScriptModule, {}, "your own normalization layers, got ScriptModule"),
         (FrozenBatchNorm2d, {"channels": "first"}, "'second' or 'last'"),
         (FrozenBatchNorm2d, {"scale": None, "shift": None}, "nothing to adapt"),
         (FrozenBatchNorm2d, {"scale": 3}, "scale must be the name .*, got 3"),
@@ -299,6 +343,73 @@ def test_a_functional_normalization_is_named_in_a_warning(x: Tensor, granularity
     defense = Dent(_Functional(), DentConfig(steps=2, lr=0.1, granularity=granularity))
     with pytest.warns(UnadaptedLayersWarning, match=r"calls batch_norm of shape \(8,\)"):
         defense(x)
+
+
+class _Holder:
+    """A plain object, which PyTorch does not look into."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer = layer
+
+
+class _Elsewhere(nn.Module):
+    """Normalizes once more, by a layer that is no submodule, or by values that are computed."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.body = _net(nn.BatchNorm2d(8), nn.LayerNorm(8))
+        self.offset = nn.Parameter(torch.full((5,), 0.3))
+        layer = _trained(nn.LayerNorm(5))
+
+        def closure(x: Tensor) -> Any:
+            return layer(x)
+
+        held = {"object": _Holder(layer), "closure": closure, "set": {layer}}
+        self.held: Any = held.get(kind)
+        self.kind = kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.body(x)
+        if self.kind == "object":
+            return self.held.layer(logits)  # type: ignore[no-any-return]
+        if self.kind == "closure":
+            return self.held(logits)  # type: ignore[no-any-return]
+        if self.kind == "set":
+            return next(iter(self.held))(logits)  # type: ignore[no-any-return]
+        if self.kind == "computed":
+            return F.layer_norm(logits, (5,), weight=1 + self.offset)
+        return torch.native_layer_norm(logits, (5,), self.offset, None, 1e-5)[0]
+
+
+@pytest.mark.parametrize("granularity", ["batch", "sample"])
+@pytest.mark.parametrize("kind", ["object", "closure", "set", "computed", "native"])
+def test_a_normalization_that_no_layer_of_the_model_computes_is_named_in_a_warning(
+    x: Tensor, kind: str, granularity: Any
+) -> None:
+    defense = Dent(_Elsewhere(kind), replace(STEPS, granularity=granularity))
+    with pytest.warns(UnadaptedLayersWarning, match=r"layer_norm of shape \(5,\)"):
+        defense(x)
+
+
+class _Hidden(nn.Module):
+    """Has a BatchNorm layer in a plain object, and one that PyTorch sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = _net(nn.BatchNorm2d(8))
+        self.held = _Holder(nn.BatchNorm1d(5).eval())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.held.layer(self.body(x))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_running_statistics_of_a_hidden_layer_are_refused(x: Tensor, steps: int) -> None:
+    defense = Dent(_Hidden(), replace(STEPS, steps=steps, statistics="test"))
+    for _ in range(2):
+        with pytest.raises(UnsupportedModelError, match=r"running statistics of shape \(5,\)"):
+            defense(x)
+    assert Dent(_net(nn.BatchNorm2d(8)), defense.config)(x).isfinite().all()
 
 
 @pytest.mark.parametrize("statistics", ["test", "moving"])

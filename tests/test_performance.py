@@ -301,6 +301,19 @@ def test_emulated_bfloat16_warns_once(
     assert [Path(each.filename).name for each in caught] == [Path(__file__).name]
 
 
+def test_bfloat16_warns_once_that_it_leaves_float64_as_it_is(
+    tiny_cnn: nn.Sequential, x: Tensor
+) -> None:
+    model, x = tiny_cnn.double(), x.double()
+    defense = Dent(model, BATCH, Performance(precision="bfloat16"))
+    with pytest.warns(SlowPrecisionWarning, match="no effect on a batch of float64"):
+        logits = defense(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", SlowPrecisionWarning)
+        assert torch.equal(defense(x), logits)
+    assert torch.equal(logits, Dent(model, BATCH)(x))
+
+
 @pytest.mark.parametrize(
     ("fast", "machine", "precision"),
     [(True, "x86_64", "bfloat16"), (False, "aarch64", "bfloat16"), (False, "x86_64", "model")],

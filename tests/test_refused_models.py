@@ -114,6 +114,17 @@ def test_models_that_do_not_return_logits_with_gradients_are_refused(
         Dent(_NoGrad(tiny_cnn), config)(x)
 
 
+class _Complex(Around):
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.model(x)
+        return logits.to(torch.complex64)
+
+
+def test_complex_outputs_are_refused(tiny_cnn: nn.Sequential, x: Tensor) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"real logits, got torch\.complex64"):
+        Dent(_Complex(tiny_cnn), BATCH)(x)
+
+
 class _Always(nn.BatchNorm2d):
     """Normalizes by its running statistics in every mode."""
 
@@ -184,6 +195,15 @@ def test_models_that_cannot_be_copied_are_refused(tiny_cnn: nn.Sequential) -> No
     vars(tiny_cnn)["lock"] = threading.Lock()
     with pytest.raises(UnsupportedModelError, match=r"Sequential cannot be copied.*deepcopy"):
         Dent(tiny_cnn, BATCH)
+
+
+def test_a_model_that_refuses_eval_mode_is_refused() -> None:
+    class AlwaysTrains(nn.Sequential):
+        def train(self, mode: bool = True) -> "AlwaysTrains":
+            raise NotImplementedError("only for training")
+
+    with pytest.raises(UnsupportedModelError, match=r"eval\(\) raises .*: only for training\."):
+        Dent(AlwaysTrains(nn.BatchNorm2d(3)), BATCH)
 
 
 @pytest.mark.parametrize("error", [AssertionError, IndexError, RuntimeError, ValueError])

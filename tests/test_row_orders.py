@@ -259,6 +259,24 @@ def test_rows_that_are_not_of_one_sample_in_a_known_order_are_refused(
     )
 
 
+def test_a_layer_within_vmap_is_refused_for_samples_and_adapts_for_batches() -> None:
+    class Vmapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.head = nn.LayerNorm(6), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.vmap(lambda row: self.head(self.norm(row[None]))[0])(x)
+
+    torch.manual_seed(0)
+    model, x = Vmapped(), torch.rand(4, 6)
+    plain = nn.Sequential(model.norm, model.head)
+    batch_wise = DentConfig(steps=2, lr=0.1)
+    assert torch.allclose(Dent(model, batch_wise)(x), Dent(plain, batch_wise)(x), atol=1e-6)
+    with pytest.raises(UnsupportedModelError, match=r"no torch\.vmap"):
+        Dent(model, SAMPLE)(x)
+
+
 def test_samples_in_another_order_are_refused_where_rows_are_folded() -> None:
     class Rolled(Folding):
         def forward(self, x: Tensor) -> Tensor:

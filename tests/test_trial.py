@@ -299,6 +299,55 @@ class _Counts(_Body):
         return super().forward(x) + self.calls
 
 
+class _LateHead(_Body):
+    """Creates its head in the first forward."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = super().forward(x)
+        if not hasattr(self, "late"):
+            self.late = nn.Linear(logits.shape[1], 3)
+        late: Tensor = self.late(logits)
+        return late
+
+
+def test_a_model_that_creates_parameters_is_refused_until_it_has_run(x: Tensor) -> None:
+    model = _LateHead().eval()
+    defense = Dent(model, STEPS)
+    for _ in range(2):
+        with pytest.raises(UnsupportedModelError, match=r"creates parameters \(late\.weight"):
+            defense(x)
+    assert not hasattr(model, "late")
+    model(x)
+    assert torch.equal(defense(x), defense(x))
+
+
+class _Caching(_Body):
+    """Computes its first parts only once for the same batch."""
+
+    def __init__(self, parts: int) -> None:
+        super().__init__()
+        self.parts = parts
+        self.last: dict[float, Tensor] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        key = float(x.sum())
+        if key not in self.last:
+            self.last[key] = self.body[: self.parts](x)
+        logits: Tensor = self.body[self.parts :](self.last[key])
+        return logits
+
+
+@pytest.mark.parametrize("config", [STEPS, SAMPLE_WISE])
+@pytest.mark.parametrize(("parts", "lost"), [(3, "2 of 4"), (9, "4 of 4")])
+def test_a_model_that_keeps_earlier_activations_is_refused(
+    x: Tensor, parts: int, lost: str, config: DentConfig
+) -> None:
+    said = rf"second forward .* reaches {lost} .* \(body\.1\.weight, .* as a cache does"
+    with pytest.raises(UnsupportedModelError, match=said):
+        Dent(_Caching(parts).eval(), config)(x)
+    assert Dent(_Caching(1).eval(), config)(x).isfinite().all()  # no adapted layer is before it
+
+
 def test_a_stateful_model_causes_a_warning_and_keeps_its_state(x: Tensor) -> None:
     model = _Counts().eval()
     with pytest.warns(StatefulModelWarning, match="gives other logits for the same batch"):

@@ -94,7 +94,7 @@ class PixelRangeWarning(DentWarning):
 
 
 class SlowPrecisionWarning(DentWarning):
-    """The hardware emulates bfloat16, so computing in it is slower than in float32."""
+    """Computing in bfloat16 is no faster: the hardware emulates it, or the batch is in float64."""
 
 
 class StatefulModelWarning(DentWarning):

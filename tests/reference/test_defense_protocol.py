@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dent import Dent, InputError, Status
+from dent import Dent, ExportError, InputError, Status
 from dent.attacks.protocol import DynamicDefense
 from dent.defenses import Hedge, StatisticsPrior, TentOnline, describe, make, names
 
@@ -171,9 +171,28 @@ def test_description_of_a_named_defense_has_its_name(name: str, small: nn.Sequen
         torch.zeros(4),
         torch.zeros(0, 2, 4, 4),
         torch.zeros(2, 7, 4, 4, dtype=torch.float64),
+        torch.zeros(2, 2, 4, 4, dtype=torch.float64, device="meta"),
+        torch.zeros(2, 2, 4, 4, dtype=torch.float64).to_sparse(),
     ],
-    ids=["no tensor", "bytes", "one sample", "no sample", "channels"],
+    ids=["no tensor", "bytes", "one sample", "no sample", "channels", "meta", "sparse"],
 )
 def test_invalid_batches_are_refused(x: Tensor, build: Build, small: nn.Sequential) -> None:
     with pytest.raises(InputError):
         build(small)(x)
+
+
+def test_transforms_and_recorded_graphs_are_refused(
+    build: Build, small: nn.Sequential, batch: Tensor
+) -> None:
+    defense = build(small)
+    with pytest.raises(InputError, match=r"torch\.func .* use torch\.autograd"):
+        torch.func.grad(lambda x: defense(x).sum())(batch)
+    with pytest.raises(ExportError, match="cannot be scripted, traced or exported"):
+        torch.jit.trace(defense, batch)
+
+
+def test_adaptations_of_another_kind_are_refused(
+    build: Build, small: nn.Sequential, batch: Tensor
+) -> None:
+    with pytest.raises(InputError, match=r"pass what adapt\(x\) returned"):
+        build(small).predict(batch, None)

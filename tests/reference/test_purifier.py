@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from dent.board.submission import submission_of
 from dent.data import load
 from dent.defenses import Denoiser, Purifier, describe
-from dent.errors import ConfigError
+from dent.errors import ConfigError, InputError
 from dent.models import load as load_model
 
 
@@ -28,6 +28,17 @@ def test_purifier_subtracts_the_estimate_of_its_copy_of_the_denoiser(
     assert describe(defense)["settings"] == before
     assert describe(Purifier(small, denoiser))["settings"] != before
     torch.testing.assert_close(defense(batch), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_denoiser_computes_in_the_precision_of_its_weights(dtype: torch.dtype) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 5)).to(dtype)
+    x = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
+    defense = Purifier(model)
+    noise = defense.denoiser(x.float()).to(dtype)
+    assert torch.equal(defense(x), model(x - noise))
+    with pytest.raises(InputError, match=r"denoiser of purifier .* shape \(2, 1, 8, 8\)"):
+        defense(x[:, :1])
 
 
 def test_bundled_denoiser_undoes_part_of_a_gradient_sign_step() -> None:

@@ -151,6 +151,7 @@ class AdaptedModel:
         self._copied: tuple[Tensor, int, Tensor, int, bool] | None = None
         self._bound: Mapping[str, Tensor] = {}
         self._recomputation = Recomputation()
+        self._noted: FunctionalNorms | None = None
         self._copy()
 
     def _copy(self) -> None:
@@ -185,6 +186,7 @@ class AdaptedModel:
             adapted = norm_parameters(self._model, self._last_layers)
             bound = {each.module for each in self._bindings if each.name in adapted}
             self._prefix.attach(self._module, bound, patched)
+        self._note_again()
 
     def _bind_shared(self, names: Mapping[int, str]) -> None:
         """Bind scales and shifts also where modules other than normalization layers hold them."""
@@ -216,8 +218,8 @@ class AdaptedModel:
 
         Raises:
             InputError: the model cannot take x.
-            UnsupportedModelError: the model returns something other than logits (N, C), or a single
-                logit although the defense takes steps.
+            UnsupportedModelError: the model returns something other than real logits (N, C), or a
+                single logit although the defense takes steps.
             ConfigError: channels-last was requested, and the model's outputs depend on it.
         """
         channels_last = self._memory_format.channels_last(x)
@@ -240,11 +242,23 @@ class AdaptedModel:
             self._copy()
             logits = self._run(x, parameters, smoothing, statistics, channels_last=False)
             self._memory_format.refuse_channels_last()
+        logits = self._checked(logits, x)
+        if x.requires_grad and any(value.requires_grad for value in parameters.values()):
+            self._recomputation.watch(self._module)  # a later step may need the graph of this one
+        return logits if self._performance.precision == "model" else logits.to(x.dtype)
+
+    def _checked(self, logits: Any, x: Tensor) -> Tensor:
+        """Return the output for a batch if it is what `__call__` requires."""
         if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
             how = advice(logits) or " Wrap the model so that forward returns them."
             raise UnsupportedModelError(
                 f"Dent expected {type(self._module).__name__} to return logits of shape "
                 f"({len(x)}, classes), got {described(logits)}.{how}"
+            )
+        if logits.is_complex():
+            raise UnsupportedModelError(
+                f"Dent expected {type(self._module).__name__} to return real logits, got "
+                f"{logits.dtype}. Wrap the model so that forward returns their real part or size."
             )
         if self._learns and logits.shape[1] < 2:
             raise UnsupportedModelError(
@@ -252,9 +266,7 @@ class AdaptedModel:
                 "class is always 0: no step would move anything. For two classes, wrap it in a "
                 "model that returns two logits: torch.cat([torch.zeros_like(z), z], 1)."
             )
-        if x.requires_grad and any(value.requires_grad for value in parameters.values()):
-            self._recomputation.watch(self._module)  # a later step may need the graph of this one
-        return logits if self._performance.precision == "model" else logits.to(x.dtype)
+        return logits
 
     @untraced
     def _find_row_orders(self, x: Tensor, parameters: Mapping[str, Tensor]) -> bool:
@@ -277,7 +289,13 @@ class AdaptedModel:
 
         with isolated(x, differentiable=False), torch.no_grad():
             self._row_orders.find(x, run)
+        self._note_again()
         return True
+
+    def _note_again(self) -> None:
+        """Forget what other copies ran, if functions are noted."""
+        if self._noted is not None:
+            self._noted.watch(self._module)
 
     def _copy_again(self) -> None:
         """Leave the present copy, as it is bound, to the graph, and continue on another.
@@ -293,11 +311,15 @@ class AdaptedModel:
     @contextmanager
     def noting_functions(self) -> Iterator[FunctionalNorms]:
         """Note the normalization functions that the model calls outside of its layers."""
-        noted = FunctionalNorms(self._module)
+        adapts_all = self._last_layers is None and not self._outside
+        self._noted = noted = FunctionalNorms(self._module, adapts_all=adapts_all)
         # The compiler would trace the notes, too.
         compiled = any(eager(module) is not module for module in self._module.modules())
-        with nullcontext() if compiled else noted:
-            yield noted
+        try:
+            with nullcontext() if compiled else noted:
+                yield noted
+        finally:
+            self._noted = None
 
     def moved(self, statistics: Mapping[str, Tensor], step: int) -> dict[str, Tensor]:
         """Return running statistics after the last step; see `MovingStatistics.moved`."""

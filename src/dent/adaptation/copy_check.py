@@ -3,7 +3,7 @@
 import copy
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from types import FunctionType, ModuleType, NoneType
 from typing import Any, Final
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from dent.adaptation.private_copy import kept_tensors, private_copy
+from dent.adaptation.scripted import scripted_state
 from dent.errors import StatefulModelWarning, UnsupportedModelError
 from dent.support.plural import listed
 from dent.support.warned import warn
@@ -52,8 +53,10 @@ def check_copy(model: nn.Module, x: Tensor, restore: Callable[[], None]) -> bool
         Whether the model gave an output to compare: False if it fails on `x`.
 
     Raises:
-        UnsupportedModelError: a copy fails, calls the model's own layers, or gives other outputs.
+        UnsupportedModelError: a copy fails, calls the model's own layers, or gives other outputs,
+            or the model creates parameters when it runs.
     """
+    before = {parameter_name for parameter_name, _ in model.named_parameters()}
     with torch.no_grad(), _restored_on_exit(model) as put_back:
 
         def ask(x: Tensor) -> Any:
@@ -69,6 +72,7 @@ def check_copy(model: nn.Module, x: Tensor, restore: Callable[[], None]) -> bool
 
         try:
             first = _compare(model, x, ask, restore, repeats)
+            _refuse_new_parameters(model, before)
             ask(x.flip(-1) * 0.5)
             second = _compare(model, x, ask, restore, repeats)
             carries = not equal_up_to_rounding(first, second) and repeats()
@@ -82,6 +86,16 @@ def check_copy(model: nn.Module, x: Tensor, restore: Callable[[], None]) -> bool
             StatefulModelWarning,
         )
     return True
+
+
+def _refuse_new_parameters(model: nn.Module, before: Set[str]) -> None:
+    new = [name for name, _ in model.named_parameters() if name not in before]
+    if new:
+        raise UnsupportedModelError(
+            f"The first forward of {type(model).__name__} creates parameters "
+            f"({listed(new, _SHOWN)}), so every private copy would have its own, drawn anew. Run "
+            "one batch through the model before wrapping it."
+        )
 
 
 def _compare(
@@ -214,8 +228,10 @@ def _restored_on_exit(model: nn.Module) -> Iterator[Callable[[], None]]:
         for container in _containers(value, set())
     ]
     tensors = [(tensor, tensor.clone()) for tensor in kept_tensors(model)]
+    restore_scripted = scripted_state(model)
 
     def put_back() -> None:
+        restore_scripted()
         for container, content in (*before, *held):
             _refill(container, content)
         for tensor, value in tensors:
@@ -225,10 +241,18 @@ def _restored_on_exit(model: nn.Module) -> Iterator[Callable[[], None]]:
 
     try:
         if any(module.training for module in modules):
-            model.eval()
+            _put_into_eval_mode(model)
         yield put_back
     finally:
         put_back()
+
+
+def _put_into_eval_mode(model: nn.Module) -> None:
+    try:
+        model.eval()
+    except NotImplementedError:  # a part from torch.export refuses any mode, and has none
+        for module in model.modules():
+            module.training = False
 
 
 def _containers(value: Any, visited: set[int], in_object: bool = False) -> Iterator[Any]:

@@ -1,7 +1,7 @@
 """Find layers and functions that normalize but are not adapted, for a warning."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import torch
@@ -11,15 +11,28 @@ from torch.overrides import TorchFunctionMode
 
 from dent.adaptation.norm import affine_attributes, norm_layers, own_tensor
 from dent.adaptation.other_batch_norm import BatchNormCall
+from dent.adaptation.private_copy import tensors_in
 from dent.support.plural import agreeing, counted
 
 _SCALES: Final = ("weight", "bias", "gamma", "beta", "scale", "shift")
 _DEPTH: Final = 3
-_FUNCTIONS: Final[dict[Callable[..., Any], str]] = {
-    getattr(namespace, name): name
-    for name in ("batch_norm", "instance_norm", "group_norm", "layer_norm", "rms_norm")
+_FIRST: Final = (1, 2)
+_THIRD: Final = (2, 3)
+_NAMED: Final[dict[Callable[..., Any], tuple[str, tuple[int, int]]]] = {
+    F.batch_norm: ("batch_norm", (3, 4)),
+    F.instance_norm: ("instance_norm", (3, 4)),
+    torch.batch_norm: ("batch_norm", _FIRST),
+    torch.instance_norm: ("instance_norm", _FIRST),
+    torch.native_batch_norm: ("native_batch_norm", _FIRST),
+    torch.native_group_norm: ("native_group_norm", _FIRST),
+    torch.native_layer_norm: ("native_layer_norm", _THIRD),
+}
+_FUNCTIONS: Final[dict[Callable[..., Any], tuple[str, tuple[int, int]]]] = _NAMED | {
+    getattr(namespace, name): (name, _THIRD)
+    for name in ("group_norm", "layer_norm", "rms_norm")
     for namespace in (F, torch)
 }
+"""Each normalization function, with its name and the positions of its scale and shift."""
 
 
 def unadapted(model: nn.Module) -> str | None:
@@ -30,16 +43,22 @@ def unadapted(model: nn.Module) -> str | None:
         for name, module in model.named_modules()
         if id(module) not in adapted_ids and _looks_like_one(module)
     ]
+    recorded = [(name, module) for name, module in unknown if _is_recorded(module)]
+    own = [(name, module) for name, module in unknown if not _is_recorded(module)]
     sentences = []
-    if unknown:
-        kinds = Counter(_kind(module) for _, module in unknown)
-        listed = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-        first = type(unknown[0][1]).__name__
+    if own:
         sentences.append(
-            f"{listed} (first {unknown[0][0]!r}) look like normalizations, but are not adapted: "
+            f"{_counted_kinds(own)} look like normalizations, but are not adapted: "
             "scale, shift and statistics stay fixed. If they compute normalized * scale + "
-            f"shift, call dent.register_norm({first}) before Dent, with channels='last' if they "
-            "normalize the last axis; otherwise ignore dent.UnadaptedLayersWarning."
+            f"shift, call dent.register_norm({type(own[0][1]).__name__}) before Dent, with "
+            "channels='last' if they normalize the last axis; otherwise ignore "
+            "dent.UnadaptedLayersWarning."
+        )
+    if recorded:
+        sentences.append(
+            f"{_counted_kinds(recorded)} look like normalizations in a recorded graph, whose "
+            "layers cannot be replaced, so they are not adapted: use the module from before "
+            "torch.jit or torch.export recorded it."
         )
     hidden = list(_hidden(model))
     if hidden:
@@ -52,10 +71,21 @@ def unadapted(model: nn.Module) -> str | None:
     return " ".join(sentences) or None
 
 
+def _is_recorded(module: nn.Module) -> bool:
+    """Return whether a module is part of a graph of TorchScript or torch.export."""
+    return isinstance(module, torch.jit.ScriptModule) or type(module) is nn.Module
+
+
+def _counted_kinds(modules: Sequence[tuple[str, nn.Module]]) -> str:
+    kinds = Counter(_kind(module) for _, module in modules)
+    listed = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    return f"{listed} (first {modules[0][0]!r})"
+
+
 def _kind(module: nn.Module) -> str:
     if isinstance(module, torch.jit.ScriptModule):
         return f"scripted {module.original_name}"
-    return type(module).__name__
+    return "exported module" if type(module) is nn.Module else type(module).__name__
 
 
 def _looks_like_one(module: nn.Module) -> bool:
@@ -107,30 +137,46 @@ def _modules_in(value: Any, depth: int) -> Iterator[nn.Module]:
 
 
 class FunctionalNorms(TorchFunctionMode):
-    """Context that notes normalization functions with tensors of other than normalization layers.
+    """Context that notes normalization functions with other tensors than the adapted ones.
 
-    Such a function is called in the forward of another module, which no adaptation changes.
+    Such a function is called in the forward of another module, or by a layer that the model does
+    not have as a submodule, but in a global variable, a closure or another object. No adaptation
+    changes it.
 
     Args:
-        model: the model that will run.
+        model: a private copy of the model, which will run.
+        adapts_all: whether every scale and shift of a normalization layer is a plain tensor that
+            requires a gradient while it runs. Then any other is noted; otherwise only one that a
+            module other than a normalization layer holds.
 
     Attributes:
         called: each function with the shape of such a tensor, in order and without repetition.
         running: the shape of running statistics by which one of them normalized; None without.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, adapts_all: bool) -> None:
         super().__init__()
-        adapted = {id(layer) for _, layer in norm_layers(model)}
-        self._others = {
-            id(tensor): tensor
-            for module in model.modules()
-            # `unadapted` warns about modules that look like normalizations.
-            if id(module) not in adapted and not _looks_like_one(module)
-            for tensors in (module._parameters, module._buffers, vars(module))
-            for tensor in tensors.values()
-            if isinstance(tensor, Tensor)
-        }
+        self._adapts_all = adapts_all
+        self.watch(model)
+
+    def watch(self, model: nn.Module) -> None:
+        """Forget all notes, and note what another private copy calls from now on."""
+        layers = {id(layer): layer for _, layer in norm_layers(model)}
+        adapted = [
+            id(own_tensor(layer, name)) for layer in layers.values() for name in ("weight", "bias")
+        ]
+        # `unadapted` warns about modules that look like normalizations, and about hidden ones.
+        held = [module for _, holder in _held(model) for module in holder.modules()]
+        hidden = {id(module) for module in held}
+        self._known, self._others = dict[int, Tensor](), dict[int, Tensor]()
+        for module in (*model.modules(), *held):
+            known = id(module) in layers or id(module) in hidden or _looks_like_one(module)
+            tensors = self._known if known else self._others
+            tensors.update((id(tensor), tensor) for tensor in _own_tensors(module))
+        for key in adapted if self._adapts_all else ():
+            self._known.pop(key, None)  # their layers get others in place of these
+        for key in self._known:
+            self._others.pop(key, None)
         self.called: list[str] = []
         self.running: tuple[int, ...] | None = None
 
@@ -144,16 +190,34 @@ class FunctionalNorms(TorchFunctionMode):
         """Run an operation, and note it if it normalizes."""
         kwargs = kwargs or {}
         if func in _FUNCTIONS:
+            name, places = _FUNCTIONS[func]
             others = [value for value in (*args[1:], *kwargs.values()) if id(value) in self._others]
+            affine = [*(args[place] for place in places if place < len(args))]
+            affine += [kwargs.get("weight"), kwargs.get("bias")]
+            others += [value for value in affine if self._is_constant(value)]
             if others:
-                self._note(_FUNCTIONS[func], others[0])
+                self._note(name, others[0])
             if func is F.batch_norm:
                 call = BatchNormCall(*args, **kwargs)
-                if id(call.running_mean) in self._others and not call.training:
-                    self.running = tuple(self._others[id(call.running_mean)].shape)
+                mean = call.running_mean
+                if mean is not None and id(mean) not in self._known and not call.training:
+                    self.running = tuple(mean.shape)
         return func(*args, **kwargs)
+
+    def _is_constant(self, value: Any) -> bool:
+        """Return whether a scale or shift is none that is adapted, nor one of another layer."""
+        if not self._adapts_all or not isinstance(value, Tensor) or id(value) in self._known:
+            return False
+        return not value.requires_grad or isinstance(value, nn.Parameter)  # of no module, if so
 
     def _note(self, name: str, tensor: Tensor) -> None:
         described = f"{name} of shape {tuple(tensor.shape)}"
         if described not in self.called:
             self.called.append(described)
+
+
+def _own_tensors(module: nn.Module) -> Iterator[Tensor]:
+    for tensors in (module._parameters, module._buffers, vars(module)):
+        for value in tensors.values():
+            if isinstance(value, Tensor | list | tuple | dict):
+                yield from tensors_in(value)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -30,6 +31,12 @@ from dent.adaptation.values import (
 from dent.adaptation.views import of_views, prediction
 from dent.config import DentConfig
 from dent.errors import UnsupportedModelError
+
+_NO_GRADIENT: Final = (
+    "The model's output does not depend differentiably on what is optimized: does its forward use "
+    "torch.no_grad(), detach() or NumPy, return outputs of an earlier call, or skip its "
+    "normalization layers?"
+)
 
 OnStep = Callable[[Tensor], None]
 """Function that is called with logits (N, classes), with their graph to the batch."""
@@ -247,8 +254,13 @@ def gradients(
         UnsupportedModelError: the model cuts the graph, so `objective` has no gradient.
     """
     if not objective.requires_grad:
-        raise UnsupportedModelError(
-            "The model's output does not depend differentiably on what is optimized: does its "
-            "forward use torch.no_grad(), detach() or NumPy, or skip its normalization layers?"
-        )
-    return torch.autograd.grad(objective, of, create_graph=keep_graph, materialize_grads=True)
+        raise UnsupportedModelError(_NO_GRADIENT)
+    slopes: Sequence[Tensor | None] = torch.autograd.grad(
+        objective, of, create_graph=keep_graph, allow_unused=True
+    )
+    if all(slope is None for slope in slopes):
+        raise UnsupportedModelError(_NO_GRADIENT)
+    return tuple(
+        torch.zeros_like(value) if slope is None else slope
+        for value, slope in zip(of, slopes, strict=True)
+    )

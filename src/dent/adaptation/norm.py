@@ -75,8 +75,8 @@ def register_norm(
             `"last"`, as in LayerNorm.
 
     Raises:
-        ConfigError: `kind` is not a module class, is adapted already, or has nothing to adapt, or
-            `scale` or `shift` is no name, or `channels` is neither of the two.
+        ConfigError: `kind` is not a class of your own layers, is adapted already, or has nothing to
+            adapt, or `scale` or `shift` is no name, or `channels` is neither of the two.
 
     Example:
         >>> dent.register_norm(torchvision.ops.FrozenBatchNorm2d)
@@ -87,6 +87,11 @@ def register_norm(
         raise ConfigError(f"register_norm expected a class of torch.nn.Module, got {value!r}.")
     if issubclass(kind, NORM_TYPES):
         raise ConfigError(f"{kind.__name__} is adapted without being registered.")
+    if kind is nn.Module or issubclass(kind, torch.jit.ScriptModule):
+        raise ConfigError(
+            f"register_norm expected the class of your own normalization layers, got "
+            f"{kind.__name__}, which has other layers, too."
+        )
     if channels not in ("second", "last"):
         raise ConfigError(f"channels must be 'second' or 'last', got {channels!r}.")
     for name, attribute in {"scale": scale, "shift": shift}.items():
@@ -256,8 +261,8 @@ class Affine:
                 f"A normalization layer got an input of shape {tuple(x.shape)} for a batch of "
                 f"{counted(samples, 'sample')}, so its first dimension is not the batch, and dent "
                 "found no order in which each of its rows belongs to one sample. Sample-wise "
-                "adaptation needs the batch there (batch_first=True in transformers); or adapt "
-                "batch-wise."
+                "adaptation needs the batch there (batch_first=True in transformers, no "
+                "torch.vmap); or adapt batch-wise."
             )
         each = rows // samples
         major = order == "sample-major"

@@ -71,8 +71,18 @@ def private_copy(model: nn.Module, *, shares_generators: bool = False) -> nn.Mod
             f"The structure of {type(model).__name__} cannot be copied: {error}. Adaptation works "
             "on a private copy (weights shared); make copy.deepcopy(model) work."
         ) from error
-    new.eval()  # its result is not used: a model's own train() may return None
+    _put_into_eval_mode(new)
     return new
+
+
+def _put_into_eval_mode(model: nn.Module) -> None:
+    try:
+        model.eval()  # its result is not used: a model's own train() may return None
+    except Exception as error:  # whatever a train() of its own raises
+        raise UnsupportedModelError(
+            f"{type(model).__name__} cannot be put into eval mode: its eval() raises "
+            f"{type(error).__name__}: {error}. Dent always runs a model in eval mode."
+        ) from error
 
 
 def _is_plain(module: nn.Module) -> bool:
@@ -161,15 +171,16 @@ def kept_tensors(model: nn.Module) -> Iterator[Tensor]:
     for module in model.modules():
         for name, value in vars(module).items():
             if name not in _NO_TENSORS and type(value) not in _ATOMS:
-                yield from _tensors(value, set())
+                yield from tensors_in(value)
 
 
-def _tensors(value: object, visited: set[int]) -> Iterator[Tensor]:
+def tensors_in(value: object, visited: set[int] | None = None) -> Iterator[Tensor]:
     """Yield the tensors in nested containers; modules among them are not entered."""
+    visited = set() if visited is None else visited
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, dict | list | tuple | set) and value and id(value) not in visited:
         visited.add(id(value))
         for item in value.values() if isinstance(value, dict) else value:
             if type(item) not in _ATOMS:
-                yield from _tensors(item, visited)
+                yield from tensors_in(item, visited)

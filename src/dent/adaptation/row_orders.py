@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C import _functorch
 
 from dent.adaptation.norm import Affine, Order
 from dent.errors import UnsupportedModelError
@@ -103,6 +104,8 @@ class _WatchingAffine(Affine):
         return _WatchingAffine(value, self._layer, self._inputs)
 
     def rows_for(self, x: Tensor) -> Tensor:
+        if _functorch.is_batchedtensor(x):  # its values must not leave torch.vmap
+            raise UnsupportedModelError(f"torch.vmap calls {self._layer}.")
         self._inputs.append(_Input(self._layer, x.detach().flatten(1).isnan().any(1)))
         return super().rows_for(x)
 

@@ -1,6 +1,6 @@
 """Check that outputs are logits, and that gradients reach what a step adapts."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final
@@ -97,11 +97,84 @@ def check_steps(
     cut = _cut(leaves, without, answer)
     if cut:
         _refuse_cut(model, cut, len(leaves))
+    restore()
+    _check_again(model, config, adapted, x, leaves, without, answer)
     reached = [gradient for gradient in gradients.values() if gradient is not None]
     alone = config.objective == "information-maximization" and len(x) == 1
     if not alone and not any(bool(gradient.any()) for gradient in reached):
         _warn_of_no_gradient(model, logits.detach())
     return True
+
+
+def check_statistics(
+    config: DentConfig, model: nn.Module, x: Tensor, restore: Callable[[], None]
+) -> bool:
+    """Check that a defense without steps replaces all running statistics by those of the batch.
+
+    Args:
+        config: the defense, with test statistics.
+        model: the model, not compiled; never written to.
+        x: (N, ...), finite.
+        restore: sets the random generators back.
+
+    Returns:
+        Whether the model gave an output to check: False if it fails on `x`.
+
+    Raises:
+        UnsupportedModelError: the model normalizes by running statistics outside of layers.
+    """
+    adapted = AdaptedModel(model, replace(config, smoothing=None))
+    restore()
+    try:
+        with torch.no_grad(), adapted.noting_functions() as functions:
+            adapted(x, {})
+    except UnsupportedModelError:
+        raise
+    except ValueError:  # an InputError: the full batch raises it
+        return False
+    _check_running(model, config, functions)
+    return True
+
+
+def _check_again(
+    model: nn.Module,
+    config: DentConfig,
+    adapted: AdaptedModel,
+    x: Tensor,
+    leaves: Mapping[str, Tensor],
+    without: Collection[str],
+    answer: Callable[[Mapping[str, Tensor]], Tensor],
+) -> None:
+    """Check that a second forward on the same batch depends on the values that it is given.
+
+    Args:
+        model: the model, for the error.
+        config: the defense.
+        adapted: a private copy that has run on the batch with other values.
+        x: the batch.
+        leaves: the values.
+        without: the names of those that no gradient reached in the first forward.
+        answer: returns the logits with given values; they may be random.
+
+    Raises:
+        UnsupportedModelError: it does not, because the model keeps what it computed.
+    """
+    again = {name: leaf.detach().clone().requires_grad_() for name, leaf in leaves.items()}
+    run = partial(adapted, parameters=again)
+    objective = loss(of_views(run, x, config.views), config.objective, config.reduction)
+    gradients: tuple[Any, ...] = (None,) * len(again)
+    if objective.requires_grad:
+        gradients = _gradients(model, objective, [*again.values()])
+    reached = zip(again, gradients, strict=True)
+    lost = [name for name, gradient in reached if gradient is None and name not in without]
+    moved = _perturbed({name: again[name] for name in lost})
+    if lost and equal_up_to_rounding(answer(again), answer({**again, **moved})):
+        raise UnsupportedModelError(
+            f"In a second forward on the same batch, no gradient reaches {len(lost)} of "
+            f"{len(again)} adapted scales and shifts of {type(model).__name__} "
+            f"({listed(lost, _SHOWN)}), so only the first step would change them. The model keeps "
+            "outputs or activations of earlier calls, as a cache does: switch that off."
+        )
 
 
 def _cut(
@@ -131,20 +204,26 @@ def _cut(
 
 def _check_functions(model: nn.Module, config: DentConfig, functions: FunctionalNorms) -> None:
     """Warn about normalizations outside of layers; refuse statistics that could not be replaced."""
-    name = type(model).__name__
-    if functions.running is not None and config.statistics != "train":
-        raise UnsupportedModelError(
-            f"{name} calls batch_norm with running statistics of its own, of shape "
-            f"{functions.running}, outside of a normalization layer, so "
-            f"statistics={config.statistics!r} would not replace them. Call a torch.nn.BatchNorm "
-            "layer there, or configure statistics='train'."
-        )
+    _check_running(model, config, functions)
     if functions.called and config.adapt_affine:
+        name = type(model).__name__
         warn(
             f"The forward of {name} calls {listed(dict.fromkeys(functions.called), _SHOWN)} with "
-            "tensors of its own, outside of a normalization layer, so they are not adapted. Call a "
-            "torch.nn layer there, or ignore dent.UnadaptedLayersWarning.",
+            "tensors that no normalization layer of it holds, so they are not adapted. Call a "
+            "torch.nn layer there that is a submodule (in no global variable, closure or plain "
+            "object), or ignore dent.UnadaptedLayersWarning.",
             UnadaptedLayersWarning,
+        )
+
+
+def _check_running(model: nn.Module, config: DentConfig, functions: FunctionalNorms) -> None:
+    if functions.running is not None and config.statistics != "train":
+        raise UnsupportedModelError(
+            f"{type(model).__name__} calls batch_norm with running statistics of shape "
+            f"{functions.running} that no normalization layer of it holds, so "
+            f"statistics={config.statistics!r} would not replace them. Call a torch.nn.BatchNorm "
+            "layer there that is a submodule (in no global variable, closure or plain object), or "
+            "configure statistics='train'."
         )
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
+import torch
 from torch import Tensor, nn
 
 from dent.adaptation.adapted_model import eager
@@ -20,7 +21,7 @@ from dent.adaptation.memory_format import FEW_ROWS
 from dent.adaptation.norm import normalizes_by_batch
 from dent.adaptation.random_state import same_random_numbers
 from dent.adaptation.row_orders import RowOrders
-from dent.adaptation.step_check import check_steps
+from dent.adaptation.step_check import check_statistics, check_steps
 from dent.adaptation.untraced import untraced
 from dent.config import DentConfig
 from dent.errors import (
@@ -55,6 +56,7 @@ class FirstBatchChecks:
 
     copied: bool = False
     stepped: bool = False
+    normalized: bool = False
     warned_of_pixels: bool = False
     warned_of_one: bool = False
     warned_of_precision: bool = False
@@ -85,10 +87,18 @@ class FirstBatchChecks:
             )
 
     def warn_of_precision(self, performance: Performance, x: Tensor) -> None:
-        """Warn once if a defense computes in bfloat16 on hardware that emulates it."""
+        """Warn once if a defense should compute in bfloat16 but cannot, or only by emulation."""
         if self.warned_of_precision or performance.precision != "bfloat16":
             return
         self.warned_of_precision = True
+        if x.dtype == torch.float64:
+            warn(
+                "Performance(precision='bfloat16') has no effect on a batch of float64, which "
+                "torch.autocast leaves as it is. Convert the model and the batch to float32, or "
+                "leave it out.",
+                SlowPrecisionWarning,
+            )
+            return
         emulated = emulation_of_bfloat16(x.device.type)
         if emulated is not None:
             warn(f"{emulated} Leave Performance(precision='bfloat16') out.", SlowPrecisionWarning)
@@ -101,7 +111,7 @@ class FirstBatchChecks:
 
         Args:
             model: the model, which is run, and then restored to its current state.
-            config: the defense; without steps, only the copy is checked.
+            config: the defense; without steps, only the copy and test statistics are checked.
             x: (N, ...), finite.
             pixels: the smallest and the largest value of `x`.
 
@@ -112,16 +122,26 @@ class FirstBatchChecks:
         """
         if not self.warned_of_pixels:
             self.warned_of_pixels = _warn_of_pixels(x, *pixels)
-        if not len(x) or (self.copied and (self.stepped or not config.steps)):
+        if not len(x) or (self.copied and self._adapts_as_checked(config)):
             return
         with _LOCK, isolated(x, differentiable=False), hidden_from_hooks():
             model, x = eager(model), x.clone() if x.is_inference() else x.detach()
             _check_values(model)
             if not self.copied:
                 self.copied = _first(check_copy, model, x)
-            if config.steps and not self.stepped:
+            if self._adapts_as_checked(config):
+                return
+            if config.steps:
                 check = partial(check_steps, config, self.row_orders)
                 self.stepped = _first(check, model, x)
+            else:
+                self.normalized = _first(partial(check_statistics, config), model, x)
+
+    def _adapts_as_checked(self, config: DentConfig) -> bool:
+        """Return whether nothing is left to check about steps or test statistics."""
+        if config.steps:
+            return self.stepped
+        return self.stepped or self.normalized or config.statistics != "test"
 
 
 def _check_values(model: nn.Module) -> None:

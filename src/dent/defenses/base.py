@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dent.config import DentConfig
+from dent.defenses.batch_check import check_batch, refuse_recording
 from dent.defenses.dent import Dent
 from dent.errors import InputError, UnsupportedModelError
 
@@ -113,19 +114,32 @@ class ReferenceDefense(nn.Module, ABC):
         return ", ".join(f"{key}={value!r}" for key, value in self.settings.items())
 
 
-def finite_rows(x: Tensor) -> Tensor:
+def finite_rows(x: Tensor, name: str) -> Tensor:
     """Return which samples of a batch are finite, (N,) bool. A defense adapts only to these.
 
+    Args:
+        x: the batch (N, ...).
+        name: of the defense.
+
     Raises:
-        InputError: `x` is not a batch (N, ...) of at least one sample of floating-point numbers.
+        ExportError: a static graph is being recorded.
+        InputError: `x` is not a dense batch (N, ...) of at least one sample of floating-point
+            numbers, or the defense runs within a transform of torch.func.
     """
-    if not isinstance(x, Tensor):
-        raise InputError(f"A defense expected a torch.Tensor, got {type(x).__name__}.")
-    if not x.is_floating_point() or x.dim() < 2 or x.numel() == 0:
-        raise InputError(
-            "A defense expected a batch of floating-point numbers, shape (N, ...) with N at least "
-            f"1, got {x.dtype} of shape {tuple(x.shape)}: for images, pass x.float() / 255; for "
-            "one sample, x.unsqueeze(0)."
-        )
+    refuse_recording(name)
+    check_batch(x, name)
     with torch.inference_mode(False):
         return x.detach().flatten(1).isfinite().all(1)
+
+
+def check_adaptation(adaptation: object, kind: type, name: str) -> None:
+    """Check that an adaptation is of the kind that a defense returns.
+
+    Raises:
+        InputError: it is not.
+    """
+    if not isinstance(adaptation, kind):
+        raise InputError(
+            f"{name} expected a {kind.__name__}, got {type(adaptation).__name__}: pass what "
+            "adapt(x) returned."
+        )

@@ -12,7 +12,6 @@ from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
-from torch._C import _functorch
 
 from dent.adaptation.adaptation import Adaptation
 from dent.adaptation.adapted_model import AdaptedModel, eager, norm_parameters
@@ -25,6 +24,7 @@ from dent.adaptation.supported import check_supported
 from dent.adaptation.trial import FirstBatchChecks
 from dent.adaptation.views import predict
 from dent.config import DENT_PLUS, DentConfig, preset
+from dent.defenses.batch_check import NO_GRAPH, check_batch, refuse_recording
 from dent.errors import (
     CompileWarning,
     ConfigError,
@@ -44,12 +44,7 @@ _DISABLED: ContextVar[tuple[WeakSet[nn.Module], ...]] = ContextVar("dent_disable
 _STATIC = DentConfig(steps=0)
 _FASTEST = Performance()
 
-_NO_GRAPH = (
-    "A Dent cannot be scripted, traced or exported (TorchScript, torch.export, ONNX): every batch "
-    "takes gradient steps of its own, and a recorded graph would hold those of one batch, or none. "
-    "Deploy the Python object, compiled by Performance(compile=True), or export what unwrap() "
-    "returns: that is the static model, without the defense."
-)
+_COMPILED = ", compiled by Performance(compile=True)"
 
 Found = TypeVar("Found")
 
@@ -151,7 +146,7 @@ class Dent(nn.Module):
             Logits (N, classes), with rows of NaN as in `predict`; if disabled, the model's logits.
         """
         if any(self in disabled for disabled in _DISABLED.get()):
-            _check_batch(x)
+            check_batch(x, "Dent")
             finite, pixels = _finite_rows(x)
             self._first_batch.run(self.model, _STATIC, x if finite is None else x[finite], pixels)
             adapted = AdaptedModel(self.model, _STATIC, shares_generators=True)
@@ -193,9 +188,8 @@ class Dent(nn.Module):
                 outputs, or these are not logits; or a gradient is cut, or a normalization layer
                 cannot take one scale and shift per sample.
         """
-        if _is_recorded():
-            raise ExportError(_NO_GRAPH)
-        _check_batch(x)
+        refuse_recording("Dent", _COMPILED)
+        check_batch(x, "Dent")
         if last is not None and last < 0:
             raise ConfigError(f"last must be a number of steps, at least 0, got {last!r}.")
         if not differentiable and (last is not None or checkpointed or on_step is not None):
@@ -245,7 +239,7 @@ class Dent(nn.Module):
                 `x` is not valid for the model.
             UnsupportedModelError: on the first batch, for the reasons in `adapt`.
         """
-        _check_batch(x)
+        check_batch(x, "Dent")
         self._check_adaptation(adaptation, len(x))
         finite, pixels = _finite_rows(x)
         self._first_batch.run(self.model, self.config, x if finite is None else x[finite], pixels)
@@ -401,44 +395,7 @@ class Dent(nn.Module):
         Raises:
             ExportError: always.
         """
-        raise ExportError(_NO_GRAPH)
-
-
-def _is_recorded() -> bool:
-    """Return whether a static graph is being recorded: torch.jit.trace, torch.export, ONNX."""
-    if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
-        return True
-    if hasattr(torch.compiler, "is_exporting"):
-        return bool(torch.compiler.is_exporting())
-    # torch 2.6 has no is_exporting: it is compiling, but not for torch.compile.
-    return torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
-
-
-def _check_batch(x: Tensor) -> None:
-    if not isinstance(x, Tensor):
-        raise InputError(f"Dent expected a torch.Tensor, got {type(x).__name__}.")
-    if _functorch.is_batchedtensor(x) or _functorch.is_gradtrackingtensor(x):
-        raise InputError(
-            "torch.func (vmap, grad, jacrev, jvp) cannot pass through a Dent: use torch.autograd."
-        )
-    if x.layout != torch.strided or x.is_nested or x.is_meta:
-        kind = "nested" if x.is_nested else "meta" if x.is_meta else str(x.layout)
-        raise InputError(
-            f"Dent expected a dense tensor that holds values, got a {kind} tensor of shape "
-            f"{'(ragged)' if x.is_nested else tuple(x.shape)}."
-        )
-    if not x.is_floating_point():
-        raise InputError(
-            f"Dent expected floating-point input, got {x.dtype}: for images, pass "
-            "x.float() / 255, in [0, 1]."
-        )
-    if x.dim() < 2:
-        raise InputError(
-            f"Dent expected a batch of shape (N, ...), got {tuple(x.shape)}: for one sample, pass "
-            "x.unsqueeze(0)."
-        )
-    if x.numel() == 0:
-        raise InputError(f"Dent expected at least one sample, got shape {tuple(x.shape)}.")
+        raise ExportError(NO_GRAPH.format(name="Dent", compiled=_COMPILED))
 
 
 def _predictions(logits: Tensor) -> Tensor:

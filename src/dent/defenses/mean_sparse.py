@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from dent.adaptation.adaptation import Adaptation, Status
 from dent.adaptation.private_copy import private_copy
 from dent.adaptation.recomputation import recomputation_refused
-from dent.defenses.base import STATIC, ReferenceDefense, finite_rows
+from dent.defenses.base import STATIC, ReferenceDefense, check_adaptation, finite_rows
 from dent.defenses.dent import Dent
 from dent.errors import ConfigError, InputError, UnsupportedModelError
 from dent.support.checks import read_number
@@ -147,7 +147,7 @@ class MeanSparse(ReferenceDefense):
 
     def adapt(self, x: Tensor, *, differentiable: bool = False) -> Sparsity:
         """Return which gradient `predict` will have; see `ReferenceDefense.adapt`."""
-        finite = finite_rows(x)
+        finite = finite_rows(x, self.name)
         status = torch.where(finite, Status.ADAPTED, Status.INPUT_NON_FINITE)
         return Sparsity(status, differentiable)
 
@@ -163,6 +163,7 @@ class MeanSparse(ReferenceDefense):
             UnsupportedModelError: the model uses activation checkpointing, and `x` needs a
                 gradient.
         """
+        check_adaptation(adaptation, Sparsity, self.name)
         if len(adaptation.status) != len(x):
             raise InputError(
                 f"What was made of {counted(len(adaptation.status), 'sample')} cannot predict "

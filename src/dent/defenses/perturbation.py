@@ -15,7 +15,7 @@ from dent.adaptation.isolation import isolated
 from dent.adaptation.minimize import OnStep, gradients, over_finite_rows
 from dent.adaptation.objectives import entropy
 from dent.adaptation.signs import SmoothSigns
-from dent.defenses.base import STATIC, ReferenceDefense, finite_rows
+from dent.defenses.base import STATIC, ReferenceDefense, check_adaptation, finite_rows
 from dent.errors import ConfigError, InputError
 from dent.support.checks import is_count, read_number
 from dent.support.rows import per_sample
@@ -149,7 +149,7 @@ class InputDefense(ReferenceDefense):
         """
         if not differentiable and (on_step is not None or smooth_signs is not None):
             raise ConfigError("on_step and smooth_signs need differentiable=True.")
-        finite = finite_rows(x)
+        finite = finite_rows(x, self.name)
         # Drawn before `isolated`, which restores the random state at its end.
         with torch.inference_mode(False), torch.no_grad():
             start = self._start(x)
@@ -176,8 +176,10 @@ class InputDefense(ReferenceDefense):
         """Return the model's logits (N, classes) for the perturbed batch, with gradient to `x`.
 
         Raises:
-            InputError: the perturbation has another shape, or `x` is not valid for the model.
+            InputError: the adaptation is no perturbation or has another shape, or `x` is not valid
+                for the model.
         """
+        check_adaptation(adaptation, Perturbation, self.name)
         if adaptation.perturbation.shape != x.shape:
             raise InputError(
                 f"A perturbation of shape {tuple(adaptation.perturbation.shape)} cannot be added "

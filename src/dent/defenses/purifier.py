@@ -6,11 +6,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
+import torch
 from torch import Tensor, nn
 
 from dent.adaptation.adaptation import Adaptation
 from dent.defenses.base import ReferenceDefense
-from dent.errors import UnsupportedModelError
+from dent.defenses.batch_check import check_batch
+from dent.errors import InputError, UnsupportedModelError
 from dent.support.devices import device_of
 
 BUNDLED: Final = Path(__file__).parent / "weights" / "denoiser-cifar10.safetensors"
@@ -99,5 +101,25 @@ class Purifier(ReferenceDefense):
         return self.classifier.adapt(x, differentiable=differentiable)
 
     def predict(self, x: Tensor, adaptation: Adaptation) -> Tensor:
-        """Return logits (N, classes) of the denoised images, with the exact gradient to `x`."""
-        return self.classifier.predict(x - self.denoiser(x), adaptation)
+        """Return logits (N, classes) of the denoised images, with the exact gradient to `x`.
+
+        The denoiser computes in the precision of its weights.
+
+        Raises:
+            InputError: the denoiser or the model cannot take `x`.
+        """
+        check_batch(x, self.name)
+        return self.classifier.predict(x - self._noise(x), adaptation)
+
+    def _noise(self, x: Tensor) -> Tensor:
+        dtypes = (value.dtype for value in self.denoiser.parameters() if value.is_floating_point())
+        try:
+            noise: Tensor = self.denoiser(x.to(next(dtypes, x.dtype)))
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, ValueError) as error:
+            raise InputError(
+                f"The denoiser of {self.name} could not take a batch of shape {tuple(x.shape)}, "
+                f"{x.dtype} on {x.device}: {error}"
+            ) from error
+        return noise.to(x.dtype)

@@ -127,7 +127,7 @@ class TentOnline(ReferenceDefense):
         """
         if on_step is not None and not differentiable:
             raise ConfigError("on_step needs differentiable=True.")
-        finite = finite_rows(x)
+        finite = finite_rows(x, self.name)
         with isolated(x, differentiable=differentiable):
             images = x.clone() if x.is_inference() else x
             images = images if differentiable else images.detach()
