@@ -440,3 +440,25 @@ def test_functions_of_timm_models_cause_no_warning(name: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", UnadaptedLayersWarning)
         Dent(model, DentConfig(steps=1, lr=0.1))(torch.rand(2, 3, 32, 32))
+
+
+class _Standardized(nn.Module):
+    """A convolution that normalizes its weight, as those of normalizer-free nets do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(8, 3, 3, 3))
+        self.gain = nn.Parameter(torch.ones(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat, scale = self.weight.reshape(1, 8, -1), (self.gain * 0.2).view(-1)
+        weight = F.batch_norm(flat, None, None, weight=scale, training=True)
+        return F.conv2d(x, weight.reshape_as(self.weight))
+
+
+@pytest.mark.filterwarnings("error::dent.errors.UnadaptedLayersWarning")
+def test_normalized_weights_cause_no_warning() -> None:
+    torch.manual_seed(0)
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+    model = nn.Sequential(_Standardized(), nn.BatchNorm2d(8), nn.ReLU(), head).eval()
+    assert Dent(model)(torch.rand(8, 3, 8, 8)).shape == (8, 5)

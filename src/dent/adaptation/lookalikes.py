@@ -189,7 +189,7 @@ class FunctionalNorms(TorchFunctionMode):
     ) -> Any:
         """Run an operation, and note it if it normalizes."""
         kwargs = kwargs or {}
-        if func in _FUNCTIONS:
+        if func in _FUNCTIONS and not self._is_weight(args[0] if args else kwargs.get("input")):
             name, places = _FUNCTIONS[func]
             others = [value for value in (*args[1:], *kwargs.values()) if id(value) in self._others]
             affine = [*(args[place] for place in places if place < len(args))]
@@ -203,6 +203,13 @@ class FunctionalNorms(TorchFunctionMode):
                 if mean is not None and id(mean) not in self._known and not call.training:
                     self.running = tuple(mean.shape)
         return func(*args, **kwargs)
+
+    def _is_weight(self, value: Any) -> bool:
+        """Return whether a tensor is a weight of the model, which some convolutions normalize."""
+        if not isinstance(value, Tensor):
+            return False
+        whole = value if value._base is None else value._base
+        return id(whole) in self._known or id(whole) in self._others
 
     def _is_constant(self, value: Any) -> bool:
         """Return whether a scale or shift is none that is adapted, nor one of another layer."""
