@@ -116,7 +116,10 @@ def test_repeated_evaluate_keeps_the_records_and_refuses_other_settings(folder: 
             ),
             "returns 10 classes, the dataset has 3",
         ),
-        (("data", "imagenet", "--data-root", "shapes"), "class folders"),
+        (
+            ("data", "imagenet", "--data-root", "shapes"),
+            "there is no test split in shapes or shapes/imagenet",
+        ),
         (("data", "cifar100000"), "cifar10"),
     ],
 )

@@ -11,7 +11,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -180,13 +180,19 @@ def test_signal_during_dent_paper_keeps_the_records(
 def test_signal_during_training_prints_how_to_resume(
     dent: Callable[..., tuple[int, str]], scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    images = data.load("cifar10-sample")
+    images = cast("data.ArrayDataset", data.load("cifar10-sample"))
+    halves = {
+        split: data.ArrayDataset(
+            "halves", split, images.classes, images.pixels[part], images.labels[part]
+        )
+        for split, part in (("train", slice(128)), ("test", slice(128, None)))
+    }
 
     def signalled(*_: object, **__: object) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(training, "train", signalled)
-    monkeypatch.setattr(resolve, "dataset", lambda *_: images)
+    monkeypatch.setattr(resolve, "dataset", lambda _, __, split="test": halves[split])
     monkeypatch.setattr(training, "check_measured", lambda *_: None)
     code, said = dent(
         "train", "--recipe", "nominal", "--model", "resnet-8-1", "--device", "cpu", "--out", "here"
