@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from dent.adaptation.autocast import autocast_for
+from dent.adaptation.functional_norms import FunctionalNorms
 from dent.adaptation.isolation import isolated
-from dent.adaptation.lookalikes import FunctionalNorms
 from dent.adaptation.memory_format import (
     MemoryFormatChoice,
     own_copy,

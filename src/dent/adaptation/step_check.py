@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dent.adaptation.adapted_model import AdaptedModel, eager, norm_parameters
 from dent.adaptation.copy_check import distance, equal_up_to_rounding
-from dent.adaptation.lookalikes import FunctionalNorms
+from dent.adaptation.functional_norms import FunctionalNorms
 from dent.adaptation.norm import norm_layers, registered_kind
 from dent.adaptation.objectives import loss
 from dent.adaptation.row_orders import RowOrders
