@@ -62,7 +62,7 @@ class DataWarning(DentWarning):
 
 
 class SmallImagesWarning(DentWarning):
-    """Images of a folder are smaller than its preprocessing makes them: enlarged, or padded."""
+    """Images of a folder are smaller than the model's input, so they are enlarged or padded."""
 
 
 class FewClassesWarning(DentWarning):

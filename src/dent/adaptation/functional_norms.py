@@ -108,10 +108,10 @@ class FunctionalNorms(TorchFunctionMode):
         return id(whole) in self._known or id(whole) in self._others
 
     def _is_constant(self, value: Any) -> bool:
-        """Return whether a scale or shift is none that is adapted, nor one of another layer."""
+        """Return whether a scale or shift stays fixed, and no known layer holds it."""
         if not self._adapts_all or not isinstance(value, Tensor) or id(value) in self._known:
             return False
-        return not value.requires_grad or isinstance(value, nn.Parameter)  # of no module, if so
+        return not value.requires_grad or isinstance(value, nn.Parameter)  # a hidden one
 
     def _note(self, name: str, tensor: Tensor) -> None:
         described = f"{name} of shape {tuple(tensor.shape)}"
