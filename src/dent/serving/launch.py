@@ -30,7 +30,7 @@ from dent.serving.deployment import APPLICATION, DEPLOYMENT, application
 from dent.serving.front import Front
 from dent.serving.options import ServerOptions
 from dent.support import listening, ray_start
-from dent.support.plural import counted
+from dent.support.plural import agreeing, counted
 
 _OBJECT_STORE: Final = 100 * 2**20
 _ENVIRONMENT: Final = {
@@ -245,8 +245,9 @@ def _check_gpus(options: ServerOptions, present: float) -> None:
     needed = options.replicas * options.num_gpus
     if needed > present:
         raise ConfigError(
-            f"{counted(options.replicas, 'replica')} with --num-gpus {options.num_gpus:g} need "
-            f"{needed:g} of the GPUs of this machine, and Ray finds {present:g}: use fewer, or "
+            f"{counted(options.replicas, 'replica')} with --num-gpus {options.num_gpus:g} "
+            f"{agreeing(options.replicas, 'need')} {needed:g} GPU{'' if needed == 1 else 's'}, and "
+            f"Ray finds {present:g} on this machine: use fewer, or "
             "leave out --num-gpus to compute on the CPU"
         )
 
