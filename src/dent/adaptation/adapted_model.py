@@ -160,7 +160,10 @@ class AdaptedModel:
         self._weights_channels_last = False
         # Found first, so that hooks registered below do not count.
         patched = set() if self._prefix is None else patched_modules(self._module)
-        names = _names(affine_layers(self._model))
+        layers = [
+            (name, layer, [*affine_attributes(layer)]) for name, layer in norm_layers(self._model)
+        ]
+        names = _names([(name, affine) for name, _, affine in layers])
         copies = dict(norm_layers(self._module))
         if _GROUP_NORM_CRASHES:
             for layer in copies.values():
@@ -168,11 +171,11 @@ class AdaptedModel:
                     layer.register_forward_pre_hook(_laid_plainly)
         self._bindings: list[_Binding] = []
         self._outside: dict[nn.Module, OutsideAffine] = {}
-        for layer_name, layer in norm_layers(self._model):
+        for layer_name, layer, affine in layers:
             kind = registered_kind(layer)
             if kind is not None:
                 self._outside[copies[layer_name]] = OutsideAffine(copies[layer_name], kind)
-            for attribute, tensor in affine_attributes(layer):
+            for attribute, tensor in affine:
                 self._bindings.append(
                     _Binding(
                         copies[layer_name], layer_name, attribute, names[id(tensor)], tensor.dtype

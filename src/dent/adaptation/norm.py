@@ -108,6 +108,8 @@ def register_norm(
 
 def registered_kind(layer: nn.Module) -> NormKind | None:
     """Return the registered kind of a layer; None if it has none."""
+    if not _REGISTERED:
+        return None
     kinds = (_REGISTERED.get(base) for base in type(layer).__mro__)
     return next((kind for kind in kinds if kind is not None), None)
 

@@ -5,7 +5,6 @@ comes from a copy that was made before the first query. If a copy that has answe
 from a fresh one, a diagnostic is raised.
 """
 
-import copy
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from dent.adaptation.random_state import get_state, kept_generators, reachable, 
 from dent.attacks import Defense, DynamicDefense, answer
 from dent.evaluation.records.plan import seed_of
 from dent.evaluation.submission.known_seed import KnownSeed, RandomState, random_state_of
+from dent.support.deep_copy import deep_copy
 
 Surrogates = Mapping[str, nn.Module]
 
@@ -72,7 +72,7 @@ class Origin:
         self.missing: str | None = None
         memo: dict[int, Any] = {}
         try:
-            self._defense = copy.deepcopy(defense, memo)
+            self._defense = deep_copy(defense, memo)
         except Exception as error:  # a user's class may raise anything
             self.missing = f"{type(defense).__name__} cannot be copied: {error}"
             return
@@ -97,7 +97,7 @@ class Origin:
             reset(self._defense)
         else:
             memo: dict[int, Any] = {}
-            defense = copy.deepcopy(self._defense, memo)
+            defense = deep_copy(self._defense, memo)
             generators = tuple(memo.get(id(generator), generator) for generator in self._generators)
             model = memo.get(id(self._model))
             instance = Instance(defense, model, generators, () if model is None else _writes(model))
