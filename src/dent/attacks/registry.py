@@ -6,7 +6,7 @@ import inspect
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from dent.attacks.adaptive import ADAPTIVE
@@ -67,7 +67,12 @@ def settings_of(name: str) -> tuple[str, ...]:
     name = _full(name)
     if name not in _FACTORIES:
         raise UnknownNameError(unknown_attack(name, names()))
-    return tuple(key for key in inspect.signature(_FACTORIES[name]).parameters if key != "name")
+    return _parameters_of(_FACTORIES[name])
+
+
+@cache
+def _parameters_of(factory: Callable[..., Attack]) -> tuple[str, ...]:
+    return tuple(key for key in inspect.signature(factory).parameters if key != "name")
 
 
 def make_from(

@@ -69,6 +69,10 @@ def suite(
     return tuple(each.make(budget) for each in suite_attacks(name, budget, mixed=mixed))
 
 
+_suite = cache(suite)
+"""The same attacks at every call, which are described here and do not run."""
+
+
 @dataclass(frozen=True)
 class Coverage:
     """The suite as an evaluation runs it.
@@ -113,7 +117,7 @@ def ran_as(spec: EvaluationSpec, budget: Budget, version: int = VERSION) -> dict
     """
     covered: dict[str, str] = {}
     norm = spec.threat.norm
-    for attack in suite(name_of(version), budget, mixed=_has_clean_members(spec)):
+    for attack in _suite(name_of(version), budget, mixed=_has_clean_members(spec)):
         name = next((entry.name for entry in spec.attacks if _covers(entry, attack, norm)), None)
         if name is None:
             return None
