@@ -110,6 +110,22 @@ def test_a_folder_whose_splits_have_the_same_images_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_test_images_that_are_also_trained_on_are_named(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(folder / "images", tmp_path / "images")
+    known, *_ = sorted((tmp_path / "images" / "train" / "cat").iterdir())
+    shutil.copy(known, tmp_path / "images" / "val" / "cat" / "copy.png")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DENT_DATA", str(tmp_path / "cache"))
+    ran = here.dent(*TRAIN)
+    assert ran.code == 0
+    told = " ".join(ran.err.split())
+    assert (
+        "1 of 21 test images of imagefolder-c32 is also in its train split (cat/copy.png)" in told
+    )
+
+
 FACTORIES = """
 from dent import data
 from dent.data import ArrayDataset

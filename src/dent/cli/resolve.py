@@ -84,6 +84,9 @@ def both_splits(name: str, root: Path | None) -> tuple[ImageDataset, ImageDatase
         ConfigError: A folder is given for a factory.
         DataError: A factory returns the train split if it is called without arguments, or both
             splits have the same images.
+
+    Warns:
+        DataWarning: Some test images are also in the train split.
     """
     train, test = dataset(name, root, "train"), dataset(name, root)
     if ":" in name and (test.split == train.split or test.digest == train.digest):
@@ -96,6 +99,7 @@ def both_splits(name: str, root: Path | None) -> tuple[ImageDataset, ImageDatase
             f"the train split and the test split of {name} have the same images. dent train "
             "measures the model on other images than it trains on: put others into one of them"
         )
+    data.warn_of_overlap(train, test)
     return train, test
 
 

@@ -6,6 +6,7 @@ location.
 
 from dent.data.dataset import ArrayDataset, ImageDataset
 from dent.data.fetching import Attempt, FetchResult
+from dent.data.overlap import warn_of_overlap
 from dent.data.own import from_factory
 from dent.data.progress import OnBytes, progress_bar
 from dent.data.registry import data_root, fetch, load, names
@@ -22,4 +23,5 @@ __all__ = [
     "load",
     "names",
     "progress_bar",
+    "warn_of_overlap",
 ]
