@@ -53,7 +53,7 @@ def device() -> torch.device:
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_wait_for_the_disk() -> Iterator[None]:
-    """Leave out fsync, a sixth of the time of a short run; no test survives a power failure."""
+    """Skip fsync, which takes a sixth of a short run and matters only if the power fails."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", os.fstat)  # which also refuses a closed file
         yield

@@ -227,7 +227,7 @@ def _restored_on_exit(model: nn.Module) -> Iterator[Callable[[], None]]:
         for value in attributes.values()
         for container in _containers(value, set())
     ]
-    tensors = [(tensor, tensor.clone()) for tensor in kept_tensors(model)]
+    tensors = [(tensor, tensor.clone()) for tensor in kept_tensors(model.modules())]
     restore_scripted = scripted_state(model)
 
     def put_back() -> None:

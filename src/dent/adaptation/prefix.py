@@ -158,7 +158,7 @@ def _contents(model: nn.Module) -> list[tuple[Any, Any]]:
     ]
     tensors = [
         (tensor, None if tensor.is_inference() else tensor._version)
-        for tensor in (*model.parameters(), *kept_tensors(model))
+        for tensor in (*model.parameters(), *kept_tensors(model.modules()))
     ]
     return modules + tensors
 

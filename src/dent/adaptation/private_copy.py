@@ -69,7 +69,7 @@ def _rebind(
 
     Args:
         modules: the originals.
-        values: what the plain modules among the copies hold: attributes, and a name in them.
+        values: what `copy_modules` returned.
         memo: the copies by the identity of the original.
     """
     for module in modules:
@@ -96,19 +96,15 @@ def _not_copied(modules: Sequence[nn.Module]) -> dict[int, Any]:
         if not is_plain(module):  # share its hooks, whatever method copies it
             for kind in HOOKS:
                 memo.update((id(hook), hook) for hook in getattr(module, kind).values())
-    for tensor in _kept_tensors(modules):
+    for tensor in kept_tensors(modules):
         if tensor.grad_fn is not None or tensor.is_inference():
             # Such as a tensor that a forward kept from an earlier batch: deepcopy refuses a graph.
             memo.setdefault(id(tensor), tensor.detach().clone())
     return memo
 
 
-def kept_tensors(model: nn.Module) -> Iterator[Tensor]:
-    """Yield all tensors that a model keeps in buffers and attributes, except parameters."""
-    yield from _kept_tensors(model.modules())
-
-
-def _kept_tensors(modules: Iterable[nn.Module]) -> Iterator[Tensor]:
+def kept_tensors(modules: Iterable[nn.Module]) -> Iterator[Tensor]:
+    """Yield all tensors that modules keep in buffers and attributes, except parameters."""
     for module in modules:
         for name, value in vars(module).items():
             if name not in _NO_TENSORS and type(value) not in ATOMS:

@@ -38,7 +38,7 @@ def deep_copy(thing: Any, memo: dict[Any, Any]) -> Any:
     """Return what `copy.deepcopy(thing, memo)` returns.
 
     Args:
-        thing: a module, or any other object, for which it is not faster.
+        thing: a module; any other object is copied by copy.deepcopy alone.
         memo: as for `copy.deepcopy`: copies by the identity of the original. Copies are added.
 
     Raises:
@@ -60,8 +60,8 @@ def copy_modules(
         shares_hooks: give the copies the hooks of the originals, in containers of their own.
 
     Returns:
-        The attributes of a copy and a name in them, for each value that is neither a number, text
-        or the like, nor an empty container.
+        For each value that was copied and may hold something: the attribute dictionary of the
+        module's copy, and the name of the value in it.
     """
     values = []
     for module in reversed(modules):  # a parent then finds its children in `memo`
