@@ -38,6 +38,7 @@ class _Tensors(nn.Module):
         self.quantized = torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)
         self.weight = nn.Parameter(torch.ones(2))
         self.by_name = {"whole": whole, "nested": {"row": whole[2]}}
+        self.again_by_name = self.by_name
         self.by_number = {1: whole}
 
 
